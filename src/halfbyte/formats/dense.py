@@ -1,0 +1,50 @@
+"""Unquantized weights: `f32`, `f16`, `bf16`, stored as they are. bf16 is kept as its 16 bits in uint16."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.formats import Parts
+
+_STORED = {"f32": ("F32", np.float32), "f16": ("F16", np.float16), "bf16": ("BF16", np.uint16)}
+
+
+def bf16_to_f32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Widen bfloat16 bits; exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def f32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round to the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A plain format."""
+
+    name: str
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {"": (_STORED[self.name][0], shape)}
+
+    def encode(self, values: NDArray[np.float32]) -> Parts:
+        return {"": f32_to_bf16(values) if self.name == "bf16" else values.astype(_STORED[self.name][1])}
+
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        stored = parts[""].reshape(shape)
+        return bf16_to_f32(stored.view(np.uint16)) if self.name == "bf16" else stored.astype(np.float32)
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * np.dtype(_STORED[self.name][1]).itemsize
+
+
+def parse(name: str) -> Dense | None:
+    """The plain format called `name`, if it is one."""
+    return Dense(name) if name in _STORED else None

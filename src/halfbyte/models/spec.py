@@ -1,0 +1,186 @@
+"""A model as plain data: what `config.json` means, independent of how or where it runs.
+
+One file of this package a `model_type` turns a configuration into a `ModelSpec`; `plan.build` turns
+the spec into steps. Tensor names are those of the Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor` (Gemma 3's global layers from 4B on)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's frequency-dependent scaling: long waves divided by `factor`, short ones kept."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """Two sets of per-frequency divisors; the long one holds beyond `original_context` tokens in total."""
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_context: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | LongRopeScaling
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of the first `dim` values of each head.
+
+    Attributes:
+        dim: Rotated values of a head (smaller than `head_dim` for partial rotary).
+        theta: The base of the frequencies.
+        scaling: How frequencies are changed for long contexts, if at all.
+    """
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None = None
+
+    @property
+    def attention_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        return self.scaling.attention_factor if isinstance(self.scaling, LongRopeScaling) else 1.0
+
+    @property
+    def switch_at(self) -> int | None:
+        """Tokens in total beyond which the second row of `inv_freq` holds, if there is one."""
+        return self.scaling.original_context if isinstance(self.scaling, LongRopeScaling) else None
+
+    def inv_freq(self) -> NDArray[np.float32]:
+        """Radians a position, float32 `[sets, dim // 2]`; two sets (short, long) for LongRoPE, else one."""
+        exponent = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
+        base = np.float32(1.0) / np.power(np.float32(self.theta), exponent, dtype=np.float32)
+        match self.scaling:
+            case None:
+                sets = base[None]
+            case LinearScaling(factor):
+                sets = base[None] / np.float32(factor)
+            case Llama3Scaling():
+                sets = _llama3(base, self.scaling)[None]
+            case LongRopeScaling(short, long):
+                divisors = np.array([short, long], np.float32)
+                sets = np.float32(1.0) / (divisors * np.power(np.float32(self.theta), exponent))
+        return np.ascontiguousarray(sets, dtype=np.float32)
+
+
+def _llama3(base: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.float32]:
+    """Llama 3.1's rule: keep wavelengths below one bound, divide those above another, blend between."""
+    wavelength = 2 * math.pi / base
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    longest, shortest = scaling.original_context / low, scaling.original_context / high
+    smooth = (scaling.original_context / wavelength - low) / (high - low)
+    blended = (1 - smooth) * base / scaling.factor + smooth * base
+    scaled = np.where(wavelength > longest, base / scaling.factor, base)
+    between = (wavelength <= longest) & (wavelength >= shortest)
+    return np.where(between, blended, scaled).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention.
+
+    Attributes:
+        scale: What scores are multiplied by before the softmax.
+        window: Keys a query sees, itself included; None for all.
+        rope: The name of its entry in `ModelSpec.ropes`.
+        softcap: Scores become `softcap · tanh(score / softcap)`, where set.
+        qk_norm: Names of the per-head norms of q and k, if any.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: str
+    window: int | None = None
+    softcap: float | None = None
+    qk_norm: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: attention half, gated MLP half, and the checkpoint names of its tensors.
+
+    `qkv` and `gate_up` name the matrices whose rows, stacked in that order, make the fused projection:
+    one name where the checkpoint is fused already. `post_attention_norm` and `post_mlp_norm` are norms
+    of a half's *output*, before it is added to the residual stream (Gemma).
+    """
+
+    attention: Attention
+    input_norm: str
+    qkv: tuple[str, ...]
+    o: str
+    mlp_norm: str
+    gate_up: tuple[str, ...]
+    down: str
+    post_attention_norm: str | None = None
+    post_mlp_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build a plan.
+
+    Attributes:
+        embed: Name of the embedding table `[vocab_size, hidden_size]`.
+        lm_head: Name of the output matrix; equal to `embed` when they are tied.
+        norm_offset: Norms multiply by `norm_offset + weight` (1 for Gemma).
+        embed_scale: What embeddings are multiplied by.
+        logit_softcap: Logits become `cap · tanh(logit / cap)`, where set.
+        context: Positions the model was made for.
+        bos_token_id, stop_token_ids: From `config.json` and `generation_config.json` together.
+        shapes: Shape of every tensor the checkpoint must have, by name.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: tuple[Layer, ...]
+    ropes: dict[str, Rope]
+    norm_eps: float
+    activation: Activation
+    embed: str
+    final_norm: str
+    lm_head: str
+    context: int
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
+    bos_token_id: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def rope_switch(self) -> int | None:
+        """Tokens in total beyond which a sequence must be computed anew with the long RoPE set."""
+        return next((r.switch_at for r in self.ropes.values() if r.switch_at is not None), None)
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the checkpoint, tied ones counted once."""
+        return sum(math.prod(shape) for shape in self.shapes.values())

@@ -1,0 +1,301 @@
+"""The closed set of operations a plan is made of.
+
+Each op is a frozen dataclass whose string fields name tensors of the plan; `reads` and `writes` say
+which. Shapes below use T for the plan's token capacity, R for its logit rows, H for the hidden size.
+Every executor implements every op; the NumPy ones in `halfbyte.reference` are the definition.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from halfbyte.models.spec import Activation
+    from halfbyte.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ("out",)
+    reusable: ClassVar[tuple[str, ...]] = ()
+    """Fields whose buffer the output may take over: row t of the output needs of them row t only."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors this op reads, in field order."""
+        return self._names(self.reads)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors this op writes."""
+        return self._names(self.writes)
+
+    @property
+    def in_place(self) -> tuple[str, ...]:
+        """Names of inputs whose buffer the output may share."""
+        return self._names(self.reusable)
+
+    def _names(self, fields: tuple[str, ...]) -> tuple[str, ...]:
+        names: list[str] = []
+        for field in fields:
+            value = getattr(self, field)
+            if isinstance(value, tuple):
+                names.extend(value)
+            elif value is not None:
+                names.append(value)
+        return tuple(names)
+
+    def flops(self, plan: Plan) -> int:
+        """Multiplications and additions for a full batch of the plan's capacity."""
+        return 0
+
+    def renamed(self, old: str, new: str) -> Op:
+        """This op with its output `old` called `new`."""
+        changes = {f: new for f in self.writes if getattr(self, f) == old}
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Embed(Op):
+    """out[T, H] = table[ids[t]] · scale"""
+
+    reads = ("ids", "table")
+    ids: str
+    table: str
+    out: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RopeTable(Op):
+    """out[T, 2, D/2] = cos and sin of positions[t] · inv_freq[sets[t]], times `factor`.
+
+    The angle is a float32 product, as in the reference implementations.
+    """
+
+    reads = ("positions", "sets", "inv_freq")
+    positions: str
+    sets: str
+    inv_freq: str
+    out: str
+    factor: float = 1.0
+
+    def flops(self, plan: Plan) -> int:
+        return plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class RmsNorm(Op):
+    """out[T, H] = x / √(mean(x²) + eps) · (offset + weight)  [+ residual]"""
+
+    reads = ("x", "weight", "residual")
+    reusable = ("residual", "x")
+    x: str
+    weight: str
+    out: str
+    eps: float
+    offset: float = 0.0
+    residual: str | None = None
+
+    def flops(self, plan: Plan) -> int:
+        return 4 * plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """out[T, ΣN] = x[T, K] · Wᵀ  [+ residual], W being the rows of `weights`, each [N, K], stacked."""
+
+    reads = ("x", "weights", "residual")
+    reusable = ("residual",)
+    x: str
+    weights: tuple[str, ...]
+    out: str
+    residual: str | None = None
+
+    def flops(self, plan: Plan) -> int:
+        return 2 * plan.tensors[self.x].shape[0] * sum(plan.size(w) for w in self.weights)
+
+
+@dataclass(frozen=True)
+class GatedLinear(Op):
+    """out[T, I] = act(g) · u, where [g | u][T, 2I] = x[T, K] · Wᵀ and W stacks `weights` (gate rows, then up rows)."""
+
+    reads = ("x", "weights")
+    x: str
+    weights: tuple[str, ...]
+    out: str
+    activation: Activation
+
+    def flops(self, plan: Plan) -> int:
+        return 2 * plan.tensors[self.x].shape[0] * sum(plan.size(w) for w in self.weights)
+
+
+@dataclass(frozen=True)
+class GatedActivation(Op):
+    """out[T, I] = act(x[:, :I]) · x[:, I:]; `gelu_tanh` is the tanh form of GELU."""
+
+    reads = ("x",)
+    x: str
+    out: str
+    activation: Activation
+
+    def flops(self, plan: Plan) -> int:
+        return 8 * plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """out = x + y, element by element."""
+
+    reads = ("x", "y")
+    reusable = ("x", "y")
+    x: str
+    y: str
+    out: str
+
+    def flops(self, plan: Plan) -> int:
+        return plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class _Heads(Op):
+    """Fields shared by ops over `qkv`: rows of (heads + 2·kv_heads)·head_dim values, q then k then v."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class QkNorm(_Heads):
+    """out = qkv with each head of q and of k RMS-normed by its weight [head_dim]; v unchanged."""
+
+    reads = ("qkv", "q_weight", "k_weight")
+    reusable = ("qkv",)
+    qkv: str
+    q_weight: str
+    k_weight: str
+    out: str
+    eps: float
+    offset: float = 0.0
+
+    def flops(self, plan: Plan) -> int:
+        return 4 * plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class Rope(_Heads):
+    """out = qkv with the first D values of each head of q and k rotated by `table` [T, 2, D/2]; v unchanged.
+
+    Halves are rotated against each other (x[i], x[i + D/2]), as in Hugging Face checkpoints.
+    """
+
+    reads = ("qkv", "table")
+    reusable = ("qkv",)
+    qkv: str
+    table: str
+    out: str
+
+    def flops(self, plan: Plan) -> int:
+        return 3 * plan.size(self.out)
+
+
+@dataclass(frozen=True)
+class KvWrite(_Heads):
+    """Write k and v of `qkv` to the paged caches [blocks, kv_heads, block_size, head_dim].
+
+    The slot of position p in sequence s is block `blocks[s, (p // block_size) % columns]`, offset
+    `p % block_size`: where a table has fewer columns than the context, the cache is a ring (sliding windows).
+    """
+
+    reads = ("qkv", "positions", "sequences", "blocks")
+    writes = ("k_cache", "v_cache")
+    qkv: str
+    positions: str
+    sequences: str
+    blocks: str
+    k_cache: str
+    v_cache: str
+
+
+@dataclass(frozen=True)
+class RopeKvWrite(_Heads):
+    """QkNorm (when its weights are set), Rope and KvWrite in one: caches get k and v, out[T, heads·head_dim] gets q."""
+
+    reads = ("qkv", "table", "q_weight", "k_weight", "positions", "sequences", "blocks")
+    writes = ("out", "k_cache", "v_cache")
+    qkv: str
+    table: str
+    positions: str
+    sequences: str
+    blocks: str
+    k_cache: str
+    v_cache: str
+    out: str
+    q_weight: str | None = None
+    k_weight: str | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+    def flops(self, plan: Plan) -> int:
+        return (7 if self.q_weight else 3) * plan.size(self.qkv)
+
+
+@dataclass(frozen=True)
+class Attention(_Heads):
+    """out[T, heads·head_dim]: softmax attention of each token over its sequence's cache.
+
+    The token at position p sees positions max(0, p − window + 1) … p. Head h reads kv head
+    h // (heads // kv_heads). Scores are q·k·scale, then softcap · tanh(score / softcap) where set.
+    `q` holds the query heads in the first heads·head_dim values of each row.
+    """
+
+    reads = ("q", "k_cache", "v_cache", "positions", "sequences", "blocks")
+    q: str
+    k_cache: str
+    v_cache: str
+    positions: str
+    sequences: str
+    blocks: str
+    out: str
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def flops(self, plan: Plan) -> int:
+        context = min(self.window or plan.context, plan.context)
+        return 4 * plan.tokens * self.heads * self.head_dim * context
+
+
+@dataclass(frozen=True)
+class Rows(Op):
+    """out[R, H] = x[rows[r]]: the tokens whose logits are wanted."""
+
+    reads = ("x", "rows")
+    x: str
+    rows: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Softcap(Op):
+    """out = cap · tanh(x / cap)"""
+
+    reads = ("x",)
+    reusable = ("x",)
+    x: str
+    out: str
+    cap: float
+
+    def flops(self, plan: Plan) -> int:
+        return 3 * plan.size(self.out)
+
+
+def product(shape: tuple[int, ...]) -> int:
+    """Values in a tensor of this shape."""
+    return math.prod(shape)

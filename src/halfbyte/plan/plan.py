@@ -1,0 +1,109 @@
+"""The plan: a flat list of steps over named tensors with static shapes.
+
+Shapes are capacities: a plan for 256 tokens also runs 3. What changes from step to step (ids,
+positions, lengths, block tables) lives in the state tensors, which `halfbyte.plan.batch` fills.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.plan.ops import Op
+
+Kind = Literal["weight", "constant", "state", "activation", "cache", "output"]
+
+STATE_IDS = "token_ids"
+STATE_POSITIONS = "positions"
+STATE_SEQUENCES = "sequences"
+STATE_ROPE_SETS = "rope_sets"
+STATE_ROWS = "logit_rows"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor of the plan.
+
+    Attributes:
+        dtype: `f32`, `f16`, `i32`, or for weights the name of a format in `halfbyte.formats`.
+        nbytes: Bytes it takes at its full shape.
+        offset: Where it lies in the arena, for activations once memory is planned.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Kind
+    nbytes: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """Layers whose caches share one block table: all that see the whole context, or all of one window.
+
+    Attributes:
+        blocks: State tensor with the block table, int32 `[sequences, columns]`.
+        columns: Blocks a sequence has at most; fewer than the context needs when the cache is a ring.
+        window: Keys a query sees, or None for all.
+        caches: Names of the (k, v) cache tensors, a pair a layer.
+    """
+
+    blocks: str
+    columns: int
+    window: int | None
+    caches: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps to run in order, and every tensor they name.
+
+    Attributes:
+        tokens: Capacity T: the most tokens of one batch.
+        rows: Capacity R: the most rows of logits of one batch.
+        sequences: The most sequences of one batch.
+        context: The most positions of a sequence.
+        block_size: Positions in a cache block.
+        arena_nbytes: Bytes that all activations need together, lifetimes considered.
+        constants: Values of the tensors of kind `constant`.
+    """
+
+    tokens: int
+    rows: int
+    sequences: int
+    context: int
+    block_size: int
+    tensors: dict[str, Tensor]
+    steps: tuple[Op, ...]
+    groups: tuple[CacheGroup, ...]
+    constants: dict[str, NDArray[np.float32]]
+    arena_nbytes: int = 0
+
+    def size(self, name: str) -> int:
+        """Values in tensor `name`."""
+        return math.prod(self.tensors[name].shape)
+
+    def of_kind(self, kind: Kind) -> list[Tensor]:
+        """The tensors of one kind, in the order of first use."""
+        return [t for t in self.tensors.values() if t.kind == kind]
+
+    def bytes_moved(self, step: Op) -> int:
+        """Bytes a step reads and writes at full capacity, each tensor once; an `Embed` reads only its rows."""
+        return sum(self._traffic(step, name) for name in {*step.inputs, *step.outputs})
+
+    def _traffic(self, step: Op, name: str) -> int:
+        tensor = self.tensors[name]
+        if tensor.kind == "weight" and type(step).__name__ == "Embed":
+            return tensor.nbytes // tensor.shape[0] * self.tokens
+        if tensor.kind == "cache":
+            group = next(g for g in self.groups if any(name in pair for pair in g.caches))
+            per_position = tensor.nbytes // (tensor.shape[0] * self.block_size)
+            written = name in step.outputs
+            return per_position * (self.tokens if written else min(group.window or self.context, self.context))
+        return tensor.nbytes

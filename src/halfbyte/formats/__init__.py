@@ -63,6 +63,18 @@ class Weight:
         return self.format.nbytes(self.shape)
 
 
+class WeightSource(Protocol):
+    """Where an executor takes its weights from, one at a time."""
+
+    def weight(self, name: str) -> Weight:
+        """The stored tensor called `name`."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Say that the memory map's pages of this tensor are not needed for now."""
+        ...
+
+
 @cache
 def get_format(name: str) -> Format:
     """The format called `name`.

@@ -154,6 +154,7 @@ class ModelSpec:
         context: Positions the model was made for.
         bos_token_id, stop_token_ids: From `config.json` and `generation_config.json` together.
         shapes: Shape of every tensor the checkpoint must have, by name.
+        ignored: Regular expressions of tensors that a checkpoint may hold and text generation does not need.
     """
 
     model_type: str
@@ -174,6 +175,7 @@ class ModelSpec:
     bos_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @property
     def rope_switch(self) -> int | None:

@@ -1,0 +1,55 @@
+"""From a `ModelSpec` to a plan that an executor can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from halfbyte.errors import UsageError
+from halfbyte.formats import Format
+from halfbyte.models.spec import ModelSpec
+from halfbyte.plan.batch import Batch, Executor
+from halfbyte.plan.build import build
+from halfbyte.plan.fuse import fuse
+from halfbyte.plan.memory import plan_memory
+from halfbyte.plan.plan import CacheGroup, Plan, Tensor
+
+__all__ = ["Batch", "CacheGroup", "Executor", "Plan", "Tensor", "make_plan"]
+
+
+def make_plan(
+    spec: ModelSpec,
+    formats: Callable[[str], Format],
+    *,
+    tokens: int = 256,
+    rows: int = 8,
+    sequences: int = 1,
+    context: int | None = None,
+    block_size: int = 32,
+    kv_dtype: str = "f16",
+    fused: bool = True,
+) -> Plan:
+    """The plan of a model: built, fused, its memory planned.
+
+    Args:
+        formats: The format each weight is stored in, by name.
+        tokens: Most tokens of one batch.
+        rows: Most rows of logits of one batch.
+        sequences: Most sequences of one batch.
+        context: Most positions of a sequence; the model's own if None.
+        block_size: Positions in a cache block.
+        kv_dtype: `f16` or `f32`.
+        fused: False leaves the plain ops, for comparison.
+
+    Raises:
+        UsageError: A capacity is out of range.
+    """
+    context = spec.context if context is None else context
+    if not 1 <= context <= spec.context:
+        raise UsageError(f"context {context} is out of range.", f"This model takes 1 to {spec.context} tokens.")
+    if kv_dtype not in ("f16", "f32"):
+        raise UsageError(f"KV cache type {kv_dtype!r} is unknown.", "It is f16 or f32.")
+    plan = build(
+        spec, formats, tokens=min(tokens, context), rows=rows, sequences=sequences, context=context,
+        block_size=block_size, kv_dtype=kv_dtype,
+    )
+    return plan_memory(fuse(plan) if fused else plan)

@@ -1,0 +1,189 @@
+"""A `ModelSpec` becomes a plan: plain ops in the order of the forward pass, nothing fused yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.formats import Format
+from halfbyte.models.spec import Attention as AttentionSpec
+from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.plan.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedActivation,
+    KvWrite,
+    Linear,
+    Op,
+    QkNorm,
+    RmsNorm,
+    Rope,
+    RopeTable,
+    Rows,
+    Softcap,
+)
+from halfbyte.plan.plan import (
+    LOGITS,
+    STATE_IDS,
+    STATE_POSITIONS,
+    STATE_ROPE_SETS,
+    STATE_ROWS,
+    STATE_SEQUENCES,
+    CacheGroup,
+    Kind,
+    Plan,
+    Tensor,
+)
+
+BYTES = {"f32": 4, "i32": 4, "f16": 2}
+
+
+class _Builder:
+    """Collects the tensors and steps of one plan."""
+
+    def __init__(self, spec: ModelSpec, formats: Callable[[str], Format], tokens: int) -> None:
+        self.spec = spec
+        self.formats = formats
+        self.tokens = tokens
+        self.tensors: dict[str, Tensor] = {}
+        self.steps: list[Op] = []
+        self.constants: dict[str, NDArray[np.float32]] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
+        self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * BYTES[dtype])
+        return name
+
+    def rows(self, name: str, width: int) -> str:
+        """An activation of `width` values a token."""
+        return self.tensor(name, (self.tokens, width))
+
+    def weight(self, name: str) -> str:
+        shape, stored = self.spec.shapes[name], self.formats(name)
+        self.tensors[name] = Tensor(name, shape, stored.name, "weight", stored.nbytes(shape))
+        return name
+
+    def weights(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self.weight(name) for name in names)
+
+    def add(self, step: Op) -> str:
+        """Append a step; the name of its output."""
+        self.steps.append(step)
+        return step.outputs[0]
+
+    def norm(self, x: str, weight: str, out: str) -> str:
+        spec = self.spec
+        return self.add(
+            RmsNorm(x, self.weight(weight), self.rows(out, spec.hidden_size), spec.norm_eps, spec.norm_offset)
+        )
+
+    def linear(self, x: str, weights: tuple[str, ...], out: str) -> str:
+        width = sum(self.spec.shapes[name][0] for name in weights)
+        return self.add(Linear(x, self.weights(weights), self.rows(out, width)))
+
+
+def build(
+    spec: ModelSpec, formats: Callable[[str], Format], *, tokens: int, rows: int, sequences: int, context: int,
+    block_size: int, kv_dtype: str,
+) -> Plan:
+    """The unfused plan of a model; see `halfbyte.plan.make_plan` for the arguments."""
+    b = _Builder(spec, formats, tokens)
+    for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS):
+        b.tensor(name, (tokens,), "state", "i32")
+    b.tensor(STATE_ROWS, (rows,), "state", "i32")
+    groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype)
+    tables = {name: _rope_table(b, name) for name in dict.fromkeys(layer.attention.rope for layer in spec.layers)}
+    x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), spec.embed_scale))
+    for i, layer in enumerate(spec.layers):
+        x = _attention_half(b, layer, f"layers.{i}.", x, tables[layer.attention.rope], groups[layer.attention.window])
+        x = _mlp_half(b, layer, f"layers.{i}.", x)
+    _head(b, x, rows)
+    return Plan(tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants)
+
+
+def _cache_groups(
+    b: _Builder, tokens: int, sequences: int, context: int, block_size: int, kv_dtype: str
+) -> dict[int | None, CacheGroup]:
+    """One group a window size. A window's cache is a ring of the window and one batch, where that is less than all."""
+    layers: dict[int | None, list[int]] = {}
+    for i, layer in enumerate(b.spec.layers):
+        layers.setdefault(layer.attention.window, []).append(i)
+    groups = {}
+    for window, members in layers.items():
+        columns = -(-context // block_size)
+        if window is not None:
+            columns = min(columns, -(-(window - 1 + tokens) // block_size) + 1)
+        blocks = b.tensor(f"blocks.{window or 'all'}", (sequences, columns), "state", "i32")
+        caches = tuple(_cache(b, i, sequences * columns, block_size, kv_dtype) for i in members)
+        groups[window] = CacheGroup(blocks, columns, window, caches)
+    return groups
+
+
+def _cache(b: _Builder, layer: int, blocks: int, block_size: int, dtype: str) -> tuple[str, str]:
+    attention = b.spec.layers[layer].attention
+    shape = (blocks, attention.kv_heads, block_size, attention.head_dim)
+    return (
+        b.tensor(f"layers.{layer}.k_cache", shape, "cache", dtype),
+        b.tensor(f"layers.{layer}.v_cache", shape, "cache", dtype),
+    )
+
+
+def _rope_table(b: _Builder, name: str) -> str:
+    rope = b.spec.ropes[name]
+    frequencies = rope.inv_freq()
+    constant = b.tensor(f"inv_freq.{name}", frequencies.shape, "constant")
+    b.constants[constant] = frequencies
+    out = b.tensor(f"rope_table.{name}", (b.tokens, 2, rope.dim // 2))
+    return b.add(RopeTable(STATE_POSITIONS, STATE_ROPE_SETS, constant, out, rope.attention_factor))
+
+
+def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, group: CacheGroup) -> str:
+    a = layer.attention
+    heads = (a.heads, a.kv_heads, a.head_dim)
+    width = (a.heads + 2 * a.kv_heads) * a.head_dim
+    qkv = b.linear(b.norm(x, layer.input_norm, f"{at}attention_in"), layer.qkv, f"{at}qkv")
+    if a.qk_norm:
+        q_weight, k_weight = b.weights(a.qk_norm)
+        out = b.rows(f"{at}qkv_normed", width)
+        qkv = b.add(QkNorm(*heads, qkv, q_weight, k_weight, out, b.spec.norm_eps, b.spec.norm_offset))
+    qkv = b.add(Rope(*heads, qkv, table, b.rows(f"{at}qkv_rotated", width)))
+    k, v = group.caches[[pair[0] for pair in group.caches].index(f"{at}k_cache")]
+    b.add(KvWrite(*heads, qkv, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, k, v))
+    attended = b.rows(f"{at}attended", a.heads * a.head_dim)
+    b.add(
+        Attention(
+            *heads, qkv, k, v, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, attended, a.scale, a.window, a.softcap
+        )
+    )
+    return _onto_residual(b, x, b.linear(attended, (layer.o,), f"{at}o"), layer.post_attention_norm, f"{at}attention")
+
+
+def _mlp_half(b: _Builder, layer: Layer, at: str, x: str) -> str:
+    spec = b.spec
+    gate_up = b.linear(b.norm(x, layer.mlp_norm, f"{at}mlp_in"), layer.gate_up, f"{at}gate_up")
+    gated = b.add(GatedActivation(gate_up, b.rows(f"{at}gated", spec.intermediate_size), spec.activation))
+    return _onto_residual(b, x, b.linear(gated, (layer.down,), f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
+
+
+def _onto_residual(b: _Builder, residual: str, x: str, norm: str | None, half: str) -> str:
+    """residual + x, where a norm of x may come first."""
+    if norm:
+        x = b.norm(x, norm, f"{half}_normed")
+    return b.add(Add(residual, x, b.rows(f"{half}_out", b.spec.hidden_size)))
+
+
+def _head(b: _Builder, x: str, rows: int) -> None:
+    """Final norm and logits, for the wanted rows only."""
+    spec = b.spec
+    chosen = b.add(Rows(x, STATE_ROWS, b.tensor("chosen", (rows, spec.hidden_size))))
+    normed = b.tensor("final", (rows, spec.hidden_size))
+    b.add(RmsNorm(chosen, b.weight(spec.final_norm), normed, spec.norm_eps, spec.norm_offset))
+    logits = (rows, spec.vocab_size)
+    if spec.logit_softcap is None:
+        b.add(Linear(normed, (b.weight(spec.lm_head),), b.tensor(LOGITS, logits, "output")))
+        return
+    raw = b.add(Linear(normed, (b.weight(spec.lm_head),), b.tensor("raw_logits", logits)))
+    b.add(Softcap(raw, b.tensor(LOGITS, logits, "output"), spec.logit_softcap))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats.dense import bf16_to_f32, f32_to_bf16
 from halfbyte.models.config import Config, head_sizes, parse_rope, rope_section
 from halfbyte.models.decoder import common_fields, layer_names
@@ -34,14 +35,17 @@ def build(config: Config, names: Collection[str], prefix: str = "model.", head: 
     context = config.integer("max_position_embeddings", 131_072, least=2)
     window = config.integer("sliding_window", 4096)
     scale = config.number("query_pre_attn_scalar", 256.0) ** -0.5
-    softcap = config.number("attn_logit_softcapping") if "attn_logit_softcapping" in config else None
+    if "attn_logit_softcapping" in config:
+        raise UnsupportedModelError(
+            f"{config.where}: attn_logit_softcapping is set, which no Gemma 3 model has and Halfbyte does not support."
+        )
 
     def layer(kind: str, start: str) -> Layer:
         fields: dict[str, Any] = layer_names(start, fused=False)
         fields["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
         return Layer(
             attention=Attention(
-                heads, kv_heads, head_dim, scale, rope=kind, softcap=softcap,
+                heads, kv_heads, head_dim, scale, rope=kind,
                 window=window if kind == LOCAL and window < context else None,
                 qk_norm=(f"{start}self_attn.q_norm.weight", f"{start}self_attn.k_norm.weight"),
             ),

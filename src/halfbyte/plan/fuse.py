@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear, Op, QkNorm, RmsNorm, Rope, RopeKvWrite
-from halfbyte.plan.plan import Plan
+from halfbyte.plan.plan import Plan, Tensor
 
 Steps = tuple[Op, ...]
 
@@ -22,7 +22,15 @@ def fuse(plan: Plan) -> Plan:
         steps = rewrite(steps)
     used = {name for step in steps for name in (*step.inputs, *step.outputs)}
     tensors = {name: tensor for name, tensor in plan.tensors.items() if name in used or tensor.kind == "state"}
+    queries = {step.out: step.heads * step.head_dim for step in steps if isinstance(step, RopeKvWrite)}
+    tensors |= {name: _narrowed(tensors[name], width) for name, width in queries.items()}
     return replace(plan, steps=steps, tensors=tensors)
+
+
+def _narrowed(tensor: Tensor, width: int) -> Tensor:
+    """The tensor with rows of `width` values."""
+    rows, before = tensor.shape
+    return replace(tensor, shape=(rows, width), nbytes=tensor.nbytes // before * width)
 
 
 def fuse_gate(steps: Steps) -> Steps:

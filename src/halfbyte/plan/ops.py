@@ -7,8 +7,7 @@ Every executor implements every op; the NumPy ones in `halfbyte.reference` are t
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -53,11 +52,6 @@ class Op:
     def flops(self, plan: Plan) -> int:
         """Multiplications and additions for a full batch of the plan's capacity."""
         return 0
-
-    def renamed(self, old: str, new: str) -> Op:
-        """This op with its output `old` called `new`."""
-        changes = {f: new for f in self.writes if getattr(self, f) == old}
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -295,7 +289,3 @@ class Softcap(Op):
     def flops(self, plan: Plan) -> int:
         return 3 * plan.size(self.out)
 
-
-def product(shape: tuple[int, ...]) -> int:
-    """Values in a tensor of this shape."""
-    return math.prod(shape)

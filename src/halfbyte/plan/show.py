@@ -1,0 +1,91 @@
+"""A plan for people (a table with costs) and for programs (JSON that another executor could run)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.plan.ops import Op
+from halfbyte.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Everything an executor needs but the weights' values.
+
+    `steps` name their op, its attributes and the tensors they read and write; `tensors` give shape, type,
+    kind and arena offset; `constants` give values; `cache_groups` tell how block tables are to be filled.
+    """
+    return {
+        "schema": SCHEMA,
+        "tokens": plan.tokens,
+        "rows": plan.rows,
+        "sequences": plan.sequences,
+        "context": plan.context,
+        "block_size": plan.block_size,
+        "arena_nbytes": plan.arena_nbytes,
+        "tensors": {name: _without(dataclasses.asdict(t), "name") for name, t in plan.tensors.items()},
+        "constants": {name: values.tolist() for name, values in plan.constants.items()},
+        "cache_groups": [dataclasses.asdict(group) for group in plan.groups],
+        "steps": [_step(plan, step) for step in plan.steps],
+    }
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k != key}
+
+
+def _step(plan: Plan, step: Op) -> dict[str, Any]:
+    return {
+        "op": type(step).__name__,
+        **dataclasses.asdict(step),
+        "reads": list(step.inputs),
+        "writes": list(step.outputs),
+        "bytes": plan.bytes_moved(step),
+        "flops": step.flops(plan),
+    }
+
+
+def table(plan: Plan) -> Table:
+    """One line a step: what it computes, from which shapes, and what it costs at the plan's capacity."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, side in (("#", "right"), ("step", "left"), ("reads", "left"), ("writes", "left"), ("bytes", "right"), ("flops", "right")):
+        shown.add_column(heading, justify=side, no_wrap=heading != "reads")  # type: ignore[arg-type]
+    for i, step in enumerate(plan.steps):
+        shown.add_row(
+            str(i), type(step).__name__, _operands(plan, step.inputs), _operands(plan, step.outputs),
+            quantity(plan.bytes_moved(step), "B"), quantity(step.flops(plan), ""),
+        )
+    return shown
+
+
+def summary(plan: Plan) -> str:
+    """One line of totals."""
+    weights = sum(t.nbytes for t in plan.of_kind("weight"))
+    caches = sum(t.nbytes for t in plan.of_kind("cache"))
+    flops = sum(step.flops(plan) for step in plan.steps)
+    moved = sum(plan.bytes_moved(step) for step in plan.steps)
+    return (
+        f"{len(plan.steps)} steps for {plan.tokens} tokens: {quantity(flops, '')} flops, {quantity(moved, 'B')} moved; "
+        f"weights {quantity(weights, 'B')}, cache for {plan.context} tokens {quantity(caches, 'B')}, "
+        f"scratch {quantity(plan.arena_nbytes, 'B')}"
+    )
+
+
+def quantity(value: float, unit: str) -> str:
+    """A figure with a decimal prefix: 1230000, "B" → "1.23 MB"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000 or prefix == "T":
+            return f"{value:.3g} {prefix}{unit}".rstrip()
+        value /= 1000
+    raise ValueError(f"{value} is no finite figure")
+
+
+def _operands(plan: Plan, names: tuple[str, ...]) -> str:
+    return " ".join(f"{name}{list(plan.tensors[name].shape)}:{plan.tensors[name].dtype}".replace(" ", "") for name in names)

@@ -1,0 +1,44 @@
+"""Runs a plan step by step in NumPy. Slow and plain on purpose: other executors are judged by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.formats import WeightSource
+from halfbyte.plan import Batch, Plan
+from halfbyte.plan.plan import LOGITS
+from halfbyte.reference.ops import run_op
+
+_DTYPES = {"f32": np.float32, "f16": np.float16}
+
+
+class ReferenceExecutor:
+    """The `Executor` protocol in NumPy.
+
+    Weights are decoded to float32 when a step needs them and dropped after it, so that memory holds the
+    stored model and one matrix. Activations are kept by name, not in the arena: a plan's memory layout
+    cannot make the oracle wrong.
+    """
+
+    def __init__(self, plan: Plan, weights: WeightSource) -> None:
+        self.plan = plan
+        self._weights = weights
+        self._caches = {t.name: np.zeros(t.shape, _DTYPES[t.dtype]) for t in plan.of_kind("cache")}
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Run one batch; logits `[r, vocab_size]`."""
+        values: dict[str, NDArray[Any]] = {**self.plan.constants, **self._caches, **batch.state()}
+
+        def get(name: str) -> NDArray[Any]:
+            if name in values:
+                return values[name]
+            return self._weights.weight(name).decode()
+
+        for step in self.plan.steps:
+            out = run_op(step, get)
+            if out is not None:
+                values[step.outputs[0]] = out
+        return values[LOGITS]

@@ -1,0 +1,184 @@
+"""What each op means. `run_op` finds the function for an op by its type.
+
+Arrays hold the rows of this batch only: n tokens, r logit rows. Caches are written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.plan import ops
+
+Array = NDArray[Any]
+Get = Callable[[str], Array]
+F32 = np.float32
+
+
+@singledispatch
+def run_op(op: ops.Op, get: Get) -> Array | None:
+    """The output of `op`, whose inputs `get` gives by name; None where it only writes caches."""
+    raise NotImplementedError(f"the reference has no {type(op).__name__}")
+
+
+@run_op.register
+def _(op: ops.Embed, get: Get) -> Array:
+    return get(op.table)[get(op.ids)] * F32(op.scale)
+
+
+@run_op.register
+def _(op: ops.RopeTable, get: Get) -> Array:
+    angle = get(op.positions)[:, None].astype(F32) * get(op.inv_freq)[get(op.sets)]
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1) * F32(op.factor)
+
+
+def rms_norm(x: Array, weight: Array, eps: float, offset: float) -> Array:
+    """x / √(mean(x²) + eps) · (offset + weight), over the last axis."""
+    mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=F32)
+    return x / np.sqrt(mean + F32(eps)) * (F32(offset) + weight)
+
+
+@run_op.register
+def _(op: ops.RmsNorm, get: Get) -> Array:
+    out = rms_norm(get(op.x), get(op.weight), op.eps, op.offset)
+    return out if op.residual is None else get(op.residual) + out
+
+
+def _stacked(x: Array, weights: tuple[str, ...], get: Get) -> Array:
+    return np.concatenate([x @ get(name).T for name in weights], axis=1)
+
+
+@run_op.register
+def _(op: ops.Linear, get: Get) -> Array:
+    out = _stacked(get(op.x), op.weights, get)
+    return out if op.residual is None else get(op.residual) + out
+
+
+def activate(x: Array, activation: str) -> Array:
+    """SiLU, or GELU in its tanh form."""
+    if activation == "silu":
+        return x / (1 + np.exp(-x))
+    return F32(0.5) * x * (1 + np.tanh(F32(np.sqrt(2 / np.pi)) * (x + F32(0.044715) * x**3)))
+
+
+def _gated(x: Array, activation: str) -> Array:
+    gate, up = np.split(x, 2, axis=1)
+    with np.errstate(over="ignore"):
+        return activate(gate, activation) * up
+
+
+@run_op.register
+def _(op: ops.GatedLinear, get: Get) -> Array:
+    return _gated(_stacked(get(op.x), op.weights, get), op.activation)
+
+
+@run_op.register
+def _(op: ops.GatedActivation, get: Get) -> Array:
+    return _gated(get(op.x), op.activation)
+
+
+@run_op.register
+def _(op: ops.Add, get: Get) -> Array:
+    return get(op.x) + get(op.y)
+
+
+def _split(op: Any, qkv: Array) -> tuple[Array, Array, Array]:
+    """(q, k, v) as [n, heads, head_dim]."""
+    heads = qkv.reshape(len(qkv), -1, op.head_dim)
+    return heads[:, : op.heads], heads[:, op.heads : op.heads + op.kv_heads], heads[:, op.heads + op.kv_heads :]
+
+
+def _join(q: Array, k: Array, v: Array) -> Array:
+    return np.concatenate([q, k, v], axis=1).reshape(len(q), -1)
+
+
+@run_op.register
+def _(op: ops.QkNorm, get: Get) -> Array:
+    q, k, v = _split(op, get(op.qkv))
+    return _join(rms_norm(q, get(op.q_weight), op.eps, op.offset), rms_norm(k, get(op.k_weight), op.eps, op.offset), v)
+
+
+def rotate(x: Array, table: Array) -> Array:
+    """x [n, heads, head_dim] with its first values rotated by table [n, 2, D/2], halves against each other."""
+    half = table.shape[-1]
+    cos, sin = table[:, None, 0], table[:, None, 1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+@run_op.register
+def _(op: ops.Rope, get: Get) -> Array:
+    q, k, v = _split(op, get(op.qkv))
+    table = get(op.table)
+    return _join(rotate(q, table), rotate(k, table), v)
+
+
+def slots(blocks: Array, sequences: Array, positions: Array, block_size: int) -> tuple[Array, Array]:
+    """(block, offset) of each position in its sequence; tables with fewer columns than the context are rings."""
+    return blocks[sequences, positions // block_size % blocks.shape[1]], positions % block_size
+
+
+def _write(op: Any, k: Array, v: Array, get: Get) -> None:
+    k_cache, v_cache = get(op.k_cache), get(op.v_cache)
+    block, offset = slots(get(op.blocks), get(op.sequences), get(op.positions), k_cache.shape[2])
+    k_cache[block, :, offset] = k
+    v_cache[block, :, offset] = v
+
+
+@run_op.register
+def _(op: ops.KvWrite, get: Get) -> None:
+    _, k, v = _split(op, get(op.qkv))
+    _write(op, k, v, get)
+
+
+@run_op.register
+def _(op: ops.RopeKvWrite, get: Get) -> Array:
+    q, k, v = _split(op, get(op.qkv))
+    if op.q_weight and op.k_weight:
+        q = rms_norm(q, get(op.q_weight), op.eps, op.offset)
+        k = rms_norm(k, get(op.k_weight), op.eps, op.offset)
+    table = get(op.table)
+    _write(op, rotate(k, table), v, get)
+    return rotate(q, table).reshape(len(q), -1)
+
+
+@run_op.register
+def _(op: ops.Attention, get: Get) -> Array:
+    q = get(op.q)[:, : op.heads * op.head_dim].reshape(-1, op.kv_heads, op.heads // op.kv_heads, op.head_dim)
+    sequences, positions = get(op.sequences), get(op.positions)
+    out = np.empty_like(q)
+    for s in np.unique(sequences):
+        rows = np.flatnonzero(sequences == s)
+        out[rows] = _attend(op, q[rows], positions[rows], int(s), get)
+    return out.reshape(len(q), -1)
+
+
+def _attend(op: ops.Attention, q: Array, positions: Array, sequence: int, get: Get) -> Array:
+    """One sequence's queries q[n, kv_heads, group, head_dim] over its cache."""
+    k_cache, v_cache, blocks = get(op.k_cache), get(op.v_cache), get(op.blocks)
+    window = op.window or int(positions.max()) + 1
+    seen = np.arange(max(0, int(positions.min()) - window + 1), int(positions.max()) + 1)
+    block, offset = slots(blocks, np.full(len(seen), sequence), seen, k_cache.shape[2])
+    keys, values = k_cache[block, :, offset].astype(F32), v_cache[block, :, offset].astype(F32)
+    scores = np.einsum("nhgd,mhd->hgnm", q, keys, optimize=True) * F32(op.scale)
+    if op.softcap is not None:
+        scores = F32(op.softcap) * np.tanh(scores / F32(op.softcap))
+    distance = positions[:, None] - seen[None, :]
+    scores = np.where((distance >= 0) & (distance < window), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hgnm,mhd->nhgd", weights, values, optimize=True).astype(F32)
+
+
+@run_op.register
+def _(op: ops.Rows, get: Get) -> Array:
+    return get(op.x)[get(op.rows)]
+
+
+@run_op.register
+def _(op: ops.Softcap, get: Get) -> Array:
+    return F32(op.cap) * np.tanh(get(op.x) / F32(op.cap))

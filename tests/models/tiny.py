@@ -1,0 +1,180 @@
+"""Tiny random models of every supported family, made by transformers, with each family's traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from halfbyte.formats import Format, Weight, get_format
+from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
+from halfbyte.plan import Batch, Plan, make_plan
+
+VOCABULARY = 97
+_LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def _longrope(pairs: int) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1 + 0.05 * i for i in range(pairs)],
+        "long_factor": [1.5 + 0.4 * i for i in range(pairs)],
+    }
+
+
+def _sizes(hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 2,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": 2, "attn_implementation": "eager", **more,
+    }  # fmt: skip
+
+
+def _phi3(**sizes: Any) -> Any:
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes))
+
+
+def _llama(**sizes: Any) -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+
+
+def _mistral(**sizes: Any) -> Any:
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**sizes))
+
+
+def _gemma3(**sizes: Any) -> Any:
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
+
+
+def _gemma3_with_vision(**sizes: Any) -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    attention = sizes.pop("attn_implementation")
+    config = transformers.Gemma3Config(
+        text_config=sizes, vision_config=vision, mm_tokens_per_image=4, attn_implementation=attention,
+        eos_token_id=2, bos_token_id=1, image_token_index=90, boi_token_index=91, eoi_token_index=92,
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "phi-3.5-mini": lambda: _phi3(
+        **_sizes(72, 88, 3, 3, max_position_embeddings=128, original_max_position_embeddings=24, rope_parameters=_longrope(12))
+    ),
+    "phi-4-mini": lambda: _phi3(
+        **_sizes(96, 120, 6, 2, max_position_embeddings=128, original_max_position_embeddings=24, tie_word_embeddings=True,
+                 rope_parameters={**_longrope(6), "partial_rotary_factor": 0.75})
+    ),
+    "phi-4": lambda: _phi3(**_sizes(80, 136, 5, 5, max_position_embeddings=128, rope_theta=250_000.0)),
+    "llama-3.2-1b": lambda: _llama(
+        **_sizes(64, 100, 8, 2, max_position_embeddings=128, tie_word_embeddings=True,
+                 rope_parameters={**_LLAMA3, "factor": 32.0, "rope_theta": 500_000.0})
+    ),
+    "llama-3.2-3b": lambda: _llama(
+        **_sizes(96, 104, 6, 2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=True,
+                 rope_parameters={**_LLAMA3, "factor": 32.0, "rope_theta": 500_000.0})
+    ),
+    "llama-3.1-8b": lambda: _llama(
+        **_sizes(64, 56, 4, 1, max_position_embeddings=128, rope_parameters={**_LLAMA3, "factor": 8.0, "rope_theta": 500_000.0})
+    ),
+    "mistral-7b-v0.3": lambda: _mistral(
+        **_sizes(64, 72, 4, 2, max_position_embeddings=128, sliding_window=None, rope_theta=1_000_000.0)
+    ),
+    "mistral-7b-v0.1": lambda: _mistral(**_sizes(64, 72, 4, 2, max_position_embeddings=128, sliding_window=17)),
+    "gemma-3-1b": lambda: _gemma3(
+        **_sizes(72, 92, 4, 1, num_hidden_layers=7, head_dim=20, max_position_embeddings=128, sliding_window=19,
+                 query_pre_attn_scalar=24)
+    ),
+    "gemma-3-softcap": lambda: _gemma3(
+        **_sizes(40, 52, 2, 2, head_dim=16, max_position_embeddings=128, sliding_window=8, query_pre_attn_scalar=9,
+                 layer_types=["full_attention", "sliding_attention"], final_logit_softcapping=3.0)
+    ),
+    "gemma-3-4b": lambda: _gemma3_with_vision(
+        **_sizes(64, 92, 4, 2, num_hidden_layers=6, head_dim=32, max_position_embeddings=128, sliding_window=16,
+                 rope_scaling={"rope_type": "linear", "factor": 8.0})
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model of transformers and the same weights as Halfbyte sees them."""
+
+    model: Any
+    config: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    weight_format: str = "f32"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The spec, from the configuration as transformers saves it."""
+        return build_spec(self.config, {}, self.tensors)
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor: vectors stay float32."""
+        return get_format(self.weight_format if self.tensors[name].ndim == 2 else "f32")
+
+    def weight(self, name: str) -> Weight:
+        """The `WeightSource` protocol."""
+        stored = self.format(name)
+        return Weight(stored, self.tensors[name].shape, stored.encode(self.tensors[name]))
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped here."""
+
+    def plan(self, **capacities: Any) -> Plan:
+        """A plan of this model with a float32 cache unless told otherwise."""
+        return make_plan(self.spec, self.format, **{"kv_dtype": "f32", "rows": 64, "tokens": 64, **capacities})
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """What transformers gives for every position of a full pass."""
+        with torch.no_grad():
+            return np.asarray(self.model(torch.tensor([ids])).logits[0])
+
+
+@cache
+def tiny(family: str) -> Tiny:
+    """The tiny model of a family, its weights random enough that every part of it shows in the logits."""
+    torch.manual_seed(7)
+    model = FAMILIES[family]().eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5) * (2 if "embed" in name else 1))
+    tied = model.config.tie_word_embeddings if family != "gemma-3-4b" else True
+    tensors = {n: t.numpy() for n, t in model.state_dict().items() if not (tied and n.endswith("lm_head.weight"))}
+    return Tiny(model, model.config.to_dict(), tensors)
+
+
+def feed(executor: Any, ids: list[int], *, start: int = 0, rope_set: int = 0, sequence: int = 0) -> np.ndarray:
+    """Run `ids` as positions `start`… of one sequence; the logits of each.
+
+    The sequence's blocks are simply its own share of each pool, in order.
+    """
+    plan: Plan = executor.plan
+    n = len(ids)
+    tables = {}
+    for group in plan.groups:
+        table = np.arange(plan.sequences * group.columns, dtype=np.int32).reshape(plan.sequences, -1)
+        tables[group.blocks] = table
+    return executor.run(
+        Batch(
+            token_ids=np.array(ids, np.int32),
+            positions=np.arange(start, start + n, dtype=np.int32),
+            sequences=np.full(n, sequence, np.int32),
+            rope_sets=np.full(n, rope_set, np.int32),
+            block_tables=tables,
+            logit_rows=np.arange(n, dtype=np.int32),
+        )
+    ).copy()

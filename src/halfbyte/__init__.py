@@ -1,0 +1,59 @@
+"""Halfbyte: 4-bit language models on the machine you have, from Python.
+
+    import halfbyte
+
+    model = halfbyte.load()                      # the pocket model; or a folder, or a hub id
+    print(model.generate("How do I extract a tar archive?").text)
+
+The public names are those of `__all__`. They are imported when first used, so that `import halfbyte` is
+quick; everything else in the package is its own affair.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.errors import ContextFullError, HalfbyteError
+
+if TYPE_CHECKING:
+    from halfbyte.model import Generation, Model, Stream, Token, load
+    from halfbyte.quantize import quantize
+    from halfbyte.runtime import SamplingParams
+
+__version__ = version("halfbyte")
+
+__all__ = [
+    "ContextFullError",
+    "Generation",
+    "HalfbyteError",
+    "Model",
+    "SamplingParams",
+    "Stream",
+    "Token",
+    "__version__",
+    "load",
+    "quantize",
+]
+
+_HOMES = {
+    "Generation": "model",
+    "Model": "model",
+    "SamplingParams": "runtime",
+    "Stream": "model",
+    "Token": "model",
+    "load": "model",
+    "quantize": "quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"halfbyte.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,348 @@
+"""The public way in: `load` a model, then `generate`, `stream` or `chat`.
+
+Here the parts meet: a checkpoint gives a spec, the spec a plan, an executor runs the plan for the engine,
+and the tokenizer turns the engine's ids into text as they come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.packed import Packed
+from halfbyte.errors import UsageError
+from halfbyte.formats import WeightSource
+from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
+from halfbyte.plan import Executor, Plan, make_plan
+from halfbyte.runtime import Engine, SamplingParams, TokenOutput
+from halfbyte.text import TextStream, Tokenizer
+
+POCKET = Path(__file__).parent / "pocket"
+DEVICES = ("auto", "cpu", "reference")
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        text: What can be shown now that it is there: empty while a character or a stop string is incomplete.
+        logprob: Natural logarithm of its probability under the model, before any sampling setting.
+        top_logprobs: The likeliest (id, logprob) pairs, as many as were asked for.
+        finish_reason: Set on the last token: `stop` or `length`.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and what it took.
+
+    Attributes:
+        token_ids: Generated ids, a stop token included.
+        reused_tokens: Prompt tokens whose cache was still there from the turn before.
+        finish_reason: `stop`, `length`, or `cancelled` where it was broken off.
+        prefill_ms: From the prompt to the first token.
+        ms_per_token, tokens_per_s: Of the tokens after the first; None where there are none.
+        total_s: From the prompt to the end.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    reused_tokens: int
+    finish_reason: str
+    prefill_ms: float
+    ms_per_token: float | None
+    total_s: float
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated."""
+        return len(self.token_ids)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decoding speed, the first token not counted."""
+        return 1000 / self.ms_per_token if self.ms_per_token else None
+
+
+class Stream(Iterator[Token]):
+    """Tokens as they are made. Closing it early (or leaving a `with` block) cancels the rest."""
+
+    def __init__(self, outputs: Iterator[TokenOutput], text: TextStream, prompt_tokens: int) -> None:
+        self._outputs = outputs
+        self._text = text
+        self._prompt_tokens = prompt_tokens
+        self._tokens: list[Token] = []
+        self._reused = 0
+        self._finish_reason = ""
+        self._started = time.perf_counter()
+        self._first = self._last = self._started
+
+    def __next__(self) -> Token:
+        if self._finish_reason:
+            raise StopIteration
+        output = next(self._outputs)
+        self._last = time.perf_counter()
+        if not self._tokens:
+            self._first, self._reused = self._last, output.sequence.reused_tokens
+        token = self._token(output)
+        self._tokens.append(token)
+        if token.finish_reason:
+            self._finish(token.finish_reason)
+        return token
+
+    def _token(self, output: TokenOutput) -> Token:
+        text, reason = self._text.push(output.token_id), output.finish_reason
+        if self._text.stopped:
+            reason = "stop"
+        if reason:
+            text += self._text.finish()
+        return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
+
+    def _finish(self, reason: str) -> None:
+        self._finish_reason = reason
+        if close := getattr(self._outputs, "close", None):
+            close()
+
+    def close(self) -> None:
+        """Cancel what has not been generated yet; harmless at the end."""
+        if not self._finish_reason:
+            self._finish("cancelled")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def result(self) -> Generation:
+        """The answer so far, with its figures."""
+        later = len(self._tokens) - 1
+        return Generation(
+            text="".join(token.text for token in self._tokens),
+            token_ids=tuple(token.id for token in self._tokens),
+            logprobs=tuple(token.logprob for token in self._tokens),
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
+            finish_reason=self._finish_reason or "cancelled",
+            prefill_ms=1000 * (self._first - self._started),
+            ms_per_token=1000 * (self._last - self._first) / later if later > 0 else None,
+            total_s=self._last - self._started,
+        )
+
+
+class Model:
+    """A loaded model. Made by `load`.
+
+    Attributes:
+        name: How it was asked for.
+        path: Its folder.
+        device: Where it runs; `why_device` says why there.
+        nbytes: Bytes of its weights as stored on the device.
+        load_s: Seconds that loading took.
+    """
+
+    def __init__(
+        self, *, name: str, path: Path, spec: ModelSpec, plan: Plan, executor: Executor, tokenizer: Tokenizer,
+        device: str, why_device: str, load_s: float,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.path = path
+        self.spec = spec
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.device = device
+        self.why_device = why_device
+        self.load_s = load_s
+        self.engine = Engine(executor, rope_switch=spec.rope_switch)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as they are stored."""
+        return sum(tensor.nbytes for tensor in self.plan.of_kind("weight"))
+
+    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
+        """Token ids of a prompt.
+
+        Text becomes a user's message of the model's chat template, unless `raw` or there is no template;
+        messages go through the template; ids are taken as they are.
+
+        Raises:
+            UsageError: The prompt is empty, or `system` is given where no template can take it.
+        """
+        if not prompt:
+            raise UsageError("the prompt is empty.", "Give it some text.")
+        if isinstance(prompt, str):
+            return self._encode_text(prompt, raw, system)
+        if raw or system is not None:
+            raise UsageError("raw and system go with a prompt of text.", "Put the system text into the messages.")
+        if isinstance(prompt[0], Mapping):
+            return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        return [int(token) for token in prompt]  # type: ignore[call-overload]
+
+    def _encode_text(self, prompt: str, raw: bool, system: str | None) -> list[int]:
+        if raw or not self.tokenizer.has_chat_template:
+            if system is not None:
+                raise UsageError("a system text needs a chat template.", "Leave out raw, or put the text into the prompt.")
+            return self.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return self.tokenizer.encode_chat(messages)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+        system: str | None = None,
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Stream:
+        """Generate token by token.
+
+        Args:
+            prompt: Text, messages (`{"role": …, "content": …}`), or token ids.
+            max_tokens: The most tokens to generate.
+            stop: Strings that end the answer; they are not part of it.
+            raw: Take text as it is, without the chat template.
+            system: A system message to go before a text prompt.
+            ignore_eos: Go on after stop tokens, for measuring.
+            **sampling: Fields of `SamplingParams`; greedy without any.
+
+        Raises:
+            UsageError: An option is out of range.
+            ContextFullError: The prompt does not fit; later, while iterating, that the context is full.
+            TemplateError: The chat template refused the messages.
+        """
+        ids = self.encode(prompt, raw=raw, system=system)
+        text = TextStream(self.tokenizer, [stop] if isinstance(stop, str) else stop)
+        outputs = self.engine.generate(
+            ids, SamplingParams(**sampling), max_tokens=max_tokens,
+            stop_token_ids=() if ignore_eos else self.spec.stop_token_ids,
+        )  # fmt: skip
+        return Stream(outputs, text, len(ids))
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """The whole answer at once; options as for `stream`."""
+        with self.stream(prompt, **options) as stream:
+            for _ in stream:
+                pass
+            return stream.result()
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+        """The assistant's next message in a conversation; options as for `stream`.
+
+        What the conversation shares with the one before is not computed again.
+        """
+        return self.generate(messages, **options)
+
+    def close(self) -> None:
+        """Let go of weights and caches."""
+        del self.engine
+
+
+def load(
+    model: str | Path | None = None,
+    device: str = "auto",
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    context: int | None = None,
+    sequences: int = 1,
+    weights: str | None = None,
+    kv_dtype: str = "f16",
+    threads: int | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: A folder, a hub id (`org/name`), or None for the pocket model that comes with the package.
+        device: `auto`, `cpu`, or `reference` (NumPy: slow, for checking).
+        revision: Branch, tag or commit of a hub id.
+        offline: Use only what was downloaded before.
+        context: Most tokens of a conversation; by default the model's own limit, or less if its cache would
+            take more than half of the memory that is free.
+        sequences: Most conversations at once.
+        weights: Store matrices in this format while loading, such as `q4g32`; as they are if None.
+        kv_dtype: The cache's numbers, `f16` or `f32`.
+        threads: Processor threads; all that this process may use if None.
+
+    Raises:
+        ModelNotFoundError, DownloadError: There is no such model, or it could not be fetched.
+        InvalidModelError, UnsupportedModelError: Its files are damaged, or of a kind Halfbyte cannot run.
+        UsageError: An argument is out of range.
+    """
+    started = time.perf_counter()
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown.", f"It is one of {', '.join(DEVICES)}.")
+    path = _locate(model, revision, offline)
+    checkpoint = open_checkpoint(path)
+    spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
+    checkpoint.check(spec)
+    tokenizer = Tokenizer.from_folder(path)
+    source: Checkpoint | Packed = Packed(checkpoint, weights) if weights else checkpoint
+    plan = _plan(spec, source.format, context, sequences, kv_dtype)
+    executor = _executor("cpu" if device == "auto" else device, plan, source, threads)
+    return Model(
+        name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
+        device="cpu" if device == "auto" else device,
+        why_device="the CPU runs every model" if device == "auto" else "it was asked for",
+        load_s=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
+    if model is None:
+        if revision:
+            raise UsageError("a revision needs a model.", "Name one with its hub id.")
+        return POCKET
+    if Path(model).is_dir():
+        return Path(model)
+    from halfbyte.checkpoint import hub
+
+    return hub.resolve(str(model), revision=revision, offline=offline)
+
+
+def _plan(spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, kv_dtype: str) -> Plan:
+    if not 1 <= sequences <= 1024:
+        raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
+    plan = make_plan(spec, formats, context=context, sequences=sequences, rows=max(8, sequences), kv_dtype=kv_dtype)
+    if context is not None:
+        return plan
+    from halfbyte.cpu.machine import available_memory
+
+    cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
+    room = available_memory() // 2
+    if cache <= room:
+        return plan
+    fitting = max(plan.block_size, int(spec.context * room / cache) // plan.block_size * plan.block_size)
+    return make_plan(spec, formats, context=fitting, sequences=sequences, rows=max(8, sequences), kv_dtype=kv_dtype)
+
+
+def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None) -> Executor:
+    if device == "reference":
+        from halfbyte.reference import ReferenceExecutor
+
+        return ReferenceExecutor(plan, source)
+    from halfbyte.cpu import CpuExecutor
+
+    return CpuExecutor(plan, source, threads=threads)

@@ -12,7 +12,6 @@ quick; everything else in the package is its own affair.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import ContextFullError, HalfbyteError
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from halfbyte.quantize import quantize
     from halfbyte.runtime import SamplingParams
 
-__version__ = version("halfbyte")
+__version__ = "0.1.0"
 
 __all__ = [
     "ContextFullError",

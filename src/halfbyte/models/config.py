@@ -135,7 +135,8 @@ def parse_rope(config: Config, rope: Config, head_dim: int, context: int, defaul
     partial = holder("partial_rotary_factor").number("partial_rotary_factor", 1.0, most=1.0)
     dim = int(head_dim * partial)
     if dim < 2 or dim % 2:
-        raise config.error("head_dim", f"an even number of rotated values in a head, not {dim}")
+        key = "partial_rotary_factor"
+        raise holder(key).error(key, f"a share of head_dim ({head_dim}) that is an even number of values, not {dim}")
     kind = rope.text("rope_type", rope.text("type", "default"))
     return Rope(dim, theta, _scaling(kind, rope, holder("original_max_position_embeddings"), dim, context))
 

@@ -1,0 +1,90 @@
+"""The trained checkpoint: greedy answers token for token, and what 4 bits change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import halfbyte
+
+
+@pytest.fixture(scope="module")
+def answers(shared: Path) -> list[dict[str, Any]]:
+    """150 prompts with the greedy ids and texts that transformers gives in float32."""
+    return [json.loads(line) for line in (shared / "data" / "answers-dev.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+def test_all_greedy_answers_agree_token_for_token(shell_29m: Path, answers: list[dict[str, Any]], kv_dtype: str) -> None:
+    model = halfbyte.load(shell_29m, "cpu", kv_dtype=kv_dtype)
+    different = []
+    for answer in answers:
+        got = model.generate(answer["question"], max_tokens=len(answer["greedy_ids"]))
+        if (list(got.token_ids), got.text) != (answer["greedy_ids"], answer["greedy_text"]):
+            different.append(answer["question"])
+    assert len(answers) == 150
+    assert different == []
+
+
+def test_the_oracle_gives_the_same(shell_29m: Path, answers: list[dict[str, Any]]) -> None:
+    model = halfbyte.load(shell_29m, "reference")
+    for answer in answers[:2]:
+        got = model.generate(answer["prompt_ids"], max_tokens=len(answer["greedy_ids"]))
+        assert list(got.token_ids) == answer["greedy_ids"]
+
+
+@pytest.mark.parametrize("weights", ["q4g32", "q4g32z"])
+def test_four_bits_keep_most_answers(shell_29m: Path, answers: list[dict[str, Any]], weights: str) -> None:
+    model = halfbyte.load(shell_29m, "cpu", weights=weights)
+    kept = sum(model.generate(a["question"], max_tokens=64).text == a["greedy_text"] for a in answers)
+    assert kept >= 125
+
+
+def test_a_seed_gives_the_same_text_again(shell_29m: Path) -> None:
+    model = halfbyte.load(shell_29m)
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.5, "top_p": 0.98, "raw": True}
+    first, again, other = (model.generate("The ship", seed=seed, **options).token_ids for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_several_turns_reuse_the_cache_and_change_nothing(shell_29m: Path) -> None:
+    model = halfbyte.load(shell_29m)
+    messages = [{"role": "user", "content": "How do I extract a tar archive?"}]
+    first = model.chat(messages)
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And how do I create one?"}]
+    second = model.chat(messages)
+    assert second.reused_tokens > first.prompt_tokens
+    assert halfbyte.load(shell_29m).chat(messages).token_ids == second.token_ids
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_shown(shell_29m: Path) -> None:
+    model = halfbyte.load(shell_29m)
+    whole = model.generate("How do I extract a tar archive?")
+    word = whole.text.split()[1]
+    cut = model.generate("How do I extract a tar archive?", stop=[word])
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(word)]
+
+
+def test_a_full_context_is_an_error_that_says_so(shell_29m: Path) -> None:
+    model = halfbyte.load(shell_29m, context=32)
+    stream = model.stream("Once upon a time", raw=True, ignore_eos=True, max_tokens=100)
+    with pytest.raises(halfbyte.ContextFullError, match="32"):
+        list(stream)
+    assert stream.result().new_tokens + stream.result().prompt_tokens == 32
+    with pytest.raises(halfbyte.ContextFullError, match="32"):
+        model.generate(list(range(5, 50)))
+
+
+def test_closing_a_stream_cancels_it(shell_29m: Path) -> None:
+    model = halfbyte.load(shell_29m)
+    with model.stream("Once upon a time", raw=True, ignore_eos=True) as stream:
+        tokens = [next(stream).id for _ in range(3)]
+    assert stream.result().finish_reason == "cancelled"
+    assert stream.result().token_ids == tuple(tokens)
+    assert next(stream, None) is None
+    assert list(model.generate("Once upon a time", raw=True, ignore_eos=True, max_tokens=3).token_ids) == tokens

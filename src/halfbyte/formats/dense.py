@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import Parts
 
+_F16_MAX = np.float32(65504)
 _STORED = {"f32": ("F32", np.float32), "f16": ("F16", np.float16), "bf16": ("BF16", np.uint16)}
 
 
@@ -27,7 +28,7 @@ def f32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class Dense:
-    """A plain format."""
+    """A plain format. In f16, values beyond its range become its largest."""
 
     name: str
 
@@ -35,7 +36,11 @@ class Dense:
         return {"": (_STORED[self.name][0], shape)}
 
     def encode(self, values: NDArray[np.float32]) -> Parts:
-        return {"": f32_to_bf16(values) if self.name == "bf16" else values.astype(_STORED[self.name][1])}
+        if self.name == "bf16":
+            return {"": f32_to_bf16(values)}
+        if self.name == "f16":
+            values = np.clip(values, -_F16_MAX, _F16_MAX)
+        return {"": values.astype(_STORED[self.name][1])}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> NDArray[np.float32]:
         stored = parts[""].reshape(shape)

@@ -1,15 +1,16 @@
 """4-bit groups: `q4g32`, `q4g64`, `q4g128`, with a trailing `z` for zero points.
 
 A row of K values is cut into groups of G (the last one padded); a group has a float16 scale s and codes
-q in 0…15, and stands for s·(q − 8), or s·(q − z) with its own 4-bit zero point z. Parts, per row:
+q in 0…15, and stands for s·(q - 8), or s·(q - z) with its own 4-bit zero point z. Parts, per row:
 
     .q      u8  [rows, groups·G/2]   in each block of 32 codes byte i holds code i (low nibble) and i + 16
     .scale  f16 [rows, groups]
     .zero   u8  [rows, ceil(groups/2)]   zero points, low nibble first; only with z
 
-Encoding is round-to-nearest (docs: the RTN formulas of AWQ and GPTQ papers): symmetric over the full
-range, s = (signed value of largest magnitude)/−8; with zero points s = (max − min)/15 over a range that
-includes 0, z = round(−min/s). Codes are rounded against the float16 scale that is stored.
+Encoding is round-to-nearest, as in the AWQ and GPTQ papers: symmetric over the full range,
+s = (signed value of largest magnitude)/-8; with zero points s = (max - min)/15 over a range that
+includes 0, z = round(-min/s). Codes and zero points are rounded against the float16 scale that is stored.
+Values must be finite.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from halfbyte.formats import Parts
 
 BLOCK = 32
+_F16_MAX = np.float32(65504)
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,9 @@ class Q4G:
         padded = np.zeros((rows, groups * self.group), np.float32)
         padded[:, :columns] = values
         grouped = padded.reshape(rows, groups, self.group)
-        scale, zero = _ranges(grouped, self.zero_points)
-        stored = scale.astype(np.float16)
-        step = stored.astype(np.float32)[..., None]
-        inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
-        codes = np.clip(np.rint(grouped * inverse) + zero[..., None], 0, 15).astype(np.uint8)
+        stored, zero = _ranges(grouped, self.zero_points)
+        grouped *= _inverse(stored)[..., None]
+        codes = np.clip(np.rint(grouped, out=grouped) + zero[..., None], 0, 15).astype(np.uint8)
         parts: Parts = {".q": pack(codes.reshape(rows, -1)), ".scale": stored}
         if self.zero_points:
             pairs = np.zeros((rows, groups + groups % 2), np.uint8)
@@ -89,22 +89,33 @@ class Q4G:
         return np.stack([stored & 15, stored >> 4], axis=-1).reshape(rows, -1)[:, :groups].astype(np.float32)
 
 
-def _ranges(grouped: NDArray[np.float32], zero_points: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Round-to-nearest scale and zero point of each group of the last axis."""
-    if zero_points:
-        low = np.minimum(grouped.min(axis=-1), 0)
-        high = np.maximum(grouped.max(axis=-1), 0)
-        scale = (high - low) / np.float32(15)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-        return scale, np.clip(np.rint(-low * inverse), 0, 15)
-    largest = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    return largest / np.float32(-8), np.full(largest.shape, 8, np.float32)
+def _ranges(grouped: NDArray[np.float32], zero_points: bool) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Round-to-nearest float16 scale and zero point of each group of the last axis."""
+    if not zero_points:
+        largest = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        return _to_scale(largest / np.float32(-8)), np.full(largest.shape, 8, np.float32)
+    low = np.minimum(grouped.min(axis=-1), 0)
+    high = np.maximum(grouped.max(axis=-1), 0)
+    stored = _to_scale(high / np.float32(15) - low / np.float32(15))
+    return stored, np.clip(np.rint(-low * _inverse(stored)), 0, 15)
+
+
+def _to_scale(scale: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Scales in float16; those beyond its range become its largest, so that their groups saturate."""
+    return np.clip(scale, -_F16_MAX, _F16_MAX).astype(np.float16)
+
+
+def _inverse(stored: NDArray[np.float16]) -> NDArray[np.float32]:
+    """1 / scale, and 0 where the scale is 0."""
+    scale = stored.astype(np.float32)
+    return np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
 
 
 def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes 0…15 `[rows, n·32]` → bytes `[rows, n·16]`, in the order of `.q`."""
     blocks = codes.reshape(codes.shape[0], -1, 2, BLOCK // 2)
-    return (blocks[:, :, 0] | blocks[:, :, 1] << 4).reshape(codes.shape[0], -1)
+    low, high = blocks[:, :, 0], blocks[:, :, 1]
+    return np.bitwise_or(low, high << 4, dtype=np.uint8).reshape(codes.shape[0], -1)
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,0 +1,386 @@
+"""Models by name: a folder as it is, or a Hugging Face id whose needed files are in the local cache after this.
+
+A revision is turned into its commit once, and everything comes from that commit. Fetched are the files
+Halfbyte reads and no others: never pickles, never second copies of the weights. The cache is
+huggingface_hub's own (`models--org--name/{refs,blobs,snapshots/<commit>}`), shared with other programs.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfbyte.checkpoint.checks import read_json
+from halfbyte.checkpoint.folder import CONFIG_NAME, INDEX_NAME, PICKLES, WEIGHTS_NAME, open_checkpoint, shard_names
+from halfbyte.checkpoint.manifest import MANIFEST_NAME
+from halfbyte.checkpoint.writer import SETTINGS
+from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
+
+logger = logging.getLogger("halfbyte")
+
+_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECOND_COPIES = re.compile(r"(consolidated|adapter).*")
+_EXPECTED = (CONFIG_NAME, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""What nearly every repository has: with these and the weights a cached commit needs no look at the hub."""
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model in the cache that can be opened.
+
+    Attributes:
+        repo: Its Hugging Face id.
+        revision: The commit.
+        path: The folder.
+        nbytes: Bytes of its files.
+        model_type: As in `config.json`.
+        formats: Names of the formats its tensors are stored in.
+    """
+
+    repo: str
+    revision: str
+    path: Path
+    nbytes: int
+    model_type: str
+    formats: tuple[str, ...]
+
+
+class _UnreachableError(DownloadError):
+    """The hub did not answer, or the connection broke: a cached copy will do."""
+
+
+def resolve(model: str, *, revision: str | None = None, offline: bool = False) -> Path:
+    """The folder of a model: the one named, or the cached snapshot of a hub id, downloaded if need be.
+
+    Args:
+        model: A folder, or `org/name`, or `org/name@revision`.
+        revision: Branch, tag or commit of a hub id; `main` by default.
+        offline: Whether only the local cache may be used; so too with HF_HUB_OFFLINE=1.
+
+    Raises:
+        ModelNotFoundError: No such folder, repository or revision.
+        UnsupportedModelError: The repository has no safetensors weights.
+        DownloadError: It could not be fetched; the message says why.
+        UsageError: A revision that cannot be meant.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"{model} is a folder and has no revision {revision!r}.", "Name a revision only with a hub id."
+            )
+        return folder
+    if _looks_like_path(model, folder):
+        what = "is a file, not a model folder" if folder.exists() else "does not exist"
+        raise ModelNotFoundError(f"{model} {what}.", "Name a folder with config.json and *.safetensors, or a hub id.")
+    repo, wanted = _parse(model, revision)
+    cached = _cached(repo, wanted)
+    if offline or _offline():
+        return cached or _not_cached(repo, wanted)
+    if cached and _COMMIT.fullmatch(wanted) and all((cached / name).is_file() for name in _EXPECTED):
+        return cached
+    try:
+        return _download(repo, wanted)
+    except _UnreachableError as error:
+        if cached is None:
+            raise
+        logger.warning("%s Using the copy of %s in the cache (%s).", error.message, repo, cached.name[:12])
+        return cached
+
+
+def pull(repo: str, *, revision: str | None = None) -> Path:
+    """Fetch what is missing of a hub id and return its folder; files already here are kept. Raises as `resolve` does."""
+    repo, wanted = _parse(repo, revision)
+    if _offline():
+        raise DownloadError(f"{repo} cannot be fetched: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
+    return _download(repo, wanted)
+
+
+def installed() -> list[InstalledModel]:
+    """Every model in the cache that is complete and can be opened, by id and commit."""
+    found = []
+    for snapshot in sorted(_cache().glob("models--*--*/snapshots/*")):
+        if not _complete(snapshot):
+            continue
+        repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        try:
+            found.append(_describe(repo, snapshot))
+        except HalfbyteError:
+            continue
+    return found
+
+
+def remove(repo: str) -> int:
+    """Delete every revision of a hub id from the cache; returns the bytes freed.
+
+    Raises:
+        ModelNotFoundError: It is not in the cache.
+        HalfbyteError: Something could not be deleted.
+    """
+    repo, _ = _parse(repo, None)
+    folder = _repo_folder(repo)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte models list` shows what is.")
+    from huggingface_hub import scan_cache_dir
+
+    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    scan = scan_cache_dir(_cache())
+    commits = [r.commit_hash for known in scan.repos if known.repo_path == folder.resolve() for r in known.revisions]
+    if commits:
+        strategy = scan.delete_revisions(*commits)
+        freed = strategy.expected_freed_size
+        strategy.execute()
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise HalfbyteError(f"{folder} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
+    return freed
+
+
+def _looks_like_path(model: str, folder: Path) -> bool:
+    return model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1 or folder.exists()
+
+
+def _parse(model: str, revision: str | None) -> tuple[str, str]:
+    """The id and revision of `org/name` or `org/name@revision`."""
+    repo, _, inline = model.partition("@")
+    if not _ID.fullmatch(repo) or "--" in repo or ".." in repo:
+        raise ModelNotFoundError(f"{model!r} is neither a folder nor a Hugging Face id.", "An id looks like org/name.")
+    if revision is not None and inline and inline != revision:
+        raise UsageError(f"{model} and revision {revision!r} contradict each other.", "Name one revision.")
+    wanted = revision or inline or "main"
+    if not _REVISION.fullmatch(wanted) or ".." in wanted:
+        raise UsageError(f"{wanted!r} is not a revision.", "Name a branch, a tag or a commit.")
+    return repo, wanted
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _repo_folder(repo: str) -> Path:
+    return _cache() / f"models--{repo.replace('/', '--')}"
+
+
+def _cached(repo: str, revision: str) -> Path | None:
+    """The complete snapshot of a revision, as far as the cache knows it."""
+    folder, commit = _repo_folder(repo), revision
+    reference = folder / "refs" / revision
+    if not _COMMIT.fullmatch(revision):
+        commit = reference.read_text().strip() if reference.is_file() else ""
+    snapshot = folder / "snapshots" / commit
+    return snapshot if _COMMIT.fullmatch(commit) and _complete(snapshot) else None
+
+
+def _complete(snapshot: Path) -> bool:
+    """Whether a snapshot has a configuration and all of its weights."""
+    if not (snapshot / CONFIG_NAME).is_file():
+        return False
+    if (snapshot / WEIGHTS_NAME).is_file():
+        return True
+    index = snapshot / INDEX_NAME
+    if index.is_file():
+        try:
+            return all((snapshot / file).is_file() for file in shard_names(index).values())
+        except HalfbyteError:
+            return False
+    return any(file.is_file() for file in snapshot.glob("*.safetensors"))
+
+
+def _not_cached(repo: str, revision: str) -> Path:
+    raise DownloadError(
+        f"{repo} at {revision} is not complete in the local cache, and downloads are off.",
+        f"With a network, `halfbyte models pull {repo}` fetches it.",
+    )
+
+
+def _describe(repo: str, snapshot: Path) -> InstalledModel:
+    checkpoint = open_checkpoint(snapshot)
+    return InstalledModel(
+        repo=repo,
+        revision=snapshot.name,
+        path=snapshot,
+        nbytes=sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()),
+        model_type=str(read_json(snapshot / CONFIG_NAME).get("model_type", "")),
+        formats=tuple(sorted({checkpoint.format(name).name for name in checkpoint.shapes})),
+    )
+
+
+def _download(repo: str, revision: str) -> Path:
+    """Fetch what is missing of a revision's needed files, one after the other; returns the snapshot.
+
+    One at a time because an interrupt then stops at once; large files come in parallel chunks anyway,
+    where the hub offers them.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained(repo, revision):
+        info = HfApi(library_name="halfbyte").model_info(
+            repo, revision=revision, timeout=_TIMEOUT_S, files_metadata=True
+        )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    commit = str(info.sha)
+    snapshot = _repo_folder(repo) / "snapshots" / commit
+    settings = [name for name in (*SETTINGS, MANIFEST_NAME) if name in sizes]
+    if CONFIG_NAME not in settings:
+        raise ModelNotFoundError(
+            f"{repo} has no {CONFIG_NAME}: it is not a language model.", "Name another repository."
+        )
+    index = [INDEX_NAME] if INDEX_NAME in sizes and WEIGHTS_NAME not in sizes else []
+    _fetch(repo, commit, settings + index, sizes)
+    _fetch(repo, commit, _weight_files(repo, snapshot, sizes), sizes)
+    if not _COMMIT.fullmatch(revision):
+        _remember(repo, revision, commit)
+    return snapshot
+
+
+def _weight_files(repo: str, snapshot: Path, sizes: Mapping[str, int]) -> list[str]:
+    """The safetensors files that make one copy of the weights."""
+    if WEIGHTS_NAME in sizes:
+        return [WEIGHTS_NAME]
+    if INDEX_NAME in sizes:
+        return sorted(set(shard_names(snapshot / INDEX_NAME).values()))
+    top = [name for name in sizes if "/" not in name and name.endswith(".safetensors")]
+    single = [name for name in top if not _SECOND_COPIES.fullmatch(name)]
+    if len(single) == 1:
+        return single
+    pickled = any(Path(name).match(pattern) for name in sizes for pattern in PICKLES)
+    raise UnsupportedModelError(
+        f"{repo} has its weights only as pickles." if pickled else f"{repo} has no {WEIGHTS_NAME}.",
+        "Pickles can run code and are never read; name a repository with safetensors weights."
+        if pickled
+        else "Name a repository with safetensors weights.",
+    )
+
+
+def _fetch(repo: str, commit: str, names: list[str], sizes: Mapping[str, int]) -> None:
+    """Download those of the files that are not in the snapshot yet."""
+    from huggingface_hub import hf_hub_download
+
+    snapshot = _repo_folder(repo) / "snapshots" / commit
+    missing = [name for name in names if not (snapshot / name).is_file()]
+    absent = next((name for name in missing if name not in sizes), None)
+    if absent is not None:
+        raise DownloadError(
+            f"{repo} lacks the file {absent} that its index names.", "Tell its authors, or name another."
+        )
+    needed = sum(sizes[name] for name in missing)
+    with _explained(repo, commit, needed):
+        if missing and shutil.disk_usage(_existing(_cache())).free < needed:
+            raise OSError(errno.ENOSPC, "not enough free space")
+        for name in missing:
+            hf_hub_download(repo, name, revision=commit, library_name="halfbyte", cache_dir=_cache())
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
+def _remember(repo: str, revision: str, commit: str) -> None:
+    """Note which commit a branch or tag stands for, now that the commit is complete."""
+    reference = _repo_folder(repo) / "refs" / revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    fresh = reference.with_name(f"{reference.name}.new")
+    fresh.write_text(commit)
+    fresh.replace(reference)
+
+
+@contextmanager
+def _explained(repo: str, revision: str, needed: int = 0) -> Iterator[None]:
+    """Failures of huggingface_hub and of the HTTP and Xet libraries under it, as one-line errors.
+
+    Those libraries differ between versions and share no base class, so everything they raise is taken.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error):
+            for partial in (_repo_folder(repo) / "blobs").glob("*.incomplete"):
+                partial.unlink(missing_ok=True)
+            raise DownloadError(
+                f"The disk of {_cache()} is full: {repo} needs {needed / 1e9:,.2f} GB more.",
+                "Free some space, or set HF_HOME to a folder on another disk; files already fetched are kept.",
+            ) from error
+        raise _explain(error, repo, revision) from error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is the cause, or the cause of the cause."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _explain(error: Exception, repo: str, revision: str) -> HalfbyteError:
+    """What a failure means to whoever asked for the model."""
+    from huggingface_hub import errors
+
+    login = "log in with `hf auth login`, or set HF_TOKEN."
+    match error:
+        case errors.GatedRepoError():
+            return DownloadError(
+                f"{repo} is gated: it needs an account that was granted access.",
+                f"Ask for access at https://huggingface.co/{repo}, then {login}",
+            )
+        case errors.RevisionNotFoundError():
+            return ModelNotFoundError(f"{repo} has no revision {revision!r}.", "Name a branch, tag or commit it has.")
+        case errors.RepositoryNotFoundError():
+            return ModelNotFoundError(
+                f"There is no repository {repo} on the hub, or it is private.",
+                f"Check the name; if it is private, {login}",
+            )
+        case errors.HfHubHTTPError():
+            return _explain_status(error, repo, login)
+        case OSError() if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            where = error.filename or _cache()
+            return DownloadError(
+                f"{where} cannot be written: {error.strerror}.", "Check its permissions, or set HF_HOME."
+            )
+    return _UnreachableError(
+        f"The hub could not be reached, or the connection broke, while fetching {repo} ({_reason(error)}).",
+        "Check the network and try again; files already fetched are kept.",
+    )
+
+
+def _explain_status(error: Exception, repo: str, login: str) -> HalfbyteError:
+    """What an HTTP status means that has no error class of its own."""
+    status = int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+    if status in (401, 403):
+        return DownloadError(f"The hub refused access to {repo} (HTTP {status}).", f"Check your rights and {login}")
+    if status == 429:
+        return _UnreachableError("The hub refused more requests for now (HTTP 429).", f"Wait a little, or {login}")
+    if status >= 500:
+        return _UnreachableError(f"The hub has a problem of its own (HTTP {status}).", "Try again later.")
+    return DownloadError(f"The hub answered HTTP {status} for {repo}.", "Check the name and the revision.")
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of a failure, in a few words."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -1,0 +1,105 @@
+"""Weights packed into another format while they are read, a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from halfbyte.checkpoint.checks import shown
+from halfbyte.checkpoint.folder import Checkpoint
+from halfbyte.errors import InvalidModelError
+from halfbyte.formats import Format, Parts, Weight, get_format
+
+Recipe = Callable[[str, tuple[int, ...]], str | None]
+"""From a tensor's name and shape to the name of the format it should be in; None leaves it as it is stored."""
+
+_CHUNK_VALUES = 1 << 20
+
+
+class Packed:
+    """A `WeightSource` over a checkpoint, with tensors encoded as a recipe says when they are asked for.
+
+    What a tensor takes besides its packed form is a few megabytes; its pages are given back as it is read.
+    Tensors of Halfbyte's own folder that are packed already stay as they are. Nothing is kept: asking twice
+    encodes twice.
+
+    Args:
+        checkpoint: Where the tensors come from.
+        recipe: Which format each gets; the name of a format means that of every matrix.
+
+    Raises:
+        UnsupportedModelError: No format has that name.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe | str) -> None:
+        self.checkpoint = checkpoint
+        self._recipe = matrices(recipe) if isinstance(recipe, str) else recipe
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Logical shape of every tensor, by logical name."""
+        return self.checkpoint.shapes
+
+    def format(self, name: str) -> Format:
+        """The format `weight` gives a tensor in. Raises as `Checkpoint.format` does."""
+        stored = self.checkpoint.format(name)
+        wanted = None if is_packed(stored) else self._recipe(name, self.checkpoint.shapes[name])
+        return stored if wanted is None else get_format(wanted)
+
+    def weight(self, name: str) -> Weight:
+        """A tensor in its format.
+
+        Raises:
+            InvalidModelError: It holds NaN or infinity, or does not exist.
+        """
+        weight, form = self.checkpoint.weight(name), self.format(name)
+        if form == weight.format:
+            return weight
+        return repack(weight, form, name, lambda: self.checkpoint.release(name))
+
+    def release(self, name: str) -> None:
+        """Give back the memory map's pages of a tensor."""
+        self.checkpoint.release(name)
+
+
+def matrices(format_name: str) -> Recipe:
+    """Every matrix in one format; norms and other vectors stay as they are stored.
+
+    Raises:
+        UnsupportedModelError: No format has that name.
+    """
+    get_format(format_name)
+    return lambda name, shape: format_name if len(shape) == 2 else None
+
+
+def is_packed(form: Format) -> bool:
+    """Whether a format stores a tensor in more than one part."""
+    return set(form.layout((1, 1))) != {""}
+
+
+def repack(weight: Weight, form: Format, name: str, release: Callable[[], None]) -> Weight:
+    """A tensor in another format, encoded a few rows at a time; `release` is called after each.
+
+    Raises:
+        InvalidModelError: It holds NaN or infinity.
+    """
+    rows, inner = weight.shape[0], weight.shape[1:]
+    step = max(1, _CHUNK_VALUES // max(1, math.prod(inner)))
+    parts: Parts = {}
+    for start in range(0, max(rows, 1), step):
+        stop = min(start + step, rows)
+        chunk = {suffix: part[start:stop] for suffix, part in weight.parts.items()}
+        values = weight.format.decode(chunk, (stop - start, *inner))
+        if not np.isfinite(values).all():
+            raise InvalidModelError(
+                f"The tensor {shown(name)} holds NaN or infinity in rows {start} to {stop - 1}.",
+                "The checkpoint is damaged; download it again.",
+            )
+        for suffix, encoded in form.encode(values).items():
+            if start == 0:
+                parts[suffix] = np.empty((rows, *encoded.shape[1:]), encoded.dtype)
+            parts[suffix][start:stop] = encoded
+        release()
+    return Weight(form, weight.shape, parts)

@@ -1,0 +1,49 @@
+"""The application: which commands there are, and the options of `halfbyte` itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from halfbyte.cli.chat import chat
+from halfbyte.cli.command import Command, Group, show_tracebacks
+from halfbyte.cli.doctor import doctor
+from halfbyte.cli.models import app as models
+from halfbyte.cli.plan import plan
+from halfbyte.cli.quantize import quantize
+from halfbyte.cli.run import run
+
+app = typer.Typer(
+    cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
+)
+app.command(cls=Command)(run)
+app.command(cls=Command)(chat)
+app.command(cls=Command)(plan)
+app.command(cls=Command)(quantize)
+app.command(cls=Command)(doctor)
+app.add_typer(models, name="models")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from halfbyte.cli.doctor import installed_version
+
+        typer.echo(f"halfbyte {installed_version('halfbyte')}")
+        raise typer.Exit
+
+
+@app.callback()
+def halfbyte(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show tracebacks of errors.", callback=show_tracebacks, expose_value=False),
+    ] = False,
+) -> None:
+    """Run 4-bit language models on this machine.
+
+    `halfbyte run "How do I extract a tar archive?"` answers from a small model that comes with the package.
+    """

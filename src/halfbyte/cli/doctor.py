@@ -1,0 +1,131 @@
+"""`halfbyte doctor`: what this machine has, how fast it reads memory, and what Halfbyte will use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.output import print_json, print_pairs, size
+
+if TYPE_CHECKING:
+    from halfbyte.cpu.machine import Machine
+    from halfbyte.webgpu.adapters import Adapters
+
+PACKAGES = ("halfbyte", "numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
+
+
+def doctor(json: opt.Json = False) -> None:
+    """Show what this machine has and what will be used."""
+    findings = examine()
+    if json:
+        print_json(findings, indent=2)
+    else:
+        print_pairs(list(_lines(findings)))
+
+
+def examine() -> dict[str, Any]:
+    """All findings: sizes in bytes, bandwidths in bytes a second, measured now."""
+    from halfbyte.cpu import machine
+    from halfbyte.webgpu.adapters import find_adapters
+
+    cpu = machine.describe()
+    adapters = find_adapters()
+    return {
+        "system": platform.platform(),
+        "processor": {
+            "name": cpu.brand,
+            "instruction_sets": list(cpu.instruction_sets),
+            "used": cpu.isa,
+            "cores": cpu.cores,
+            "threads": cpu.threads,
+            "limits": thread_limits(),
+        },
+        "memory": {
+            "bytes": cpu.memory_bytes,
+            "available_bytes": cpu.memory_available_bytes,
+            "read_bandwidth": {
+                "one_thread": machine.read_bandwidth(1),
+                "all_threads": machine.read_bandwidth(cpu.threads),
+            },
+        },
+        "gpu": asdict(adapters),
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "device": {"name": "cpu", "why": _why(cpu, adapters)},
+    }
+
+
+def thread_limits() -> dict[str, float]:
+    """What bounds the threads that can run at once: processors, this process's affinity, the container's quota."""
+    limits: dict[str, float] = {"logical_processors": os.cpu_count() or 1}
+    if hasattr(os, "sched_getaffinity"):
+        limits["affinity"] = len(os.sched_getaffinity(0))
+    if (quota := cgroup_quota()) is not None:
+        limits["cgroup_quota"] = quota
+    return limits
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Processors that the control group may use (`cpu.max`, or version 1's two files); None without a bound."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / name).read_text() for name in names).split()[:2]
+        except (OSError, ValueError):
+            continue
+        if quota.isdigit() and period.isdigit() and int(period):
+            return int(quota) / int(period)
+    return None
+
+
+def installed_version(name: str) -> str:
+    """The version of an installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _why(cpu: Machine, adapters: Adapters) -> str:
+    count = f"{cpu.threads} thread{'s' * (cpu.threads != 1)}"
+    gpu = "this version runs on the CPU only" if adapters.found else "there is no GPU that wgpu can use"
+    return f"{gpu}; its {cpu.isa} code runs with {count}."
+
+
+def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, memory, gpu = findings["processor"], findings["memory"], findings["gpu"]
+    bandwidth = memory["read_bandwidth"]
+    limits = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in cpu["limits"].items())
+    packages = ", ".join(f"{name} {number}" for name, number in findings["packages"].items())
+    return [
+        ("system", findings["system"]),
+        ("processor", cpu["name"]),
+        ("instructions", f"{' '.join(cpu['instruction_sets'])} (used: {cpu['used']})"),
+        ("threads", f"{cpu['threads']} used on {cpu['cores']} cores ({limits})"),
+        ("memory", f"{size(memory['bytes'])}, {size(memory['available_bytes'])} available"),
+        (
+            "bandwidth",
+            f"{size(bandwidth['one_thread'])}/s with one thread, {size(bandwidth['all_threads'])}/s with all",
+        ),
+        *(line for adapter in gpu["found"] for line in _adapter_lines(adapter)),
+        *([] if gpu["found"] else [("gpu", f"none: {gpu['reason']}")]),
+        ("python", f"{findings['python']} ({sys.executable})"),
+        ("packages", packages),
+        ("device", f"{findings['device']['name']}: {findings['device']['why']}"),
+    ]
+
+
+def _adapter_lines(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    limits = adapter["limits"]
+    buffer, binding = (limits.get(name) for name in ("max-buffer-size", "max-storage-buffer-binding-size"))
+    room = f"; buffers up to {size(buffer)}, bindings up to {size(binding)}" if buffer and binding else ""
+    return [
+        ("gpu", f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
+        ("gpu", f"features: {', '.join(adapter['features'])}"),
+    ]

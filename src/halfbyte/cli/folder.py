@@ -1,0 +1,24 @@
+"""The model a command names, opened for looking at: configuration and tensors' headers, no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.hub import resolve
+from halfbyte.model import POCKET
+from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
+
+
+def model_folder(model: str | None, *, revision: str | None = None, offline: bool = False) -> Path:
+    """The folder of a model; the pocket model's for None. Raises what `resolve` raises."""
+    return POCKET if model is None else resolve(model, revision=revision, offline=offline)
+
+
+def open_model(
+    model: str | None, *, revision: str | None = None, offline: bool = False
+) -> tuple[Checkpoint, ModelSpec]:
+    """A model's checkpoint and what its `config.json` means. Raises what reading them raises."""
+    checkpoint = open_checkpoint(model_folder(model, revision=revision, offline=offline))
+    return checkpoint, build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes.keys())

@@ -1,0 +1,118 @@
+"""`halfbyte models`: which models are here; fetch, look at and remove them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.command import Command, Group
+from halfbyte.cli.output import note, print_json, print_pairs, print_table, size
+
+if TYPE_CHECKING:
+    from halfbyte.checkpoint.folder import Checkpoint
+    from halfbyte.models.spec import ModelSpec
+
+Repo = Annotated[str, typer.Argument(metavar="ID", help="Hugging Face id, such as meta-llama/Llama-3.2-1B-Instruct.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Model folder or Hugging Face id.", show_default="the pocket model"),
+]
+Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit.", show_default="main")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is downloaded.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+app = typer.Typer(cls=Group, rich_markup_mode=None, help="List, download, show and remove models.")
+
+
+@app.command("list", cls=Command)
+def list_models(json: opt.Json = False) -> None:
+    """List downloaded models."""
+    from halfbyte.checkpoint.hub import installed
+
+    models = installed()
+    if json:
+        print_json(
+            [{"id": m.repo, "revision": m.revision, "bytes": m.nbytes, "path": str(m.path)} for m in models], indent=2
+        )
+    elif models:
+        rows = [(m.repo, m.revision[:12], size(m.nbytes), str(m.path)) for m in models]
+        print_table(("ID", "REVISION", "SIZE", "PATH"), rows)
+    else:
+        note("no models are downloaded; the pocket model comes with the package.")
+
+
+@app.command(cls=Command)
+def pull(repo: Repo, revision: Revision = None) -> None:
+    """Download a model, or what is missing of it."""
+    from halfbyte.checkpoint.hub import pull
+
+    print(pull(repo, revision=revision))
+
+
+@app.command(cls=Command)
+def remove(repo: Repo, yes: Yes = False) -> None:
+    """Delete a downloaded model."""
+    from halfbyte.checkpoint.hub import remove
+
+    if not yes:
+        typer.confirm(f"Delete all downloaded revisions of {repo}?", abort=True, err=True)
+    note(f"{repo} is removed: {size(remove(repo))} freed.")
+
+
+@app.command(cls=Command)
+def show(model: Name = None, revision: Revision = None, offline: Offline = False, json: opt.Json = False) -> None:
+    """Show a model's architecture, size, formats, measured quality and licence."""
+    from halfbyte.cli.folder import open_model
+
+    facts = describe(*open_model(model, revision=revision, offline=offline))
+    if json:
+        print_json(facts, indent=2)
+    else:
+        print_pairs(list(_lines(facts)))
+
+
+def describe(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
+    """What is known of a model: sizes in bytes, formats as weights stored in each."""
+    first = spec.layers[0].attention
+    formats: Counter[str] = Counter()
+    for name in spec.shapes:
+        formats[checkpoint.format(name).name] += 1
+    nbytes = sum(checkpoint.format(name).nbytes(shape) for name, shape in spec.shapes.items())
+    licence = next((path for path in sorted(checkpoint.path.glob("LICEN[SC]E*"))), None)
+    return {
+        "path": str(checkpoint.path),
+        "architecture": spec.model_type,
+        "parameters": spec.parameters,
+        "layers": len(spec.layers),
+        "hidden_size": spec.hidden_size,
+        "heads": first.heads,
+        "kv_heads": first.kv_heads,
+        "head_dim": first.head_dim,
+        "vocabulary": spec.vocab_size,
+        "context": spec.context,
+        "bytes": nbytes,
+        "bits_per_weight": round(8 * nbytes / spec.parameters, 3),
+        "formats": dict(formats.most_common()),
+        "quality": dict(checkpoint.manifest.quality) if checkpoint.manifest else {},
+        "license": str(licence) if licence else None,
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    formats = ", ".join(f"{count} tensors in {name}" for name, count in facts["formats"].items())
+    return [
+        ("path", facts["path"]),
+        ("architecture", facts["architecture"]),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("layers", f"{facts['layers']} of {facts['hidden_size']}"),
+        ("heads", f"{facts['heads']}, {facts['kv_heads']} for keys and values, of {facts['head_dim']}"),
+        ("vocabulary", f"{facts['vocabulary']:,} tokens"),
+        ("context", f"{facts['context']:,} tokens"),
+        ("weights", f"{size(facts['bytes'])}, {facts['bits_per_weight']:g} bits a weight"),
+        ("formats", formats),
+        *(("quality", f"{name} {value}") for name, value in facts["quality"].items()),
+        *([("licence", facts["license"])] if facts["license"] else []),
+    ]

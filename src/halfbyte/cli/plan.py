@@ -1,0 +1,44 @@
+"""`halfbyte plan`: every step of a model's computation with its shapes, bytes and operations."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.output import print_json
+
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Most tokens of one batch.")]
+Fused = Annotated[bool, typer.Option("--fused/--unfused", help="With or without fusions.")]
+
+
+def plan(
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    kv_cache: opt.KvCacheOption = "f16",
+    context: opt.Context = None,
+    tokens: Tokens = 256,
+    fused: Fused = True,
+    json: opt.Json = False,
+) -> None:
+    """Show the steps a model is run by, with their costs."""
+    from halfbyte.cli.folder import open_model
+    from halfbyte.plan import make_plan
+    from halfbyte.plan.show import summary, table, to_json
+
+    checkpoint, spec = open_model(model, revision=revision, offline=offline)
+    checkpoint.check(spec)
+    made = make_plan(spec, checkpoint.format, tokens=tokens, context=context, kv_dtype=kv_cache, fused=fused)
+    if json:
+        print_json(to_json(made))
+        return
+
+    from rich.console import Console
+
+    on_terminal = sys.stdout.isatty()
+    console = Console(width=None if on_terminal else 240, highlight=False, markup=False, soft_wrap=not on_terminal)
+    console.print(table(made))
+    console.print(summary(made))

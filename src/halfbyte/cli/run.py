@@ -1,0 +1,182 @@
+"""`halfbyte run`: answer one prompt, or each prompt of a file."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.output import note, print_json, print_table, size
+from halfbyte.cli.prompts import Request, placed, read_requests, single_request
+from halfbyte.cli.sampling import sampling_arguments
+from halfbyte.errors import HalfbyteError, UsageError
+
+if TYPE_CHECKING:
+    from halfbyte.model import Generation, Model, Token
+
+FIGURES = ("prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s")
+
+Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads standard input.")]
+
+
+def run(
+    prompt: Prompt = None,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    device: opt.DeviceOption = "auto",
+    weights: opt.Weights = None,
+    kv_cache: opt.KvCacheOption = "f16",
+    context: opt.Context = None,
+    threads: opt.Threads = None,
+    system: opt.System = None,
+    raw: opt.Raw = False,
+    max_tokens: opt.MaxTokens = 256,
+    stop: opt.Stop = None,
+    ignore_eos: opt.IgnoreEos = False,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    typical_p: opt.TypicalP = 1.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    presence_penalty: opt.PresencePenalty = 0.0,
+    frequency_penalty: opt.FrequencyPenalty = 0.0,
+    logit_bias: opt.LogitBias = None,
+    seed: opt.Seed = None,
+    prompts: opt.Prompts = None,
+    json: opt.JsonLines = False,
+    logprobs: opt.Logprobs = 0,
+    stats: opt.Stats = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Answer a prompt, or each prompt of a file."""
+    if logprobs and not json:
+        raise UsageError("--logprobs shows nothing without --json.", "Add --json.")
+    requests = _requests(prompt, prompts, system=system, raw=raw, max_tokens=max_tokens)
+    sampling = sampling_arguments(
+        logit_bias, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, seed=seed, logprobs=logprobs,
+    )  # fmt: skip
+    arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
+
+    from halfbyte.model import load
+
+    start = time.perf_counter()
+    loaded = load(
+        model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
+        threads=threads,
+    )  # fmt: skip
+    if verbose:
+        _say_loaded(loaded, time.perf_counter() - start)
+    _answer_all(loaded, requests, arguments, json=json, stats=stats, verbose=verbose)
+
+
+def _requests(
+    prompt: str | None, prompts: Path | None, *, system: str | None, raw: bool, max_tokens: int
+) -> list[Request]:
+    """What to answer, checked before anything is loaded."""
+    if prompts is not None and prompt is not None:
+        raise UsageError("there are both a prompt and --prompts.", "Give one of the two.")
+    if prompts is not None:
+        requests = read_requests(prompts, system=system, max_tokens=max_tokens)
+    else:
+        requests = [single_request(prompt, system=system, max_tokens=max_tokens)]
+    if raw and (with_system := next((r for r in requests if r.system is not None), None)):
+        raise placed(
+            UsageError("a system message has no place without a chat template.", "Leave out --raw or the message."),
+            with_system,
+        )
+    return requests
+
+
+def _say_loaded(model: Model, seconds: float) -> None:
+    note(f"{model.name}: {size(model.nbytes)}, loaded in {seconds:.2f} s")
+    note(f"running on {model.device}: {model.why_device}")
+
+
+def _answer_all(
+    model: Model, requests: list[Request], arguments: dict[str, Any], *, json: bool, stats: bool, verbose: bool
+) -> None:
+    """Print each answer as it comes; figures at the end, also when an error or Ctrl-C ends it early."""
+    done: list[Generation] = []
+    try:
+        for index, request in enumerate(requests):
+            if json:
+                generation, tokens = _answer(model, request, arguments, done, echo=False)
+                print_json(_record(request, generation, tokens if arguments["logprobs"] else None))
+                continue
+            if len(requests) > 1:
+                sys.stdout.write("\n" * (index > 0))
+                note(f"> {request.prompt}")
+            generation, _ = _answer(model, request, arguments, done, echo=True)
+            if generation.finish_reason == "length" and (verbose or sys.stderr.isatty()):
+                note(f"(stopped after {generation.new_tokens} tokens: --max-tokens {request.max_tokens})")
+    finally:
+        if stats and done:
+            rows = [[_cell(name, getattr(generation, name)) for name in FIGURES] for generation in done]
+            print_table(FIGURES, rows, file=sys.stderr)
+
+
+def _answer(
+    model: Model, request: Request, arguments: dict[str, Any], done: list[Generation], *, echo: bool
+) -> tuple[Generation, list[Token]]:
+    """Stream one answer, printed as it comes if `echo`; what there is of it goes to `done` in any case."""
+    tokens: list[Token] = []
+    stream = model.stream(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
+    try:
+        for token in stream:
+            tokens.append(token)
+            if echo and token.text:
+                sys.stdout.write(token.text)
+                sys.stdout.flush()
+    except HalfbyteError as error:
+        raise placed(error, request) from error
+    finally:
+        stream.close()
+        if tokens:
+            done.append(stream.result())
+        if echo and not "".join(token.text for token in tokens).endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    return stream.result(), tokens
+
+
+def _record(request: Request, generation: Generation, tokens: list[Token] | None) -> dict[str, Any]:
+    """The line of `--json`; with log-probabilities when tokens are given."""
+    record: dict[str, Any] = {
+        "prompt": request.prompt,
+        "text": generation.text,
+        "token_ids": [int(token_id) for token_id in generation.token_ids],
+        **{name: _figure(getattr(generation, name)) for name in FIGURES},
+    }
+    if tokens is not None:
+        record["logprobs"] = [
+            {
+                "id": int(token.id),
+                "text": token.text,
+                "logprob": _figure(token.logprob),
+                "top": [[int(token_id), _figure(value)] for token_id, value in token.top_logprobs],
+            }
+            for token in tokens
+        ]
+    return record
+
+
+def _figure(value: float | None) -> float | int | None:
+    """A figure for JSON: None where there is none, such as the time a token when there is one token."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, int) else round(float(value), 6)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if name == "total_s" else f"{value:.2f}"

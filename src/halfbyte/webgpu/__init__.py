@@ -1,0 +1,1 @@
+"""The GPU through WebGPU: the only package that imports wgpu."""

@@ -80,7 +80,23 @@ def spm_definition(
 def small_spm_definition() -> dict[str, Any]:
     """A SentencePiece vocabulary of a few hundred pieces, with <s>, </s> and the chat marks of Phi-3."""
     letters = [*"▁abcdefghijklmnopqrstuvwxyz.,!?'é"]
-    words = ["he", "ll", "hell", "hello", "▁hello", "▁w", "or", "▁wor", "ld", "▁world", "▁▁", "▁▁▁▁", "▁a", "▁the", "th"]
+    words = [
+        "he",
+        "ll",
+        "hell",
+        "hello",
+        "▁hello",
+        "▁w",
+        "or",
+        "▁wor",
+        "ld",
+        "▁world",
+        "▁▁",
+        "▁▁▁▁",
+        "▁a",
+        "▁the",
+        "th",
+    ]
     special = ["<s>", "</s>", "<|user|>", "<|end|>"]
     tokens = ["<unk>", *special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *words]
     scores = {word: -float(index) for index, word in enumerate(words)}

@@ -6,7 +6,8 @@ of tokenizer_config.json has no say beside it). The other files name the special
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,10 @@ class Tokenizer:
     """A model's tokenizer and chat template. Make one with `Tokenizer.from_folder`."""
 
     def __init__(self, files: TokenizerFiles) -> None:
+        self._path = files.path
+        self._special_tokens = files.special_tokens
+        self._chat_template = files.chat_template
         self._backend = _load(files)
-        self._files = files
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
@@ -50,7 +53,8 @@ class Tokenizer:
             raise UsageError(
                 f"The text is not valid Unicode: character {error.start} is a lone surrogate.", "Give it as UTF-8."
             ) from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with _blaming(self._path):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -62,7 +66,8 @@ class Tokenizer:
                     f"Token id {token_id} is outside the vocabulary of {self.vocab_size} tokens.",
                     "Use ids that this model's tokenizer made.",
                 )
-        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        with _blaming(self._path):
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     @property
@@ -92,12 +97,12 @@ class Tokenizer:
     @property
     def bos_token(self) -> str | None:
         """The token that begins a text, as tokenizer_config.json names it."""
-        return self._files.special_tokens.get("bos_token")
+        return self._special_tokens.get("bos_token")
 
     @property
     def eos_token(self) -> str | None:
         """The token that ends a text, as tokenizer_config.json names it; a model may have further stop tokens."""
-        return self._files.special_tokens.get("eos_token")
+        return self._special_tokens.get("eos_token")
 
     @property
     def eos_token_id(self) -> int | None:
@@ -114,7 +119,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
-        return self._files.chat_template is not None
+        return self._chat_template is not None
 
     def render_chat(
         self,
@@ -151,24 +156,31 @@ class Tokenizer:
     def _template(self) -> ChatTemplate:
         from halfbyte.text.template import ChatTemplate
 
-        if self._files.chat_template is None:
+        if self._chat_template is None:
             raise TemplateError("This model has no chat template.", "Give the prompt as plain text (--raw).")
-        return ChatTemplate(self._files.chat_template, self._files.special_tokens)
+        return ChatTemplate(self._chat_template, self._special_tokens)
 
 
 def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
     """The tokenizers library's object, without truncation or padding, with the named special tokens made special."""
     import tokenizers
 
-    try:
+    with _blaming(files.path):
         backend = tokenizers.Tokenizer.from_buffer(files.definition)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the Rust library is not an Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidModelError(f"{files.path} is damaged: {reason}.", "Download the model again.") from error
     backend.no_truncation()
     backend.no_padding()
     known = [text for text in files.special_tokens.values() if backend.token_to_id(text) is not None]
     backend.add_special_tokens(known)
     return backend
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Whatever the library raises is the fault of the file that it was made from."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust library is not an Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidModelError(f"{path} is damaged: {reason}.", "Download the model again.") from error

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
 
 
 def pull(repo: str, *, revision: str | None = None) -> Path:
-    """Fetch what is missing of a hub id and return its folder; files already here are kept. Raises as `resolve` does."""
+    """The folder of a hub id, after fetching what is missing; files already here are kept. Raises as `resolve` does."""
     repo, wanted = _parse(repo, revision)
     if _offline():
         raise DownloadError(f"{repo} cannot be fetched: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
@@ -149,7 +149,8 @@ def remove(repo: str) -> int:
 
 
 def _looks_like_path(model: str, folder: Path) -> bool:
-    return model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1 or folder.exists()
+    name = model.partition("@")[0]
+    return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or folder.exists()
 
 
 def _parse(model: str, revision: str | None) -> tuple[str, str]:
@@ -297,12 +298,13 @@ def _existing(folder: Path) -> Path:
 
 
 def _remember(repo: str, revision: str, commit: str) -> None:
-    """Note which commit a branch or tag stands for, now that the commit is complete."""
+    """Note which commit a branch or tag stands for, where the cache can be written."""
     reference = _repo_folder(repo) / "refs" / revision
-    reference.parent.mkdir(parents=True, exist_ok=True)
     fresh = reference.with_name(f"{reference.name}.new")
-    fresh.write_text(commit)
-    fresh.replace(reference)
+    with suppress(OSError):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(commit)
+        fresh.replace(reference)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Q4G:
         if self.zero_points:
             pairs = np.zeros((rows, groups + groups % 2), np.uint8)
             pairs[:, :groups] = zero
-            parts[".zero"] = pairs[:, 0::2] | pairs[:, 1::2] << 4
+            parts[".zero"] = pairs[:, 0::2] | pairs[:, 1::2] << np.uint8(4)
         return parts
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -115,7 +115,8 @@ def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes 0…15 `[rows, n·32]` → bytes `[rows, n·16]`, in the order of `.q`."""
     blocks = codes.reshape(codes.shape[0], -1, 2, BLOCK // 2)
     low, high = blocks[:, :, 0], blocks[:, :, 1]
-    return np.bitwise_or(low, high << 4, dtype=np.uint8).reshape(codes.shape[0], -1)
+    packed: NDArray[np.uint8] = low | high << np.uint8(4)
+    return packed.reshape(codes.shape[0], -1)
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

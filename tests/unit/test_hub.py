@@ -1,0 +1,496 @@
+"""Models by name, against a small server on this machine that imitates the hub's endpoints."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, file_download
+
+from halfbyte.checkpoint import hub
+from halfbyte.errors import DownloadError, ModelNotFoundError, UnsupportedModelError, UsageError
+
+REPO = "acme/tiny"
+FIRST, SECOND = "a" * 40, "b" * 40
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def weights(*names: str, size: int = 64) -> bytes:
+    """A safetensors file with a bf16 vector of `size` bytes under each name."""
+    spans = {name: [i * size, (i + 1) * size] for i, name in enumerate(names)}
+    header = {name: {"dtype": "BF16", "shape": [size // 2], "data_offsets": span} for name, span in spans.items()}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(i % 251 for i in range(size * len(names)))
+
+
+SETTINGS = {
+    "config.json": b'{"model_type": "llama"}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer_config.json": b'{"a": 1}',
+}
+SINGLE = SETTINGS | {"model.safetensors": weights("x", "y")}
+SHARDED = SETTINGS | {
+    "model.safetensors.index.json": json.dumps({"weight_map": dict(zip("xy", SHARDS, strict=True))}).encode(),
+    SHARDS[0]: weights("x"),
+    SHARDS[1]: weights("y"),
+}
+UNWANTED = {
+    "pytorch_model.bin": b"pickle", "consolidated.safetensors": weights("x", "y"), "README.md": b"#",
+    "original/model.safetensors": weights("z"), "model.gguf": b"GGUF", "training_args.bin": b"pickle",
+}  # fmt: skip
+
+
+class Hub:
+    """What the server holds and what was asked of it.
+
+    Attributes:
+        revisions: Branch, tag or commit → commit.
+        files: Commit → file name → contents.
+        refusals: Start of a path → (status, X-Error-Code) it is answered with.
+        cuts: File name → how many answers break off half-way.
+        requests: (method, path, Range header) of every request.
+    """
+
+    def __init__(self) -> None:
+        self.revisions = {"main": FIRST, FIRST: FIRST}
+        self.files: dict[str, dict[str, bytes]] = {FIRST: dict(SINGLE)}
+        self.refusals: dict[str, tuple[int, str]] = {}
+        self.cuts: dict[str, int] = {}
+        self.requests: list[tuple[str, str, str | None]] = []
+
+    def downloads(self) -> list[str]:
+        """Names of the files whose contents were asked for."""
+        return [
+            path.split("/resolve/")[1].split("/", 1)[1]
+            for kind, path, _ in self.requests
+            if kind == "GET" and "/resolve/" in path
+        ]
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        for start, (status, code) in self.hub.refusals.items():
+            if path.startswith(start):
+                return self.send(status, b"{}", {"X-Error-Code": code})
+        if path.startswith(f"/api/models/{REPO}/revision/"):
+            return self.describe(path.removeprefix(f"/api/models/{REPO}/revision/"))
+        if path.startswith(f"/{REPO}/resolve/"):
+            commit, name = path.removeprefix(f"/{REPO}/resolve/").split("/", 1)
+            return self.file(commit, name)
+        return self.send(401 if path.startswith("/api") else 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def describe(self, revision: str) -> None:
+        commit = self.hub.revisions.get(revision)
+        if commit is None:
+            return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.hub.files[commit].items()]
+        return self.send(200, json.dumps({"id": REPO, "sha": commit, "siblings": siblings}).encode(), {})
+
+    def file(self, commit: str, name: str) -> None:
+        data = self.hub.files[commit].get(name)
+        if data is None:
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        asked = self.headers.get("Range")
+        if asked:
+            start = int(asked.removeprefix("bytes=").rstrip("-").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            data = data[start:]
+        self.send(206 if asked else 200, data, headers, cut=self.command == "GET" and self.take_cut(name))
+
+    def take_cut(self, name: str) -> bool:
+        self.hub.cuts[name] = self.hub.cuts.get(name, 0) - 1
+        return self.hub.cuts[name] >= 0
+
+    def send(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = self.close_connection or cut
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, no token, and no proxy between here and here."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The server, as the hub that huggingface_hub talks to."""
+    state = Hub()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": state}))
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    point_at(monkeypatch, http.server_address[1])
+    yield state
+    huggingface_hub.close_session()
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    endpoint = f"http://127.0.0.1:{port}"
+    huggingface_hub.close_session()
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def unplug(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Calling it leaves nobody at the hub's address."""
+    return lambda: point_at(monkeypatch, 9)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def partial_files(cache: Path) -> list[Path]:
+    return [*cache.rglob("*.incomplete"), *cache.rglob("*.new")]
+
+
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
+    assert hub.resolve(str(tmp_path)) == tmp_path
+    with pytest.raises(UsageError, match="is a folder and has no revision 'v1'"):
+        hub.resolve(str(tmp_path), revision="v1")
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "~/nowhere", "/nowhere/at/all", "a/b/c", "../nowhere", "models\\tiny"])
+def test_what_looks_like_a_path_is_never_looked_up(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        hub.resolve(model)
+    assert server.requests == []
+
+
+def test_a_file_is_not_a_model(server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match="is a file, not a model folder"):
+        hub.resolve(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    "model", ["llama", "acme/", "/x", "acme/ti ny", "acme/-tiny", "acme/a--b", "acme/a..b", "ácme/x"]
+)
+def test_what_is_no_id_is_never_looked_up(server: Hub, model: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        hub.resolve(model)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("revision", ["../main", "a b", "-x", "a/../../b", "x" * 300])
+def test_what_is_no_revision_is_never_looked_up(server: Hub, revision: str) -> None:
+    with pytest.raises(UsageError, match="is not a revision"):
+        hub.resolve(REPO, revision=revision)
+    assert server.requests == []
+
+
+def test_two_revisions_contradict(server: Hub) -> None:
+    with pytest.raises(UsageError, match="contradict"):
+        hub.resolve(f"{REPO}@main", revision="v1")
+
+
+@pytest.mark.parametrize("files", [SINGLE, SHARDED], ids=["single", "sharded"])
+def test_only_needed_files_are_fetched(server: Hub, files: dict[str, bytes]) -> None:
+    server.files[FIRST] = files | UNWANTED | {"chat_template.jinja": b"{{ x }}"}
+    folder = hub.resolve(REPO)
+    assert contents(folder) == files | {"chat_template.jinja": b"{{ x }}"}
+    assert folder.name == FIRST
+    assert sorted(server.downloads()) == sorted(contents(folder))
+
+
+def test_one_file_of_another_name_is_fetched(server: Hub) -> None:
+    server.files[FIRST] = SETTINGS | UNWANTED | {"weights.safetensors": weights("x")}
+    assert "weights.safetensors" in contents(hub.resolve(REPO))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [({"pytorch_model.bin": b""}, "only as pickles"), ({"model.gguf": b""}, r"has no model\.safetensors")],
+)
+def test_a_repository_without_safetensors(server: Hub, files: dict[str, bytes], message: str) -> None:
+    server.files[FIRST] = SETTINGS | files
+    with pytest.raises(UnsupportedModelError, match=message):
+        hub.resolve(REPO)
+
+
+def test_a_repository_without_configuration(server: Hub) -> None:
+    server.files[FIRST] = {"README.md": b"#"}
+    with pytest.raises(ModelNotFoundError, match="not a language model"):
+        hub.resolve(REPO)
+    assert server.downloads() == []
+
+
+def test_an_index_that_names_a_missing_file(server: Hub) -> None:
+    server.files[FIRST] = {name: data for name, data in SHARDED.items() if name != SHARDS[1]}
+    with pytest.raises(DownloadError, match=f"lacks the file {SHARDS[1]}"):
+        hub.resolve(REPO)
+
+
+def test_everything_comes_from_one_commit(server: Hub) -> None:
+    hub.resolve(REPO)
+    resolved = [path for _, path, _ in server.requests if "/resolve/" in path]
+    assert all(f"/resolve/{FIRST}/" in path for path in resolved)
+
+
+def test_a_branch_that_moved_is_fetched_anew_and_the_old_commit_stays(server: Hub) -> None:
+    old = hub.resolve(REPO)
+    server.revisions |= {"main": SECOND}
+    server.files[SECOND] = SINGLE | {"config.json": b'{"model_type": "phi3"}'}
+    new = hub.resolve(REPO)
+    assert (old.name, new.name) == (FIRST, SECOND)
+    assert json.loads((new / "config.json").read_text()) == {"model_type": "phi3"}
+    assert hub.resolve(f"{REPO}@{FIRST}") == old
+    assert hub.resolve(REPO, offline=True) == new
+
+
+def test_tags_and_branches_with_slashes(server: Hub) -> None:
+    server.revisions |= {"refs/pr/1": SECOND}
+    server.files[SECOND] = SINGLE
+    assert hub.resolve(REPO, revision="refs/pr/1").name == SECOND
+    assert hub.resolve(f"{REPO}@refs/pr/1", offline=True).name == SECOND
+
+
+def test_a_cached_commit_needs_no_network(server: Hub) -> None:
+    folder = hub.pull(REPO)
+    server.requests.clear()
+    assert hub.resolve(REPO, revision=FIRST) == folder
+    assert server.requests == []
+
+
+def test_a_cached_branch_is_only_looked_up(server: Hub) -> None:
+    hub.pull(REPO)
+    server.requests.clear()
+    hub.resolve(REPO)
+    assert server.requests == [("GET", f"/api/models/{REPO}/revision/main", None)]
+
+
+def test_offline_uses_the_cache_alone(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DownloadError, match="not complete in the local cache") as caught:
+        hub.resolve(REPO, offline=True)
+    assert f"halfbyte models pull {REPO}" in caught.value.hint
+    folder = hub.pull(REPO)
+    server.requests.clear()
+    assert hub.resolve(REPO, offline=True) == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.resolve(REPO) == folder
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        hub.pull(REPO)
+    assert server.requests == []
+
+
+def test_without_network_the_cache_is_used_with_a_note(
+    server: Hub, unplug: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = hub.pull(REPO)
+    unplug()
+    with caplog.at_level(logging.WARNING, "halfbyte"):
+        assert hub.resolve(REPO) == folder
+    assert "could not be reached" in caplog.text
+    assert FIRST[:12] in caplog.text
+    with pytest.raises(DownloadError, match="could not be reached"):
+        hub.pull(REPO)
+
+
+def test_without_network_and_cache(server: Hub, unplug: Callable[[], None]) -> None:
+    unplug()
+    with pytest.raises(DownloadError, match="could not be reached") as caught:
+        hub.resolve(REPO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_with_problems_counts_as_no_network(server: Hub) -> None:
+    folder = hub.pull(REPO)
+    server.refusals["/api"] = (503, "")
+    assert hub.resolve(REPO) == folder
+    with pytest.raises(DownloadError, match="HTTP 503"):
+        hub.pull(REPO)
+
+
+def test_no_such_repository(server: Hub) -> None:
+    with pytest.raises(ModelNotFoundError, match="no repository acme/other on the hub, or it is private") as caught:
+        hub.resolve("acme/other")
+    assert "hf auth login" in caught.value.hint
+
+
+def test_no_such_revision(server: Hub) -> None:
+    with pytest.raises(ModelNotFoundError, match="has no revision 'v9'"):
+        hub.resolve(REPO, revision="v9")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_repository_says_how_to_get_in(server: Hub, cache: Path, status: int) -> None:
+    server.refusals[f"/{REPO}/resolve"] = (status, "GatedRepo")
+    with pytest.raises(DownloadError, match="is gated") as caught:
+        hub.resolve(REPO)
+    assert "hf auth login" in caught.value.hint
+    assert f"https://huggingface.co/{REPO}" in caught.value.hint
+    assert partial_files(cache) == []
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "refused access"), (429, "HTTP 429"), (418, "HTTP 418")])
+def test_other_answers(server: Hub, status: int, message: str) -> None:
+    server.refusals["/api"] = (status, "")
+    with pytest.raises(DownloadError, match=message):
+        hub.resolve(REPO)
+
+
+def test_a_broken_connection_is_resumed(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    data = weights("x", size=100_000)
+    server.files[FIRST] = SETTINGS | {"model.safetensors": data}
+    server.cuts["model.safetensors"] = 1
+    assert (hub.resolve(REPO) / "model.safetensors").read_bytes() == data
+    ranges = [asked for kind, path, asked in server.requests if kind == "GET" and path.endswith("model.safetensors")]
+    assert ranges[0] is None
+    assert ranges[1] is not None
+    assert int(ranges[1].removeprefix("bytes=").rstrip("-")) >= 40_000
+
+
+def breaking(error: BaseException) -> Callable[..., None]:
+    """A download that writes a little and fails, for the weights; others go through."""
+    whole = file_download.http_get
+
+    def http_get(url: str, temp_file: BinaryIO, **options: Any) -> None:
+        if url.endswith(".safetensors"):
+            temp_file.write(b"half")
+            temp_file.flush()
+            raise error
+        whole(url, temp_file, **options)
+
+    return http_get
+
+
+@pytest.mark.parametrize(
+    ("error", "seen", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DownloadError, r"disk of .* is full: acme/tiny needs"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), DownloadError, "is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), DownloadError, "/x cannot be written"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), DownloadError, "connection broke"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+    ids=["full", "full under Xet", "permission", "network", "ctrl-c"],
+)
+def test_a_download_that_fails_leaves_nothing_half_written(
+    server: Hub,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    seen: type[BaseException],
+    message: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", breaking(error))
+        with pytest.raises(seen, match=message):
+            hub.resolve(REPO)
+    assert partial_files(cache) == []
+    assert hub.installed() == []
+    with pytest.raises(DownloadError, match="not complete"):
+        hub.resolve(REPO, offline=True)
+    server.requests.clear()
+    assert contents(hub.resolve(REPO)) == SINGLE
+    assert server.downloads() == ["model.safetensors"]
+
+
+def test_a_full_disk_removes_what_another_version_left(
+    server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = cache / f"models--{REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0123.incomplete").write_bytes(b"half")
+    monkeypatch.setattr(file_download, "http_get", breaking(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(DownloadError, match="is full"):
+        hub.resolve(REPO)
+    assert partial_files(cache) == []
+
+
+def test_too_little_space_is_known_before_the_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(DownloadError, match=r"is full: acme/tiny needs 0\.00 GB more"):
+        hub.resolve(REPO)
+    assert server.downloads() == []
+
+
+def test_installed_lists_what_can_be_opened(server: Hub, cache: Path) -> None:
+    assert hub.installed() == []
+    folder = hub.pull(REPO)
+    server.revisions["broken"] = SECOND
+    server.files[SECOND] = SINGLE | {"model.safetensors": b"nonsense"}
+    hub.pull(REPO, revision="broken")
+    nbytes = sum(len(data) for data in SINGLE.values())
+    assert hub.installed() == [hub.InstalledModel(REPO, FIRST, folder, nbytes, "llama", ("bf16",))]
+
+
+def test_remove_frees_every_revision(server: Hub, cache: Path) -> None:
+    hub.pull(REPO)
+    server.revisions["next"] = SECOND
+    server.files[SECOND] = SINGLE | {"config.json": b'{"model_type": "phi3"}'}
+    hub.pull(REPO, revision="next")
+    expected = sum(len(data) for data in SINGLE.values()) + len(b'{"model_type": "phi3"}')
+    assert hub.remove(REPO) == expected
+    assert hub.installed() == []
+    assert not (cache / "models--acme--tiny").exists()
+    with pytest.raises(ModelNotFoundError, match="not in the local cache"):
+        hub.remove(REPO)
+
+
+def test_remove_takes_what_was_never_finished(server: Hub, cache: Path) -> None:
+    blobs = cache / "models--acme--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0123.incomplete").write_bytes(b"half")
+    assert hub.remove(REPO) == 4
+    assert not (cache / "models--acme--tiny").exists()
+
+
+def test_a_read_only_cache_can_be_used(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.pull(REPO)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert hub.resolve(REPO) == folder

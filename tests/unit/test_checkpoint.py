@@ -93,6 +93,8 @@ def test_a_single_file_opens(folder: Path) -> None:
     assert checkpoint.generation_config == {}
     assert checkpoint.nbytes == sum(t.nbytes for t in llama_tensors().values())
     assert dict(checkpoint.shapes) == {name: tuple(t.shape) for name, t in llama_tensors().items()}
+    with pytest.raises(InvalidModelError, match="lacks the tensor 'nothing'"):
+        checkpoint.weight("nothing")
 
 
 def test_shards_open(folder: Path) -> None:
@@ -248,11 +250,6 @@ def test_check_of_shapes_names_both(folder: Path) -> None:
     checkpoint = open_checkpoint(make(folder, tensors))
     with pytest.raises(InvalidModelError, match=r"has the shape \[64, 73\]; config\.json asks for \[64, 72\]"):
         checkpoint.check(spec_of(checkpoint))
-
-
-def test_asking_for_an_unknown_tensor(folder: Path) -> None:
-    with pytest.raises(InvalidModelError, match="lacks the tensor 'nothing'"):
-        open_checkpoint(make(folder)).weight("nothing")
 
 
 def test_packed_encodes_matrices_and_leaves_vectors(folder: Path) -> None:

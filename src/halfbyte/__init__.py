@@ -18,7 +18,6 @@ from halfbyte.errors import ContextFullError, HalfbyteError
 
 if TYPE_CHECKING:
     from halfbyte.model import Generation, Model, Stream, Token, load
-    from halfbyte.quantize import quantize
     from halfbyte.runtime import SamplingParams
 
 __version__ = "0.1.0"
@@ -33,7 +32,6 @@ __all__ = [
     "Token",
     "__version__",
     "load",
-    "quantize",
 ]
 
 _HOMES = {
@@ -43,7 +41,6 @@ _HOMES = {
     "Stream": "model",
     "Token": "model",
     "load": "model",
-    "quantize": "quantize",
 }
 
 

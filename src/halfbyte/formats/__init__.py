@@ -87,5 +87,6 @@ def get_format(name: str) -> Format:
         if found is not None:
             return found
     raise UnsupportedModelError(
-        f"unknown weight format {name!r}.", "Known are f32, f16, bf16 and q4g32, q4g64, q4g128 (with z for zero points)."
+        f"unknown weight format {name!r}.",
+        "Known are f32, f16, bf16 and q4g32, q4g64, q4g128 (with z for zero points).",
     )

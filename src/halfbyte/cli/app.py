@@ -27,9 +27,9 @@ app.add_typer(models, name="models")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from halfbyte.cli.doctor import installed_version
+        from halfbyte import __version__
 
-        typer.echo(f"halfbyte {installed_version('halfbyte')}")
+        typer.echo(f"halfbyte {__version__}")
         raise typer.Exit
 
 

@@ -97,6 +97,7 @@ def report(error: Exception) -> int:
             print_error(error.format_message(), _usage_hint(error))
             return error.exit_code
         case typer.Abort():
+            print_error("stopped.")
             return EXIT_INTERRUPTED
         case MemoryError():
             print_error("there is not enough memory.", "Use a smaller model, a smaller --context, or --kv-cache f16.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from halfbyte.cpu.machine import Machine
     from halfbyte.webgpu.adapters import Adapters
 
-PACKAGES = ("halfbyte", "numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
+PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
 
 
 def doctor(json: opt.Json = False) -> None:
@@ -30,12 +30,14 @@ def doctor(json: opt.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """All findings: sizes in bytes, bandwidths in bytes a second, measured now."""
+    from halfbyte import __version__
     from halfbyte.cpu import machine
     from halfbyte.webgpu.adapters import find_adapters
 
     cpu = machine.describe()
     adapters = find_adapters()
     return {
+        "halfbyte": __version__,
         "system": platform.platform(),
         "processor": {
             "name": cpu.brand,
@@ -104,6 +106,7 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
     limits = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in cpu["limits"].items())
     packages = ", ".join(f"{name} {number}" for name, number in findings["packages"].items())
     return [
+        ("halfbyte", findings["halfbyte"]),
         ("system", findings["system"]),
         ("processor", cpu["name"]),
         ("instructions", f"{' '.join(cpu['instruction_sets'])} (used: {cpu['used']})"),

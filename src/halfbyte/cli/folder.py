@@ -6,14 +6,17 @@ from pathlib import Path
 
 from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
 from halfbyte.checkpoint.hub import resolve
-from halfbyte.model import POCKET
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 
 
 def model_folder(model: str | None, *, revision: str | None = None, offline: bool = False) -> Path:
     """The folder of a model; the pocket model's for None. Raises what `resolve` raises."""
-    return POCKET if model is None else resolve(model, revision=revision, offline=offline)
+    if model is not None:
+        return resolve(model, revision=revision, offline=offline)
+    from halfbyte.model import POCKET
+
+    return POCKET
 
 
 def open_model(

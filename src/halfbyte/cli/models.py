@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,6 @@ Name = Annotated[
     typer.Argument(metavar="MODEL", help="Model folder or Hugging Face id.", show_default="the pocket model"),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit.", show_default="main")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use only what is downloaded.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 app = typer.Typer(cls=Group, rich_markup_mode=None, help="List, download, show and remove models.")
@@ -34,12 +34,10 @@ def list_models(json: opt.Json = False) -> None:
 
     models = installed()
     if json:
-        print_json(
-            [{"id": m.repo, "revision": m.revision, "bytes": m.nbytes, "path": str(m.path)} for m in models], indent=2
-        )
+        print_json([asdict(model) | {"path": str(model.path)} for model in models], indent=2)
     elif models:
-        rows = [(m.repo, m.revision[:12], size(m.nbytes), str(m.path)) for m in models]
-        print_table(("ID", "REVISION", "SIZE", "PATH"), rows)
+        rows = [(m.repo, m.revision[:12], size(m.nbytes), m.model_type, " ".join(m.formats)) for m in models]
+        print_table(("ID", "REVISION", "SIZE", "ARCHITECTURE", "FORMATS"), rows)
     else:
         note("no models are downloaded; the pocket model comes with the package.")
 
@@ -57,17 +55,18 @@ def remove(repo: Repo, yes: Yes = False) -> None:
     """Delete a downloaded model."""
     from halfbyte.checkpoint.hub import remove
 
-    if not yes:
-        typer.confirm(f"Delete all downloaded revisions of {repo}?", abort=True, err=True)
+    if not yes and not typer.confirm(f"Delete all downloaded revisions of {repo}?", err=True):
+        note("nothing was removed.")
+        raise typer.Exit(1)
     note(f"{repo} is removed: {size(remove(repo))} freed.")
 
 
 @app.command(cls=Command)
-def show(model: Name = None, revision: Revision = None, offline: Offline = False, json: opt.Json = False) -> None:
-    """Show a model's architecture, size, formats, measured quality and licence."""
+def show(model: Name = None, revision: Revision = None, json: opt.Json = False) -> None:
+    """Show a model's size, formats, quality and licence."""
     from halfbyte.cli.folder import open_model
 
-    facts = describe(*open_model(model, revision=revision, offline=offline))
+    facts = describe(*open_model(model, revision=revision, offline=True))
     if json:
         print_json(facts, indent=2)
     else:
@@ -77,9 +76,7 @@ def show(model: Name = None, revision: Revision = None, offline: Offline = False
 def describe(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
     """What is known of a model: sizes in bytes, formats as weights stored in each."""
     first = spec.layers[0].attention
-    formats: Counter[str] = Counter()
-    for name in spec.shapes:
-        formats[checkpoint.format(name).name] += 1
+    formats = Counter(checkpoint.format(name).name for name in spec.shapes)
     nbytes = sum(checkpoint.format(name).nbytes(shape) for name, shape in spec.shapes.items())
     licence = next((path for path in sorted(checkpoint.path.glob("LICEN[SC]E*"))), None)
     return {

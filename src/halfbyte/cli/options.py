@@ -15,6 +15,14 @@ _OUTPUT = "Output"
 Device = Literal["auto", "cpu", "reference"]
 KvCache = Literal["f16", "f32"]
 
+
+def installed_models(incomplete: str) -> list[str]:
+    """Completions of `--model`: ids of downloaded models."""
+    from halfbyte.checkpoint.hub import installed
+
+    return [model.repo for model in installed() if model.repo.startswith(incomplete)]
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -23,6 +31,7 @@ Model = Annotated[
         metavar="MODEL",
         show_default="the pocket model",
         help="Folder or Hugging Face id.",
+        autocompletion=installed_models,
         rich_help_panel=_MODEL,
     ),
 ]

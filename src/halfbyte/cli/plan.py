@@ -39,6 +39,6 @@ def plan(
     from rich.console import Console
 
     on_terminal = sys.stdout.isatty()
-    console = Console(width=None if on_terminal else 240, highlight=False, markup=False, soft_wrap=not on_terminal)
+    console = Console(width=None if on_terminal else 1000, highlight=False, markup=False, soft_wrap=not on_terminal)
     console.print(table(made))
     console.print(summary(made))

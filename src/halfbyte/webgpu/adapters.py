@@ -58,7 +58,11 @@ def find_adapters(*, timeout_s: float = 30.0) -> Adapters:
         return Adapters((), f"the GPU driver could not be asked: {error.strerror}.")
     if asked.returncode:
         return Adapters((), _failure(asked.returncode, asked.stderr.decode(errors="replace")))
-    found = tuple(Adapter(**{**a, "features": tuple(a["features"])}) for a in json.loads(asked.stdout))
+    try:
+        described = json.loads(asked.stdout)
+    except ValueError:
+        return Adapters((), "wgpu does not work here: it printed no list of adapters.")
+    found = tuple(Adapter(**{**a, "features": tuple(a["features"])}) for a in described)
     return Adapters(found, "" if found else NO_ADAPTER)
 
 

@@ -1,0 +1,105 @@
+"""`halfbyte doctor` and the GPU adapters it lists: complete, and unmoved by whatever a driver does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from halfbyte.cli.doctor import cgroup_quota, examine
+from halfbyte.webgpu.adapters import NO_ADAPTER, Adapter, Adapters, find_adapters
+from tests.unit.cli_fakes import halfbyte
+
+GPU = Adapter("Test GPU", "DiscreteGPU", "Vulkan", "driver 1", ("shader-f16", "subgroup"), {"max-buffer-size": 1 << 30})
+
+
+@pytest.fixture
+def fake_wgpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A module called wgpu that comes before the real one; its text is for the test to write."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "wgpu.py"
+
+
+def test_adapters_are_listed_with_features_and_limits(fake_wgpu: Path) -> None:
+    fake_wgpu.write_text(
+        "class Found:\n"
+        "    info = {'device': 'Test GPU', 'adapter_type': 'DiscreteGPU', 'backend_type': 'Vulkan',"
+        " 'description': 'driver 1'}\n"
+        "    features = {'subgroup', 'shader-f16'}\n"
+        "    limits = {'max-buffer-size': 1 << 30}\n"
+        "class gpu:\n"
+        "    enumerate_adapters_sync = staticmethod(lambda: [Found()])\n"
+    )
+    assert find_adapters() == Adapters((GPU,))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("class gpu:\n    enumerate_adapters_sync = staticmethod(list)", NO_ADAPTER),
+        ("raise ImportError('no libwgpu_native.so')", "wgpu does not work here: ImportError: no libwgpu_native.so"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the GPU driver crashed (signal 11)."),
+        ("print('not JSON'); raise SystemExit(0)", "wgpu does not work here: it printed no list of adapters."),
+        ("raise SystemExit(3)", "wgpu does not work here: exit code 3"),
+    ],
+)
+def test_a_broken_wgpu_is_a_reason(fake_wgpu: Path, module: str, reason: str) -> None:
+    fake_wgpu.write_text(module)
+    assert find_adapters() == Adapters((), reason)
+
+
+def test_a_driver_that_hangs_is_a_reason(fake_wgpu: Path) -> None:
+    fake_wgpu.write_text("import time; time.sleep(60)")
+    assert find_adapters(timeout_s=0.5) == Adapters((), "the GPU driver did not answer within 0.5 s.")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota_is_read(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroup_quota(tmp_path) == quota
+
+
+def test_doctor_tells_all_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((GPU,)))
+    findings = json.loads(halfbyte("doctor", "--json").stdout)
+    assert findings.keys() == examine().keys()
+    assert findings["processor"]["used"] in findings["processor"]["instruction_sets"] or findings["processor"]["used"]
+    assert 1 <= findings["processor"]["threads"] <= (os.cpu_count() or 1)
+    assert 0 < findings["memory"]["available_bytes"] <= findings["memory"]["bytes"]
+    assert all(speed > 1e8 for speed in findings["memory"]["read_bandwidth"].values())
+    assert findings["gpu"]["found"][0]["features"] == ["shader-f16", "subgroup"]
+    assert findings["device"]["name"] == "cpu"
+    assert set(findings["packages"]) >= {"numpy", "wgpu", "tokenizers"}
+
+
+def test_doctor_prints_it_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((), NO_ADAPTER))
+    result = halfbyte("doctor")
+    assert result.exit_code == 0
+    labels = [line.split("  ")[0] for line in result.stdout.splitlines()]
+    assert labels == [
+        "halfbyte", "system", "processor", "instructions", "threads", "memory", "bandwidth", "gpu", "python",
+        "packages", "device",
+    ]  # fmt: skip
+    assert f"none: {NO_ADAPTER}" in result.stdout
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = "import sys, halfbyte.cli.app; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "rich", "jinja2", "wgpu", "huggingface_hub", "tokenizers"} & set(modules)

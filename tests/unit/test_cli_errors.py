@@ -1,0 +1,130 @@
+"""Whatever goes wrong: one line that says what, one that says what to do, a code, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from halfbyte import errors
+from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
+
+KINDS = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, errors.HalfbyteError) and value is not errors.HalfbyteError
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_error_is_two_lines_and_its_code(
+    monkeypatch: pytest.MonkeyPatch, kind: type[errors.HalfbyteError]
+) -> None:
+    use_fake(monkeypatch, [kind("it is\nwrong: \x1b[31m7.", "Do this.")])
+    result = halfbyte("run", "x")
+    assert result.exit_code == kind.exit_code
+    assert error_lines(result) == ["error: it is wrong: \\x1b[31m7.", "Do this."]
+
+
+def test_exit_codes_tell_errors_apart() -> None:
+    codes = [kind.exit_code for kind in KINDS]
+    assert len(set(codes)) == len(codes)
+    assert not {0, 1, 70, 71, 74, 130} & set(codes)
+
+
+def test_an_error_in_the_middle_keeps_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["so far", errors.ContextFullError("the context of 64 tokens is full.")])
+    result = halfbyte("run", "x")
+    assert result.stdout == "so far\n"
+    assert error_lines(result) == ["error: the context of 64 tokens is full."]
+    assert result.exit_code == errors.ContextFullError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 71, "not enough memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 74, "the disk is full (/tmp/x)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/tmp/y"), 74, "Permission denied (/tmp/y)"),
+        (ValueError("odd"), 70, "this is a bug in Halfbyte: ValueError: odd"),
+    ],
+)
+def test_other_failures_are_sentences_too(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str
+) -> None:
+    use_fake(monkeypatch, [error])
+    result = halfbyte("run", "x")
+    assert result.exit_code == code
+    message, hint = error_lines(result)
+    assert words in message
+    assert hint
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "run", "x"], ["run", "--debug", "x"]])
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    use_fake(monkeypatch, [ValueError("odd")])
+    result = halfbyte(*arguments)
+    assert result.exit_code == 70
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "error: this is a bug" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", ""], "the prompt is empty"),
+        (["run"], "the prompt is empty"),
+        (["run", "\udcff"], "the prompt is not UTF-8"),
+        (["run", "x", "--prompts", "f"], "both a prompt and --prompts"),
+        (["run", "--prompts", "missing.jsonl"], "'missing.jsonl': No such file"),
+        (["run", "x", "--raw", "--system", "s"], "without a chat template"),
+        (["run", "x", "--logprobs", "3"], "without --json"),
+        (["run", "x", "--top-k", "40"], "--top-k 40 has no effect at temperature 0"),
+        (["run", "x", "--top-p", "0.9"], "--top-p 0.9 has no effect"),
+        (["run", "x", "--min-p", "0.1"], "--min-p 0.1 has no effect"),
+        (["chat", "--typical-p", "0.5"], "--typical-p 0.5 has no effect"),
+        (["run", "x", "-t", "nan"], "temperature is nan"),
+        (["run", "x", "-t", "1", "--top-p", "1.5"], "top_p is 1.5"),
+        (["run", "x", "--logit-bias", "a=1"], "'a=1' is not ID=X"),
+        (["run", "x", "--logit-bias", "7"], "'7' is not ID=X"),
+        (["run", "x", "--seed", "-1"], "seed is -1"),
+        (["run", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["run", "x", "--device", "tpu"], "--device"),
+        (["run", "x", "--bogus"], "--bogus"),
+        (["chat", "--threads", "many"], "--threads"),
+        (["ruin"], "Did you mean 'run'"),
+        (["models", "fetch"], "fetch"),
+        (["models", "pull"], "ID"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    model = use_fake(monkeypatch)
+    result = halfbyte(*arguments)
+    assert result.exit_code == 2
+    assert words in error_lines(result)[0]
+    assert error_lines(result)[0].startswith("error: ")
+    assert len(error_lines(result)) <= 2
+    assert (result.stdout, model.loads) == ("", [])
+
+
+def test_standard_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch)
+    result = halfbyte("run", "-", stdin=b"abc\xff")
+    assert result.exit_code == 2
+    assert "standard input is not UTF-8 text: invalid start byte at byte 3." in error_lines(result)[0]
+
+
+@pytest.mark.parametrize("command", [["run", "x", "-m"], ["plan", "-m"], ["models", "show"], ["chat", "-m"]])
+def test_a_missing_folder_is_named(command: list[str], tmp_path: Path) -> None:
+    result = halfbyte(*command, str(tmp_path / "nowhere"))
+    assert result.exit_code == errors.ModelNotFoundError.exit_code
+    assert str(tmp_path / "nowhere") in error_lines(result)[0]
+
+
+def test_help_and_version_succeed() -> None:
+    assert halfbyte().stdout == halfbyte("--help").stdout
+    assert "Run 4-bit language models" in halfbyte("--help").stdout
+    assert halfbyte("--version").stdout.startswith("halfbyte ")

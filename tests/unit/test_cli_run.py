@@ -1,0 +1,199 @@
+"""`halfbyte run`: what is asked of the model, and what is printed where."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from halfbyte.errors import ContextFullError
+from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
+
+FIGURES = ["prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s"]
+KEYS = ["prompt", "text", "token_ids", *FIGURES]
+
+
+def test_the_answer_alone_is_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["Use ", "tar -xf."])
+    result = halfbyte("run", "How?")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Use tar -xf.\n", "")
+    assert model.asked[0][0] == "How?"
+    assert model.streams[0].closed
+
+
+def test_an_answer_that_ends_a_line_gets_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["done\n"])
+    assert halfbyte("run", "x").stdout == "done\n"
+
+
+def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    halfbyte("run", "x")
+    unset = dict.fromkeys(("revision", "context", "weights", "threads"))
+    assert model.loads == [(None, "auto", unset | {"offline": False, "kv_dtype": "f16"})]
+    options = model.asked[0][1]
+    assert (options["temperature"], options["max_tokens"], options["stop"]) == (0.0, 256, ())
+
+
+def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    arguments = (
+        "run x -m org/name --revision v1 --offline --device reference --weights q4g64 --kv-cache f32 --context 512 "
+        "--threads 3 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 --top-p 0.9 --min-p 0.05 "
+        "--typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 --logit-bias 5=-1.5 "
+        "--logit-bias 6=2 --seed 11 --json --logprobs 2"
+    )
+    assert halfbyte(*arguments.split()).exit_code == 0
+    loading = {"revision": "v1", "offline": True, "context": 512, "weights": "q4g64", "kv_dtype": "f32", "threads": 3}
+    assert model.loads == [("org/name", "reference", loading)]
+    assert model.asked[0][1] == {
+        "system": "S", "max_tokens": 9, "stop": ("END", "###"), "raw": False, "ignore_eos": True, "temperature": 0.7,
+        "top_k": 40, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.8, "repetition_penalty": 1.1, "presence_penalty": 0.2,
+        "frequency_penalty": 0.3, "logit_bias": {5: -1.5, 6: 2.0}, "seed": 11, "logprobs": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("run", "-")])
+def test_a_piped_prompt_loses_one_line_break(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    assert halfbyte(*arguments, stdin="first\n\nsecond\n\n").exit_code == 0
+    assert model.asked[0][0] == "first\n\nsecond\n"
+
+
+def test_a_prompt_leaves_standard_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    halfbyte("run", "argument", stdin="piped")
+    assert model.asked[0][0] == "argument"
+
+
+def test_json_has_exactly_the_promised_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["Grüße ", "☃"])
+    result = halfbyte("run", "x", "--json")
+    record = json.loads(result.stdout)
+    assert list(record) == KEYS
+    assert record["text"] == "Grüße ☃"
+    assert "☃" in result.stdout
+    assert (record["token_ids"], record["new_tokens"], record["tokens_per_s"]) == ([10, 11], 2, 250.0)
+
+
+def test_figures_that_one_token_does_not_have_are_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["x"])
+    record = json.loads(halfbyte("run", "x", "--json").stdout)
+    assert (record["ms_per_token"], record["tokens_per_s"]) == (None, None)
+
+
+def test_log_probabilities_are_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["x"])
+    record = json.loads(halfbyte("run", "x", "--json", "--logprobs", "2").stdout)
+    assert list(record) == [*KEYS, "logprobs"]
+    assert record["logprobs"] == [{"id": 10, "text": "x", "logprob": -0.5, "top": [[10, -0.5], [3, None]]}]
+
+
+def test_stats_are_a_table_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["a", "b"])
+    result = halfbyte("run", "x", "--stats")
+    assert result.stdout == "ab\n"
+    header, row = result.stderr.splitlines()
+    assert header.split() == FIGURES
+    assert row.split() == ["7", "2", "12.50", "4.00", "250.00", "0.500"]
+
+
+def test_verbose_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["a"])
+    result = halfbyte("run", "x", "-v")
+    assert result.stdout == "a\n"
+    assert "fake: 17.4 MB" in result.stderr
+    assert "cpu: it was asked for" in result.stderr
+
+
+def test_a_file_is_answered_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = use_fake(monkeypatch, ["one"], ["two"])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "p1", "id": 4}\n\n{"prompt": "p2", "system": "s", "max_tokens": 3}\n')
+    result = halfbyte("run", "--prompts", str(file), "--json", "-n", "8")
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one", "two"]
+    assert [(prompt, options["system"], options["max_tokens"]) for prompt, options in model.asked] == [
+        ("p1", None, 8),
+        ("p2", "s", 3),
+    ]
+
+
+def test_answers_to_a_file_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["one"], ["two"])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "p1"}\n{"prompt": "p2"}')
+    result = halfbyte("run", "--prompts", str(file))
+    assert result.stdout == "one\n\ntwo\n"
+    assert result.stderr == "> p1\n> p2\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"{", "it is not JSON"),
+        (b"[1]", "it is not a JSON object"),
+        (b'{"text": "x"}', 'there is no "prompt"'),
+        (b'{"prompt": 3}', 'there is no "prompt"'),
+        (b'{"prompt": ""}', "the prompt is empty"),
+        (b'{"prompt": "\\ud800"}', "the prompt is not UTF-8"),
+        (b'{"prompt": "x", "max_tokens": 0}', '"max_tokens" is 0'),
+        (b'{"prompt": "x", "max_tokens": true}', '"max_tokens" is True'),
+        (b'{"prompt": "x", "system": 1}', '"system" is 1'),
+        (b'{"prompt": "\xff"}', "it is not UTF-8"),
+        (b"[" * 100_000, "it is not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: bytes, complaint: str
+) -> None:
+    model = use_fake(monkeypatch)
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
+    result = halfbyte("run", "--prompts", str(file))
+    assert result.exit_code == 2
+    assert f"{file}, line 3: {complaint}" in error_lines(result)[0]
+    assert model.loads == []
+
+
+def test_what_is_done_stays_when_a_later_prompt_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["one"], [ContextFullError("the prompt has 9 tokens.", "Shorten it.")], ["never"])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1"}\n{"prompt": "2"}\n{"prompt": "3"}\n')
+    result = halfbyte("run", "--prompts", str(file), "--json", "--stats")
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one"]
+    assert result.exit_code == ContextFullError.exit_code
+    assert f"error: {file}, line 2: the prompt has 9 tokens." in error_lines(result)
+    assert "tokens_per_s" in result.stderr
+
+
+def test_ctrl_c_keeps_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["half an ", "answer", KeyboardInterrupt(), "never"])
+    result = halfbyte("run", "x")
+    assert (result.exit_code, result.stdout) == (130, "half an answer\n")
+    assert error_lines(result) == []
+    assert model.streams[0].closed
+
+
+def test_ctrl_c_keeps_finished_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["one"], ["tw", KeyboardInterrupt()])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1"}\n{"prompt": "2"}\n')
+    result = halfbyte("run", "--prompts", str(file), "--json")
+    assert result.exit_code == 130
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one"]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    use_fake(monkeypatch, ["x", "y"])
+    monkeypatch.setattr("sys.stdout", Closed())
+    from halfbyte.cli.app import app
+
+    with pytest.raises(SystemExit) as ended:
+        app(["run", "x"], prog_name="halfbyte")
+    assert ended.value.code == 1

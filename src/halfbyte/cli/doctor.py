@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.cli import options as opt
@@ -42,10 +41,11 @@ def examine() -> dict[str, Any]:
         "processor": {
             "name": cpu.brand,
             "instruction_sets": list(cpu.instruction_sets),
+            "kernels": list(cpu.kernels),
             "used": cpu.isa,
             "cores": cpu.cores,
             "threads": cpu.threads,
-            "limits": thread_limits(),
+            "limits": thread_limits(cpu.quota),
         },
         "memory": {
             "bytes": cpu.memory_bytes,
@@ -62,26 +62,12 @@ def examine() -> dict[str, Any]:
     }
 
 
-def thread_limits() -> dict[str, float]:
-    """What bounds the threads that can run at once: processors, this process's affinity, the container's quota."""
+def thread_limits(quota: float | None) -> dict[str, float]:
+    """What bounds the threads that can run at once: processors, this process's affinity, its container's quota."""
     limits: dict[str, float] = {"logical_processors": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         limits["affinity"] = len(os.sched_getaffinity(0))
-    if (quota := cgroup_quota()) is not None:
-        limits["cgroup_quota"] = quota
-    return limits
-
-
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Processors that the control group may use (`cpu.max`, or version 1's two files); None without a bound."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((root / name).read_text() for name in names).split()[:2]
-        except (OSError, ValueError):
-            continue
-        if quota.isdigit() and period.isdigit() and int(period):
-            return int(quota) / int(period)
-    return None
+    return limits if quota is None else limits | {"container_quota": quota}
 
 
 def installed_version(name: str) -> str:
@@ -109,7 +95,10 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ("halfbyte", findings["halfbyte"]),
         ("system", findings["system"]),
         ("processor", cpu["name"]),
-        ("instructions", f"{' '.join(cpu['instruction_sets'])} (used: {cpu['used']})"),
+        (
+            "instructions",
+            f"{' '.join(cpu['instruction_sets'])} (kernels: {' '.join(cpu['kernels'])}; used: {cpu['used']})",
+        ),
         ("threads", f"{cpu['threads']} used on {cpu['cores']} cores ({limits})"),
         ("memory", f"{size(memory['bytes'])}, {size(memory['available_bytes'])} available"),
         (

@@ -1,0 +1,45 @@
+// What differs between compilers: forced inlining (of functions, of lambdas), prefetching, a pause in a spin loop.
+#pragma once
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#define HB_INLINE __forceinline
+#define HB_LAMBDA
+#else
+#define HB_INLINE inline __attribute__((always_inline))
+#define HB_LAMBDA __attribute__((always_inline))
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define HB_X86 1
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define HB_ARM 1
+#endif
+
+namespace halfbyte {
+
+// Asks for the cache line at `address` ahead of its use; harmless on any address.
+static HB_INLINE void prefetch(const void* address) {
+#if defined(_MSC_VER) && defined(HB_X86)
+    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+#elif defined(_MSC_VER)
+    __prefetch(address);
+#else
+    __builtin_prefetch(address);
+#endif
+}
+
+// Tells the core that this is a spin loop.
+static HB_INLINE void pause() {
+#if defined(_MSC_VER) && defined(HB_X86)
+    _mm_pause();
+#elif defined(_MSC_VER)
+    __yield();
+#elif defined(HB_X86)
+    __builtin_ia32_pause();
+#elif defined(HB_ARM)
+    __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,126 @@
+// Ops that move rows or treat values one by one.
+#include <cstring>
+
+#include "steps.h"
+
+namespace halfbyte {
+namespace {
+
+class Embed final : public Step {
+public:
+    Embed(State ids, MatrixPtr table, Floats out, float scale)
+        : Step(Axis::tokens), ids_(ids), table_(std::move(table)), out_(out), scale_(scale) {}
+
+    void run(const Context& c) const override {
+        const Range tokens = c.worker.share(c.count);
+        for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+            table_->row(ids_[t], out_.row(t));
+            for (int64_t i = 0; i < out_.columns; ++i) out_.row(t)[i] *= scale_;
+        }
+    }
+
+private:
+    State ids_;
+    MatrixPtr table_;
+    Floats out_;
+    float scale_;
+};
+
+class Rows final : public Step {
+public:
+    Rows(Floats x, State rows, Floats out) : Step(Axis::rows), x_(x), rows_(rows), out_(out) {}
+
+    void run(const Context& c) const override {
+        const Range rows = c.worker.share(c.count);
+        for (int64_t r = rows.begin; r < rows.end; ++r) std::memcpy(out_.row(r), x_.row(rows_[r]), x_.columns * sizeof(float));
+    }
+
+private:
+    Floats x_;
+    State rows_;
+    Floats out_;
+};
+
+class Add final : public Step {
+public:
+    Add(Axis axis, Floats x, Floats y, Floats out) : Step(axis), x_(x), y_(y), out_(out) {}
+
+    void run(const Context& c) const override {
+        const auto [begin, end] = c.worker.share(c.count * x_.columns);
+        c.kernels->add(x_.data + begin, y_.data + begin, out_.data + begin, end - begin);
+    }
+
+private:
+    Floats x_, y_, out_;
+};
+
+class GatedActivation final : public Step {
+public:
+    GatedActivation(Axis axis, Floats x, Floats out, Activation activation)
+        : Step(axis), x_(x), out_(out), activation_(activation) {}
+
+    void run(const Context& c) const override {
+        const Range tokens = c.worker.share(c.count);
+        for (int64_t t = tokens.begin; t < tokens.end; ++t)
+            c.kernels->gate(x_.row(t), x_.row(t) + out_.columns, activation_, out_.row(t), out_.columns);
+    }
+
+private:
+    Floats x_, out_;
+    Activation activation_;
+};
+
+class Softcap final : public Step {
+public:
+    Softcap(Axis axis, Floats x, Floats out, float cap) : Step(axis), x_(x), out_(out), cap_(cap) {}
+
+    void run(const Context& c) const override {
+        const auto [begin, end] = c.worker.share(c.count * x_.columns);
+        c.kernels->softcap(x_.data + begin, cap_, out_.data + begin, end - begin);
+    }
+
+private:
+    Floats x_, out_;
+    float cap_;
+};
+
+void require_same_shape(Floats x, Floats out) {
+    require_equal(out.rows, x.rows, "rows of the output");
+    require_equal(out.columns, x.columns, "width of the output");
+}
+
+}  // namespace
+
+StepPtr make_embed(Inputs& inputs, State ids, MatrixPtr table, Floats out, float scale) {
+    require_equal(out.columns, table->view().columns, "width of the embedding");
+    require_equal(out.rows, ids.size(), "rows of the embedding");
+    inputs.limit(ids, Axis::tokens, table->view().rows, "token id");
+    return std::make_unique<Embed>(ids, std::move(table), out, scale);
+}
+
+StepPtr make_rows(Inputs& inputs, Floats x, State rows, Floats out) {
+    require_equal(out.columns, x.columns, "width of the chosen rows");
+    require_equal(out.rows, rows.size(), "number of chosen rows");
+    inputs.rows(rows);
+    return std::make_unique<Rows>(x, rows, out);
+}
+
+StepPtr make_add(Axis axis, Floats x, Floats y, Floats out) {
+    require_same_shape(x, y);
+    require_same_shape(x, out);
+    return std::make_unique<Add>(axis, x, y, out);
+}
+
+StepPtr make_gated_activation(Axis axis, Floats x, Floats out, Activation activation) {
+    require_equal(out.rows, x.rows, "rows of the output");
+    require_equal(x.columns, 2 * out.columns, "width of gate and up values");
+    return std::make_unique<GatedActivation>(axis, x, out, activation);
+}
+
+StepPtr make_softcap(Axis axis, Floats x, Floats out, float cap) {
+    require_same_shape(x, out);
+    require(cap > 0, "the cap of the logits is " + std::to_string(cap) + ", expected more than 0");
+    return std::make_unique<Softcap>(axis, x, out, cap);
+}
+
+}  // namespace halfbyte

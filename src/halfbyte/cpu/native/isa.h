@@ -1,0 +1,23 @@
+// Which instruction sets this processor and its operating system offer.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "compiler.h"
+
+namespace halfbyte {
+
+enum class Isa { generic, neon, avx2, avx512 };
+
+// Those that kernels exist for, the best one last.
+std::vector<Isa> available_isas();
+const char* isa_name(Isa isa);
+// Throws `std::invalid_argument` if there is no such name or it is not available here; empty means the best.
+Isa find_isa(const std::string& name);
+// The processor's own name for itself, or an empty string.
+std::string processor_name();
+// Instruction sets worth knowing about, by their usual names, kernels or not.
+std::vector<std::string> processor_features();
+
+}  // namespace halfbyte

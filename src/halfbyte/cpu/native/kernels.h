@@ -1,0 +1,79 @@
+// The inner loops, compiled once for each instruction set from kernels_impl.h, as a table of functions.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "matrix.h"
+
+namespace halfbyte {
+
+enum class Activation { silu, gelu_tanh };
+
+// Most tokens whose products are made straight from packed weights, without decoding these to a panel first.
+constexpr int64_t kDirectTokens = 4;
+// Most tiles of one product job, and most columns of it that are decoded to a panel at a time.
+constexpr int64_t kJobTiles = 4;
+constexpr int64_t kPanelColumns = 256;
+constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
+
+// Activations x[tokens, columns] on the right of a product.
+struct Activations {
+    const float* data;
+    int64_t tokens, columns;
+    const float* packed;  // as `Kernels::pack` leaves them, or null
+};
+
+// Products of some tiles of 16 rows with all tokens: out[tiles][tokens][16]; rows past the last hold anything.
+struct ProductJob {
+    const MatrixView* weights;
+    int64_t first_tile, tiles;
+    Activations x;
+    float* out;
+    float* panel;  // scratch of kPanelFloats
+};
+
+// What the queries of one kv head have seen so far, and one cache block that they are to see.
+struct AttendJob {
+    int64_t queries, head_dim;
+    const float* const* query;  // [queries] → [head_dim]
+    const Range* sees;          // [queries], positions
+    float scale;
+    float softcap;  // 0 for none
+    float* maximum;  // [queries]
+    float* total;    // [queries]
+    float* sums;     // [queries][head_dim]
+    float* scores;   // scratch [queries][scores_stride]
+    int64_t scores_stride;
+    const std::byte* keys = nullptr;    // [positions][head_dim]
+    const std::byte* values = nullptr;  // [positions][head_dim]
+    int64_t first_position = 0, positions = 0;
+};
+
+struct Kernels {
+    // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
+    // 32, zero-filled][tokens of the block]. `columns` is the part to write, in blocks of 32.
+    void (*pack)(const Activations& x, Range blocks, float* packed);
+    void (*product[kStorages])(const ProductJob&);
+
+    void (*rms_norm)(const float* x, const float* weight, const float* residual, float eps, float offset, float* out, int64_t n);
+    void (*gate)(const float* gate, const float* up, Activation activation, float* out, int64_t n);
+    void (*add)(const float* x, const float* y, float* out, int64_t n);
+    void (*softcap)(const float* x, float cap, float* out, int64_t n);
+    void (*to_half)(const float* x, uint16_t* out, int64_t n);
+
+    void (*attend_f32)(const AttendJob&);
+    void (*attend_f16)(const AttendJob&);
+};
+
+extern const Kernels kernels_generic;
+#if defined(HB_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#elif defined(HB_ARM)
+extern const Kernels kernels_neon;
+#endif
+
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace halfbyte

@@ -1,0 +1,36 @@
+// Every inner loop, written once in terms of `Lanes`, the 16 floats of the instruction set being compiled.
+//
+// Included by one file an instruction set, after its lanes. Nothing here may have a name outside the namespace of that
+// instruction set: the linker would be free to give its code to processors that cannot run it. The table is made at
+// compile time for the same reason.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "kernels.h"
+
+// Parts, in the order in which they build on each other.
+#include "kernels_math.h"
+#include "kernels_dense.h"
+#include "kernels_packed.h"
+#include "kernels_attend.h"
+
+namespace halfbyte::HB_ISA {
+
+static constexpr Kernels table() {
+    return {
+        .pack = pack,
+        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q4g::Format>},
+        .rms_norm = rms_norm,
+        .gate = gate,
+        .add = add,
+        .softcap = softcap,
+        .to_half = to_half,
+        .attend_f32 = attend<F32>,
+        .attend_f16 = attend<F16>,
+    };
+}
+
+}  // namespace halfbyte::HB_ISA

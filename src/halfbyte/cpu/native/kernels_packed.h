@@ -1,0 +1,167 @@
+// Products with packed weights, 16 interleaved rows at a time. Part of kernels_impl.h.
+//
+// A few tokens are multiplied straight from the codes, which costs one pass over the weights. Many tokens are
+// multiplied from a panel [columns][16] of decoded weights that stays in cache, by register tiles of 16 rows and
+// kTokenBlock tokens, from activations that `pack` has laid out in that order.
+#pragma once
+
+namespace halfbyte::HB_ISA {
+
+// Tokens in near-equal blocks of at most kTokenBlock.
+struct TokenBlocks {
+    int64_t tokens;
+
+    HB_INLINE int64_t count() const { return (tokens + Lanes::kTokenBlock - 1) / Lanes::kTokenBlock; }
+    HB_INLINE int64_t start(int64_t block) const { return block * tokens / count(); }
+};
+
+static HB_INLINE int64_t blocks_of(int64_t columns) { return (columns + q4g::kBlock - 1) / q4g::kBlock; }
+
+static void pack(const Activations& x, Range blocks, float* packed) {
+    const TokenBlocks tokens{x.tokens};
+    const int64_t padded = blocks_of(x.columns) * q4g::kBlock;
+    const int64_t end = blocks.end * q4g::kBlock, filled = end < x.columns ? end : x.columns;
+    for (int64_t block = 0; block < tokens.count(); ++block) {
+        const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
+        const float* from = x.data + first * x.columns;
+        float* to = packed + first * padded;
+        for (int64_t k = blocks.begin * q4g::kBlock; k < filled; ++k)
+            for (int64_t t = 0; t < size; ++t) to[k * size + t] = from[t * x.columns + k];
+        if (filled < end) std::memset(to + filled * size, 0, (end - filled) * size * sizeof(float));
+    }
+}
+
+static HB_INLINE float block_sum(const float* x) { return (Lanes::load(F32{}, x) + Lanes::load(F32{}, x + 16)).sum(); }
+
+// The activations of a few tokens; their last block is zero-filled where the columns end within it.
+template <int Tokens>
+struct DirectInput {
+    const float* x[Tokens];
+    int64_t whole;  // blocks without a gap
+    alignas(64) float last[Tokens][q4g::kBlock] = {};
+
+    explicit DirectInput(const Activations& from) : whole(from.columns / q4g::kBlock) {
+        const int64_t rest = from.columns - whole * q4g::kBlock;
+        for (int t = 0; t < Tokens; ++t) {
+            x[t] = from.data + t * from.columns;
+            std::memcpy(last[t], x[t] + whole * q4g::kBlock, rest * sizeof(float));
+        }
+    }
+    HB_INLINE const float* block(int t, int64_t b) const { return b < whole ? x[t] + b * q4g::kBlock : last[t]; }
+};
+
+// out[Tokens][16]: one tile times a few tokens.
+template <class Format, int Tokens>
+static HB_INLINE void direct_tile(const q4g::Tiles& w, int64_t tile, const DirectInput<Tokens>& x, float* out) {
+    constexpr int kChains = Tokens == 1 ? 4 : Tokens == 2 ? 2 : 1;  // independent sums that hide the latency of one
+    constexpr int64_t kAhead = 4096;
+    Lanes total[Tokens];
+    for (Lanes& t : total) t = Lanes::broadcast(0);
+    for (int64_t g = 0, b = 0; g < w.groups; ++g) {
+        Lanes sums[Tokens][kChains];
+        for (auto& chains : sums)
+            for (Lanes& sum : chains) sum = Lanes::broadcast(0);
+        float x_sums[Tokens] = {};
+        for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
+            const float* at[Tokens];
+            for (int t = 0; t < Tokens; ++t) at[t] = x.block(t, b);
+            const uint8_t* codes = w.block(tile, b);
+            for (int line = 0; line < 4; ++line) prefetch(codes + kAhead + 64 * line);
+            Format::template codes<Lanes>(codes, [&](auto chain, int k, Lanes code) HB_LAMBDA {
+                for (int t = 0; t < Tokens; ++t) {
+                    Lanes& sum = sums[t][chain % kChains];
+                    sum = Lanes::fma(code, Lanes::broadcast(at[t][k]), sum);
+                }
+            });
+            if (w.zeros)
+                for (int t = 0; t < Tokens; ++t) x_sums[t] += block_sum(at[t]);
+        }
+        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
+        for (int t = 0; t < Tokens; ++t) {
+            Lanes sum = sums[t][0];
+            for (int c = 1; c < kChains; ++c) sum = sum + sums[t][c];
+            if (w.zeros) {
+                const Lanes zero = Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(q4g::kMiddle);
+                sum = sum - zero * Lanes::broadcast(x_sums[t]);
+            }
+            total[t] = Lanes::fma(scale, sum, total[t]);
+        }
+    }
+    for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);
+}
+
+template <class Format, int Tokens>
+static void direct_product(const ProductJob& job) {
+    const DirectInput<Tokens> x(job.x);
+    for (int64_t i = 0; i < job.tiles; ++i)
+        direct_tile<Format, Tokens>(job.weights->packed, job.first_tile + i, x, job.out + i * Tokens * kTileRows);
+}
+
+// panel[columns][16]: the weights of some blocks of a tile.
+template <class Format>
+static void decode(const q4g::Tiles& w, int64_t tile, Range blocks, float* panel) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b, panel += q4g::kBlock * kTileRows) {
+        const int64_t g = b / w.blocks_per_group;
+        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
+        const Lanes middle = Lanes::broadcast(q4g::kMiddle);
+        const Lanes zero = w.zeros ? Lanes::load(U8{}, w.zero(tile, g)) - middle : Lanes::broadcast(0);
+        Format::template codes<Lanes>(w.block(tile, b), [&](auto, int k, Lanes code) HB_LAMBDA {
+            ((code - zero) * scale).store(panel + k * kTileRows);
+        });
+    }
+}
+
+// out[Tokens][16] = or += panel[columns][16] · x[columns][Tokens]
+template <int Tokens>
+static void panel_tile(const float* panel, const float* x, int64_t columns, bool first, float* out) {
+    Lanes sums[Tokens];
+    for (int t = 0; t < Tokens; ++t) sums[t] = first ? Lanes::broadcast(0) : Lanes::load(F32{}, out + t * kTileRows);
+    for (int64_t k = 0; k < columns; ++k, x += Tokens) {
+        const Lanes weights = Lanes::load(F32{}, panel + k * kTileRows);
+        for (int t = 0; t < Tokens; ++t) sums[t] = Lanes::fma(weights, Lanes::broadcast(x[t]), sums[t]);
+    }
+    for (int t = 0; t < Tokens; ++t) sums[t].store(out + t * kTileRows);
+}
+
+using PanelTile = void (*)(const float* panel, const float* x, int64_t columns, bool first, float* out);
+
+// The instance of `panel_tile` for a number of tokens.
+template <int... Less>
+static HB_INLINE PanelTile panel_tile_for(int64_t tokens, std::integer_sequence<int, Less...>) {
+    static constexpr PanelTile tiles[] = {panel_tile<Less + 1>...};
+    return tiles[tokens - 1];
+}
+
+template <class Format>
+static void panel_product(const ProductJob& job) {
+    const q4g::Tiles& w = job.weights->packed;
+    const TokenBlocks tokens{job.x.tokens};
+    constexpr int64_t kStep = kPanelColumns / q4g::kBlock;
+    for (int64_t b = 0; b < w.blocks; b += kStep) {
+        const Range blocks{b, b + kStep < w.blocks ? b + kStep : w.blocks};
+        const int64_t columns = blocks.size() * q4g::kBlock;
+        for (int64_t i = 0; i < job.tiles; ++i)
+            decode<Format>(w, job.first_tile + i, blocks, job.panel + i * kPanelColumns * kTileRows);
+        for (int64_t block = 0; block < tokens.count(); ++block) {
+            const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
+            const float* x = job.x.packed + first * w.blocks * q4g::kBlock + b * q4g::kBlock * size;
+            const PanelTile multiply = panel_tile_for(size, std::make_integer_sequence<int, Lanes::kTokenBlock>{});
+            for (int64_t i = 0; i < job.tiles; ++i)
+                multiply(job.panel + i * kPanelColumns * kTileRows, x, columns, b == 0, job.out + (i * tokens.tokens + first) * kTileRows);
+        }
+    }
+}
+
+template <class Format>
+static void packed_product(const ProductJob& job) {
+    static_assert(kDirectTokens == 4);
+    switch (job.x.packed ? 0 : job.x.tokens) {
+        case 1: return direct_product<Format, 1>(job);
+        case 2: return direct_product<Format, 2>(job);
+        case 3: return direct_product<Format, 3>(job);
+        case 4: return direct_product<Format, 4>(job);
+        default: return panel_product<Format>(job);
+    }
+}
+
+}  // namespace halfbyte::HB_ISA

@@ -1,0 +1,90 @@
+// 16 floats in two AVX registers. What each function means is said in lanes_generic.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "storage.h"
+
+namespace halfbyte::HB_ISA {
+
+struct Lanes {
+    struct Bits {
+        __m256i low, high;
+    };
+    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueRows = 4;
+
+    __m256 low, high;
+
+    static HB_INLINE Lanes broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+    static HB_INLINE Lanes load(F32, const void* p) {
+        const float* x = static_cast<const float*>(p);
+        return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)};
+    }
+    static HB_INLINE Lanes load(F16, const void* p) {
+        const __m128i* x = static_cast<const __m128i*>(p);
+        return {_mm256_cvtph_ps(_mm_loadu_si128(x)), _mm256_cvtph_ps(_mm_loadu_si128(x + 1))};
+    }
+    static HB_INLINE Lanes load(BF16, const void* p) {
+        const __m128i* x = static_cast<const __m128i*>(p);
+        return {widen(_mm_loadu_si128(x)), widen(_mm_loadu_si128(x + 1))};
+    }
+    static HB_INLINE Lanes load(U8, const void* p) {
+        const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+        return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
+    }
+    HB_INLINE void store(float* p) const {
+        _mm256_storeu_ps(p, low);
+        _mm256_storeu_ps(p + 8, high);
+    }
+    HB_INLINE void store_half(uint16_t* p) const {
+        __m128i* out = reinterpret_cast<__m128i*>(p);
+        _mm_storeu_si128(out, _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(out + 1, _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    friend HB_INLINE Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+    friend HB_INLINE Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+    friend HB_INLINE Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+    friend HB_INLINE Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+    static HB_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+        return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+    }
+    static HB_INLINE Lanes max(Lanes a, Lanes b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+    static HB_INLINE Lanes min(Lanes a, Lanes b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+    static HB_INLINE Lanes round(Lanes a) {
+        constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        return {_mm256_round_ps(a.low, nearest), _mm256_round_ps(a.high, nearest)};
+    }
+    static HB_INLINE Lanes power_of_two(Lanes n) { return {power_of_two(n.low), power_of_two(n.high)}; }
+    HB_INLINE float sum() const {
+        const __m256 eight = _mm256_add_ps(low, high);
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+
+    static HB_INLINE Bits bits(const void* p) {
+        const __m256i* x = static_cast<const __m256i*>(p);
+        return {_mm256_loadu_si256(x), _mm256_loadu_si256(x + 1)};
+    }
+    template <int Shift>
+    static HB_INLINE Lanes nibble(Bits bits) {
+        return {nibble<Shift>(bits.low), nibble<Shift>(bits.high)};
+    }
+
+private:
+    static HB_INLINE __m256 widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+    static HB_INLINE __m256 power_of_two(__m256 n) {
+        const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    }
+    template <int Shift>
+    static HB_INLINE __m256 nibble(__m256i bits) {
+        const __m256i code = _mm256_and_si256(_mm256_srli_epi32(bits, Shift), _mm256_set1_epi32(15));
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
+    }
+};
+
+}  // namespace halfbyte::HB_ISA

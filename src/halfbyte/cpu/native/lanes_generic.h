@@ -1,0 +1,108 @@
+// 16 floats in plain C++, for compilers to vectorize with whatever is the platform's baseline.
+//
+// This is the interface that every instruction set implements and kernels_impl.h is written in. Loads take any
+// address. The constants size register tiles: tokens of a panel product, rows and tokens of a block of dot products,
+// queries whose values are summed together.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+#include "storage.h"
+
+namespace halfbyte::HB_ISA {
+
+struct Lanes {
+    struct Bits {
+        uint32_t v[16];
+    };
+    static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kValueRows = 2;
+
+    float v[16];
+
+    template <class Make>
+    static HB_INLINE Lanes make(const Make& lane) {
+        Lanes result;
+        for (int i = 0; i < 16; ++i) result.v[i] = lane(i);
+        return result;
+    }
+    static HB_INLINE Lanes broadcast(float x) {
+        return make([&](int) { return x; });
+    }
+    static HB_INLINE Lanes load(F32, const void* p) {
+        Lanes result;
+        std::memcpy(result.v, p, sizeof result.v);
+        return result;
+    }
+    static HB_INLINE Lanes load(F16, const void* p) {
+        uint16_t x[16];
+        std::memcpy(x, p, sizeof x);
+        return make([&](int i) { return half_to_float(x[i]); });
+    }
+    static HB_INLINE Lanes load(BF16, const void* p) {
+        uint16_t x[16];
+        std::memcpy(x, p, sizeof x);
+        return make([&](int i) { return bfloat_to_float(x[i]); });
+    }
+    static HB_INLINE Lanes load(U8, const void* p) {
+        const uint8_t* x = static_cast<const uint8_t*>(p);
+        return make([&](int i) { return static_cast<float>(x[i]); });
+    }
+    HB_INLINE void store(float* p) const { std::memcpy(p, v, sizeof v); }
+    HB_INLINE void store_half(uint16_t* p) const {
+        for (int i = 0; i < 16; ++i) p[i] = float_to_half(v[i]);
+    }
+
+    friend HB_INLINE Lanes operator+(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] + b.v[i]; });
+    }
+    friend HB_INLINE Lanes operator-(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] - b.v[i]; });
+    }
+    friend HB_INLINE Lanes operator*(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] * b.v[i]; });
+    }
+    friend HB_INLINE Lanes operator/(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] / b.v[i]; });
+    }
+    // a · b + c
+    static HB_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+        return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+    }
+    static HB_INLINE Lanes max(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    static HB_INLINE Lanes min(Lanes a, Lanes b) {
+        return make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    // To the nearest whole number, for magnitudes below 2^22.
+    static HB_INLINE Lanes round(Lanes a) {
+        const float shift = 0x1.8p23f;
+        return make([&](int i) { return (a.v[i] + shift) - shift; });
+    }
+    // 2^n for whole n in -126 … 127.
+    static HB_INLINE Lanes power_of_two(Lanes n) {
+        return make([&](int i) { return std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23); });
+    }
+    HB_INLINE float sum() const {
+        float total = 0;
+        for (int i = 0; i < 16; ++i) total += v[i];
+        return total;
+    }
+
+    // 16 words of 32 bits, and the 4-bit code at bit `Shift` of each, less 8.
+    static HB_INLINE Bits bits(const void* p) {
+        Bits result;
+        std::memcpy(result.v, p, sizeof result.v);
+        return result;
+    }
+    template <int Shift>
+    static HB_INLINE Lanes nibble(Bits bits) {
+        return make([&](int i) { return static_cast<float>(static_cast<int>(bits.v[i] >> Shift & 15) - 8); });
+    }
+};
+
+}  // namespace halfbyte::HB_ISA

@@ -1,0 +1,99 @@
+// 16 floats in four NEON registers. What each function means is said in lanes_generic.h.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "storage.h"
+
+namespace halfbyte::HB_ISA {
+
+struct Lanes {
+    struct Bits {
+        uint32x4_t v[4];
+    };
+    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueRows = 4;
+
+    float32x4_t v[4];
+
+    template <class Make>
+    static HB_INLINE Lanes make(const Make& quarter) {
+        return {{quarter(0), quarter(1), quarter(2), quarter(3)}};
+    }
+    static HB_INLINE Lanes broadcast(float x) {
+        return make([&](int) { return vdupq_n_f32(x); });
+    }
+    static HB_INLINE Lanes load(F32, const void* p) {
+        return make([&](int i) { return vreinterpretq_f32_u8(bytes(p, i)); });
+    }
+    static HB_INLINE Lanes load(F16, const void* p) {
+        return make([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u8(half_bytes(p, i))); });
+    }
+    static HB_INLINE Lanes load(BF16, const void* p) {
+        return make([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(half_bytes(p, i)), 16)); });
+    }
+    static HB_INLINE Lanes load(U8, const void* p) {
+        const uint8x16_t x = vld1q_u8(static_cast<const uint8_t*>(p));
+        const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
+        return {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
+                 vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)))}};
+    }
+    HB_INLINE void store(float* p) const {
+        for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v[i]);
+    }
+    HB_INLINE void store_half(uint16_t* p) const {
+        for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v[i])));
+    }
+
+    friend HB_INLINE Lanes operator+(Lanes a, Lanes b) {
+        return make([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+    }
+    friend HB_INLINE Lanes operator-(Lanes a, Lanes b) {
+        return make([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+    }
+    friend HB_INLINE Lanes operator*(Lanes a, Lanes b) {
+        return make([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+    }
+    friend HB_INLINE Lanes operator/(Lanes a, Lanes b) {
+        return make([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+    }
+    static HB_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+        return make([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+    }
+    static HB_INLINE Lanes max(Lanes a, Lanes b) {
+        return make([&](int i) { return vmaxq_f32(a.v[i], b.v[i]); });
+    }
+    static HB_INLINE Lanes min(Lanes a, Lanes b) {
+        return make([&](int i) { return vminq_f32(a.v[i], b.v[i]); });
+    }
+    static HB_INLINE Lanes round(Lanes a) {
+        return make([&](int i) { return vrndnq_f32(a.v[i]); });
+    }
+    static HB_INLINE Lanes power_of_two(Lanes n) {
+        return make([&](int i) {
+            const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127));
+            return vreinterpretq_f32_s32(vshlq_n_s32(biased, 23));
+        });
+    }
+    HB_INLINE float sum() const { return vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))); }
+
+    static HB_INLINE Bits bits(const void* p) {
+        return {{vreinterpretq_u32_u8(bytes(p, 0)), vreinterpretq_u32_u8(bytes(p, 1)), vreinterpretq_u32_u8(bytes(p, 2)),
+                 vreinterpretq_u32_u8(bytes(p, 3))}};
+    }
+    template <int Shift>
+    static HB_INLINE Lanes nibble(Bits bits) {
+        return make([&](int i) {
+            const uint32x4_t code = vandq_u32(vshlq_u32(bits.v[i], vdupq_n_s32(-Shift)), vdupq_n_u32(15));
+            return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(code), vdupq_n_s32(8)));
+        });
+    }
+
+private:
+    // Byte loads have no alignment to respect.
+    static HB_INLINE uint8x16_t bytes(const void* p, int i) { return vld1q_u8(static_cast<const uint8_t*>(p) + 16 * i); }
+    static HB_INLINE uint8x8_t half_bytes(const void* p, int i) { return vld1_u8(static_cast<const uint8_t*>(p) + 8 * i); }
+};
+
+}  // namespace halfbyte::HB_ISA

@@ -1,0 +1,208 @@
+// Products with weight matrices: plain, onto a residual, and gated.
+//
+// Activations are laid out for the kernels by all threads together; then each thread has its own rows of the weights,
+// streams them once, and finishes its part of the output while it is at hand.
+#include <algorithm>
+#include <cstring>
+
+#include "steps.h"
+
+namespace halfbyte {
+namespace {
+
+// Tokens that are multiplied in one pass over the weights.
+constexpr int64_t kTokensAtOnce = 256;
+constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
+
+// Weight matrices of equal width, their rows one after another.
+class Stack {
+public:
+    explicit Stack(std::vector<MatrixPtr> matrices) {
+        require(!matrices.empty(), "a product needs at least one weight");
+        columns_ = matrices.front()->view().columns;
+        for (auto& matrix : matrices) {
+            require_equal(matrix->view().columns, columns_, "width of a weight");
+            const int64_t first = rows_;
+            rows_ += matrix->view().rows;
+            nbytes_ += matrix->nbytes();
+            packed_ |= matrix->view().storage == Storage::q4g;
+            parts_.push_back({std::move(matrix), first});
+        }
+    }
+
+    int64_t rows() const { return rows_; }
+    int64_t columns() const { return columns_; }
+    // Whether products of many tokens read `Activations::packed`.
+    bool packed() const { return packed_; }
+
+    // This thread's rows: whole tiles, and an even part of the bytes.
+    Range share(const Worker& worker) const { return {boundary(worker.index, worker.count), boundary(worker.index + 1, worker.count)}; }
+
+    // Calls use(out, first, count) for runs of at most kJobTiles · 16 rows within `rows`; out[t · 16 + tile · 16 · tokens + lane]
+    template <class Use>
+    void multiply(const Context& c, Range rows, const Activations& x, const Use& use) const {
+        for (const Part& part : parts_) {
+            const Range mine{std::max(rows.begin, part.first), std::min(rows.end, part.first + part.matrix->view().rows)};
+            if (mine.begin < mine.end) multiply_part(c, part, mine, x, use);
+        }
+    }
+
+private:
+    struct Part {
+        MatrixPtr matrix;
+        int64_t first;
+    };
+
+    int64_t boundary(int index, int count) const {
+        int64_t before = nbytes_ * index / count;
+        for (const Part& part : parts_) {
+            const MatrixView& w = part.matrix->view();
+            if (before < part.matrix->nbytes()) return part.first + std::min(before * w.tiles() / part.matrix->nbytes() * kTileRows, w.rows);
+            before -= part.matrix->nbytes();
+        }
+        return rows_;
+    }
+
+    template <class Use>
+    static void multiply_part(const Context& c, const Part& part, Range rows, const Activations& x, const Use& use) {
+        const MatrixView& w = part.matrix->view();
+        const int64_t begin = (rows.begin - part.first) / kTileRows, end = (rows.end - part.first + kTileRows - 1) / kTileRows;
+        for (int64_t tile = begin; tile < end; tile += kJobTiles) {
+            const ProductJob job{&w, tile, std::min(kJobTiles, end - tile), x, c.local, c.local + kJobFloats};
+            c.kernels->product[static_cast<int>(w.storage)](job);
+            for (int64_t i = 0; i < job.tiles; ++i) {
+                const int64_t first = part.first + (tile + i) * kTileRows;
+                const Range wanted{std::max(first, rows.begin), std::min(first + kTileRows, rows.end)};
+                use(job.out + i * x.tokens * kTileRows + (wanted.begin - first), wanted);
+            }
+        }
+    }
+
+    std::vector<Part> parts_;
+    int64_t rows_ = 0, columns_ = 0, nbytes_ = 0;
+    bool packed_ = false;
+};
+
+// Calls use(x, first token) for the tokens of a batch, some at a time, laid out as the weights want them.
+template <class Use>
+void for_tokens(const Context& c, const Stack& weights, Floats x, const Use& use) {
+    for (int64_t first = 0; first < c.count; first += kTokensAtOnce) {
+        Activations part{x.row(first), std::min(kTokensAtOnce, c.count - first), x.columns, nullptr};
+        if (weights.packed() && part.tokens > kDirectTokens) {
+            if (first > 0) c.worker.sync();
+            c.kernels->pack(part, c.worker.share((x.columns + q4g::kBlock - 1) / q4g::kBlock), c.shared);
+            c.worker.sync();
+            part.packed = c.shared;
+        }
+        use(part, first);
+    }
+}
+
+Scratch product_scratch(const Stack& weights, int64_t tokens) {
+    const int64_t padded = (weights.columns() + q4g::kBlock - 1) / q4g::kBlock * q4g::kBlock;
+    const bool packs = weights.packed() && tokens > kDirectTokens;
+    return {kJobFloats + kPanelFloats, packs ? std::min(tokens, kTokensAtOnce) * padded : 0};
+}
+
+class Linear final : public Step {
+public:
+    Linear(Axis axis, Floats x, Stack weights, Floats out, Floats residual)
+        : Step(axis), x_(x), weights_(std::move(weights)), out_(out), residual_(residual) {}
+
+    Scratch scratch(int) const override { return product_scratch(weights_, x_.rows); }
+
+    void run(const Context& c) const override {
+        for_tokens(c, weights_, x_, [&](const Activations& x, int64_t first) {
+            weights_.multiply(c, weights_.share(c.worker), x, [&](const float* products, Range rows) {
+                for (int64_t t = 0; t < x.tokens; ++t) store(products + t * kTileRows, first + t, rows);
+            });
+        });
+    }
+
+private:
+    void store(const float* products, int64_t token, Range rows) const {
+        float* out = out_.row(token) + rows.begin;
+        if (!residual_.data) {
+            std::memcpy(out, products, rows.size() * sizeof(float));
+            return;
+        }
+        const float* residual = residual_.row(token) + rows.begin;
+        for (int64_t i = 0; i < rows.size(); ++i) out[i] = residual[i] + products[i];
+    }
+
+    Floats x_;
+    Stack weights_;
+    Floats out_, residual_;
+};
+
+// Gate rows i and up rows i are multiplied by the same thread, so that their values never leave its cache.
+class GatedLinear final : public Step {
+public:
+    GatedLinear(Axis axis, Floats x, Stack weights, Floats out, Activation activation)
+        : Step(axis), x_(x), weights_(std::move(weights)), out_(out), activation_(activation) {}
+
+    Scratch scratch(int) const override {
+        Scratch needed = product_scratch(weights_, x_.rows);
+        needed.local += 2 * kJobFloats;
+        return needed;
+    }
+
+    void run(const Context& c) const override {
+        const Range tiles = c.worker.share((out_.columns + kTileRows - 1) / kTileRows);
+        for_tokens(c, weights_, x_, [&](const Activations& x, int64_t first) {
+            for (int64_t tile = tiles.begin; tile < tiles.end; tile += kJobTiles) {
+                const int64_t end = std::min(tile + kJobTiles, tiles.end) * kTileRows;
+                gate(c, x, first, {tile * kTileRows, std::min(end, out_.columns)});
+            }
+        });
+    }
+
+private:
+    static constexpr int64_t kStride = kJobTiles * kTileRows;
+
+    void gate(const Context& c, const Activations& x, int64_t first, Range rows) const {
+        float* gates = c.local + kJobFloats + kPanelFloats;
+        float* ups = gates + kJobFloats;
+        collect(c, x, rows, gates);
+        collect(c, x, {rows.begin + out_.columns, rows.end + out_.columns}, ups);
+        for (int64_t t = 0; t < x.tokens; ++t)
+            c.kernels->gate(gates + t * kStride, ups + t * kStride, activation_, out_.row(first + t) + rows.begin, rows.size());
+    }
+
+    // Products of some rows as out[tokens][kStride].
+    void collect(const Context& c, const Activations& x, Range rows, float* out) const {
+        weights_.multiply(c, rows, x, [&](const float* products, Range part) {
+            for (int64_t t = 0; t < x.tokens; ++t)
+                std::memcpy(out + t * kStride + part.begin - rows.begin, products + t * kTileRows, part.size() * sizeof(float));
+        });
+    }
+
+    Floats x_;
+    Stack weights_;
+    Floats out_;
+    Activation activation_;
+};
+
+}  // namespace
+
+StepPtr make_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Floats residual) {
+    Stack stack(std::move(weights));
+    require_equal(x.columns, stack.columns(), "width of the activations");
+    require_equal(out.columns, stack.rows(), "width of the output");
+    require_equal(out.rows, x.rows, "rows of the output");
+    if (residual.data) {
+        require_equal(residual.columns, out.columns, "width of the residual");
+        require_equal(residual.rows, out.rows, "rows of the residual");
+    }
+    return std::make_unique<Linear>(axis, x, std::move(stack), out, residual);
+}
+
+StepPtr make_gated_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Activation activation) {
+    Stack stack(std::move(weights));
+    require_equal(x.columns, stack.columns(), "width of the activations");
+    require_equal(2 * out.columns, stack.rows(), "rows of gate and up weights");
+    require_equal(out.rows, x.rows, "rows of the output");
+    return std::make_unique<GatedLinear>(axis, x, std::move(stack), out, activation);
+}
+
+}  // namespace halfbyte

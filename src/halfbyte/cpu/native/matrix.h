@@ -1,0 +1,48 @@
+// A weight matrix [rows, columns] in the form that kernels stream.
+//
+// Plain formats are read where they lie, usually in a memory map, at any alignment; packed ones are repacked into
+// memory of their own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "buffer.h"
+#include "formats/q4g.h"
+#include "threads.h"
+
+namespace halfbyte {
+
+constexpr int64_t kTileRows = 16;
+
+enum class Storage { f32, f16, bf16, q4g };
+constexpr int kStorages = 4;
+
+struct MatrixView {
+    Storage storage = Storage::f32;
+    int64_t rows = 0, columns = 0;
+    const std::byte* dense = nullptr;  // row-major, of plain formats
+    q4g::Tiles packed;                 // of q4g
+
+    int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
+};
+
+class Matrix {
+public:
+    // A plain matrix, read in place.
+    Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns);
+    // A repacked copy of 4-bit groups, made by all threads of `pool`.
+    Matrix(const q4g::Stored& stored, Pool& pool);
+
+    const MatrixView& view() const { return view_; }
+    // Bytes that a product reads.
+    int64_t nbytes() const;
+    // Decodes one row into out[columns].
+    void row(int64_t index, float* out) const;
+
+private:
+    MatrixView view_;
+    Buffer buffer_;
+};
+
+}  // namespace halfbyte

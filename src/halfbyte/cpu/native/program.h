@@ -1,0 +1,70 @@
+// A plan lowered to native steps, and the threads that run it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "buffer.h"
+#include "inputs.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace halfbyte {
+
+// Scratch memory, in floats: for each thread, and for all together.
+struct Scratch {
+    int64_t local = 0, shared = 0;
+};
+
+// What a step has when it runs on one thread.
+struct Context {
+    int64_t count;  // tokens, or rows of logits, that it is to work on
+    Worker worker;
+    const Kernels* kernels;
+    float* local;
+    float* shared;
+};
+
+// One op with its arrays. Every thread calls `run`; the steps of a program are separated by barriers.
+class Step {
+public:
+    explicit Step(Axis axis) : axis(axis) {}
+    virtual ~Step() = default;
+    virtual Scratch scratch(int /*threads*/) const { return {}; }
+    virtual void run(const Context& context) const = 0;
+
+    const Axis axis;
+};
+
+class Program {
+public:
+    // Runs on `threads` threads, positions being below `context`.
+    Program(int threads, Isa isa, int64_t context);
+
+    Pool& pool() { return pool_; }
+    Isa isa() const { return isa_; }
+    Inputs& inputs() { return inputs_; }
+    void add(std::unique_ptr<Step> step);
+    // Runs all steps for this many tokens and rows of logits. Throws `std::invalid_argument` for bad state, before
+    // anything is written.
+    void run(int64_t tokens, int64_t rows);
+    // How long each step took in the last run, in nanoseconds; 0 for steps that had nothing to do.
+    const std::vector<int64_t>& step_ns() const { return step_ns_; }
+
+private:
+    void run_steps(const Worker& worker);
+
+    Isa isa_;
+    const Kernels& kernels_;
+    Pool pool_;
+    Inputs inputs_;
+    std::vector<std::unique_ptr<Step>> steps_;
+    std::vector<int64_t> step_ns_;
+    Buffer local_, shared_;
+    int64_t local_floats_ = 0;
+    Batch batch_;
+    std::mutex running_;
+};
+
+}  // namespace halfbyte

@@ -1,0 +1,198 @@
+// Rotary embeddings, and the writing of keys and values to the cache.
+#include <cmath>
+#include <cstring>
+
+#include "steps.h"
+
+namespace halfbyte {
+namespace {
+
+// The product of position and frequency is rounded to float, as in the reference implementations; what is then taken
+// of it is exact, however large it is.
+class RopeTable final : public Step {
+public:
+    RopeTable(State positions, State sets, Table<const float> inv_freq, Floats out, float factor)
+        : Step(Axis::tokens), positions_(positions), sets_(sets), inv_freq_(inv_freq), out_(out), factor_(factor) {}
+
+    void run(const Context& c) const override {
+        const int64_t half = inv_freq_.columns;
+        const Range items = c.worker.share(c.count * half);
+        for (int64_t item = items.begin; item < items.end; ++item) {
+            const int64_t t = item / half, i = item % half;
+            const float product = static_cast<float>(positions_[t]) * inv_freq_.row(sets_[t])[i];
+            const double angle = product;
+            out_.row(t)[i] = static_cast<float>(std::cos(angle)) * factor_;
+            out_.row(t)[half + i] = static_cast<float>(std::sin(angle)) * factor_;
+        }
+    }
+
+private:
+    State positions_, sets_;
+    Table<const float> inv_freq_;
+    Floats out_;
+    float factor_;
+};
+
+// out = x with its first values rotated; table holds `half` cosines, then as many sines. x and out may be the same.
+void rotate(const float* x, const float* table, int64_t half, int64_t head_dim, float* out) {
+    for (int64_t i = 0; i < half; ++i) {
+        const float first = x[i], second = x[half + i], cos = table[i], sin = table[half + i];
+        out[i] = first * cos - second * sin;
+        out[half + i] = second * cos + first * sin;
+    }
+    if (out != x) std::memcpy(out + 2 * half, x + 2 * half, (head_dim - 2 * half) * sizeof(float));
+}
+
+class Rope final : public Step {
+public:
+    Rope(Heads heads, Floats qkv, Floats table, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), out_(out) {}
+
+    void run(const Context& c) const override {
+        const int64_t n = heads_.head_dim;
+        const Range items = c.worker.share(c.count * heads_.total());
+        for (int64_t item = items.begin; item < items.end; ++item) {
+            const int64_t t = item / heads_.total(), head = item % heads_.total();
+            const bool rotated = head < heads_.heads + heads_.kv_heads;
+            rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out_.row(t) + head * n);
+        }
+    }
+
+private:
+    Heads heads_;
+    Floats qkv_, table_, out_;
+};
+
+// Stores one head of one token in a paged cache.
+struct CacheWriter {
+    Paging paging;
+    Cache cache;
+
+    void store(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
+        const int64_t position = paging.positions[token];
+        const int64_t column = position / cache.block_size % paging.blocks.columns;
+        const int64_t block = paging.blocks.row(paging.sequences[token])[column];
+        std::byte* to = cache.head(block, kv_head) + position % cache.block_size * cache.head_dim * cache.item();
+        if (cache.half) kernels.to_half(x, reinterpret_cast<uint16_t*>(to), cache.head_dim);
+        else std::memcpy(to, x, cache.head_dim * sizeof(float));
+    }
+};
+
+class KvWrite final : public Step {
+public:
+    KvWrite(Heads heads, Floats qkv, CacheWriter k, CacheWriter v)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), k_(k), v_(v) {}
+
+    void run(const Context& c) const override {
+        const int64_t n = heads_.head_dim;
+        const Range items = c.worker.share(c.count * heads_.kv_heads);
+        for (int64_t item = items.begin; item < items.end; ++item) {
+            const int64_t t = item / heads_.kv_heads, head = item % heads_.kv_heads;
+            const float* k = qkv_.row(t) + (heads_.heads + head) * n;
+            k_.store(*c.kernels, t, head, k);
+            v_.store(*c.kernels, t, head, k + heads_.kv_heads * n);
+        }
+    }
+
+private:
+    Heads heads_;
+    Floats qkv_;
+    CacheWriter k_, v_;
+};
+
+class RopeKvWrite final : public Step {
+public:
+    RopeKvWrite(Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, CacheWriter k, CacheWriter v, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), norms_(norms), k_(k), v_(v), out_(out) {}
+
+    Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
+
+    void run(const Context& c) const override {
+        const Range items = c.worker.share(c.count * heads_.total());
+        for (int64_t item = items.begin; item < items.end; ++item) head(c, item / heads_.total(), item % heads_.total());
+    }
+
+private:
+    void head(const Context& c, int64_t t, int64_t head) const {
+        const int64_t kv_head = head - heads_.heads;
+        const float* x = qkv_.row(t) + head * heads_.head_dim;
+        if (kv_head < 0) {
+            transform(c, t, x, norms_ ? norms_->q : Weights{}, out_.row(t) + head * heads_.head_dim);
+        } else if (kv_head < heads_.kv_heads) {
+            transform(c, t, x, norms_ ? norms_->k : Weights{}, c.local);
+            k_.store(*c.kernels, t, kv_head, c.local);
+        } else {
+            v_.store(*c.kernels, t, kv_head - heads_.kv_heads, x);
+        }
+    }
+
+    // out = x normed, where there is a weight, and rotated.
+    void transform(const Context& c, int64_t t, const float* x, Weights weight, float* out) const {
+        if (!weight.empty()) {
+            c.kernels->rms_norm(x, weight.data(), nullptr, norms_->norm.eps, norms_->norm.offset, out, heads_.head_dim);
+            x = out;
+        }
+        rotate(x, table_.row(t), table_.columns / 2, heads_.head_dim, out);
+    }
+
+    Heads heads_;
+    Floats qkv_, table_;
+    std::optional<QkNorms> norms_;
+    CacheWriter k_, v_;
+    Floats out_;
+};
+
+void require_rope(Heads heads, Floats qkv, Floats table) {
+    require_equal(qkv.columns, heads.width(), "width of qkv");
+    require_equal(table.rows, qkv.rows, "rows of the rope table");
+    require(table.columns % 2 == 0 && table.columns <= heads.head_dim,
+            "a rope table of " + std::to_string(table.columns) + " values does not fit heads of " + std::to_string(heads.head_dim));
+}
+
+CacheWriter cache_writer(Inputs& inputs, Heads heads, Floats qkv, const Paging& paging, const Cache& cache) {
+    require_equal(qkv.columns, heads.width(), "width of qkv");
+    require_equal(cache.kv_heads, heads.kv_heads, "kv heads of the cache");
+    require_equal(cache.head_dim, heads.head_dim, "head_dim of the cache");
+    require_equal(paging.positions.size(), qkv.rows, "number of positions");
+    require_equal(paging.sequences.size(), qkv.rows, "number of sequences");
+    inputs.paged(paging, cache.blocks, cache.block_size, 1);
+    return {paging, cache};
+}
+
+}  // namespace
+
+StepPtr make_rope_table(Inputs& inputs, State positions, State sets, Table<const float> inv_freq, Floats out, float factor) {
+    require_equal(out.columns, 2 * inv_freq.columns, "width of the rope table");
+    require_equal(out.rows, positions.size(), "rows of the rope table");
+    require_equal(sets.size(), positions.size(), "number of rope sets");
+    inputs.limit(positions, Axis::tokens, inputs.context(), "position");
+    inputs.limit(sets, Axis::tokens, inv_freq.rows, "rope set");
+    return std::make_unique<RopeTable>(positions, sets, inv_freq, out, factor);
+}
+
+StepPtr make_rope(Heads heads, Floats qkv, Floats table, Floats out) {
+    require_rope(heads, qkv, table);
+    require_equal(out.columns, qkv.columns, "width of the output");
+    require_equal(out.rows, qkv.rows, "rows of the output");
+    return std::make_unique<Rope>(heads, qkv, table, out);
+}
+
+StepPtr make_kv_write(Inputs& inputs, Heads heads, Floats qkv, Paging paging, Cache k, Cache v) {
+    return std::make_unique<KvWrite>(heads, qkv, cache_writer(inputs, heads, qkv, paging, k),
+                                     cache_writer(inputs, heads, qkv, paging, v));
+}
+
+StepPtr make_rope_kv_write(Inputs& inputs, Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, Paging paging,
+                           Cache k, Cache v, Floats out) {
+    require_rope(heads, qkv, table);
+    require_equal(out.columns, heads.heads * heads.head_dim, "width of the queries");
+    require_equal(out.rows, qkv.rows, "rows of the queries");
+    if (norms) {
+        require_equal(norms->q.size(), heads.head_dim, "length of the norm's weight for q");
+        require_equal(norms->k.size(), heads.head_dim, "length of the norm's weight for k");
+    }
+    return std::make_unique<RopeKvWrite>(heads, qkv, table, norms, cache_writer(inputs, heads, qkv, paging, k),
+                                         cache_writer(inputs, heads, qkv, paging, v), out);
+}
+
+}  // namespace halfbyte

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.models import build_spec, supported
+from halfbyte.models.catalog import catalog_config
 from halfbyte.models.spec import Llama3Scaling, LongRopeScaling, Rope
 
 PHI_4_MINI = {
@@ -126,3 +127,22 @@ def test_the_trained_checkpoint(shell_29m: Path) -> None:
     assert spec.stop_token_ids == (0, 4)
     with pytest.raises(InvalidModelError):
         build_spec({**config, "num_attention_heads": None}, {}, FUSED)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("phi-3.5-mini", 3.82), ("phi-4-mini", 3.84), ("phi-4", 14.66), ("gemma-3-1b", 1.00), ("gemma-3-4b", 3.88),
+        ("llama-3.2-1b", 1.24), ("llama-3.2-3b", 3.21), ("llama-3.1-8b", 8.03), ("mistral-7b", 7.25),
+    ],
+)  # fmt: skip
+def test_the_catalogs_models_have_their_published_sizes(name: str, billions: float) -> None:
+    """Parameter counts as the models' cards state them (Gemma 3 4B without its vision tower)."""
+    names = FUSED if name.startswith("phi") else []
+    assert build_spec(catalog_config(name), {}, names).parameters / 1e9 == pytest.approx(billions, abs=0.006)
+
+
+def test_the_catalog_names_what_it_has() -> None:
+    with pytest.raises(HalfbyteError, match="gpt-5") as caught:
+        catalog_config("gpt-5")
+    assert "phi-4-mini" in caught.value.hint

@@ -13,7 +13,7 @@ from halfbyte.models.config import Config
 from halfbyte.models.decoder import tensor_shapes
 from halfbyte.models.spec import ModelSpec
 
-_SHARED = {"config", "decoder", "spec"}
+_SHARED = {"catalog", "config", "decoder", "spec"}
 
 
 def supported() -> tuple[str, ...]:

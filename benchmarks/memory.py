@@ -1,0 +1,80 @@
+"""Peak memory: python benchmarks/memory.py
+
+Loads the pocket model and a synthetic model in the shape of Llama-3.2-1B (random 4-bit weights in groups of 32),
+each in a process of its own, answers 32 tokens after a prompt of 256, and compares the process's peak resident
+memory with 1.2 × weights + cache + 150 MB. A JSON line each; exit code 1 if one is above.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+CONTEXT = 1024
+
+
+def synthetic(target: Path, name: str = "llama-3.2-1b") -> None:
+    """Write a Halfbyte model folder in the shape of a catalog model, its weights random."""
+    from halfbyte.checkpoint.writer import Outgoing, write_folder
+    from halfbyte.formats import Parts, get_format
+    from halfbyte.model import POCKET
+    from halfbyte.models import build_spec
+    from halfbyte.models.catalog import catalog_config
+
+    config = catalog_config(name)
+    spec = build_spec(config, {}, ["qkv_proj.weight"] if config["model_type"] == "phi3" else [])
+    formats = {tensor: get_format("q4g32" if len(shape) == 2 else "f32") for tensor, shape in spec.shapes.items()}
+    random = np.random.default_rng(0)
+
+    def parts(tensor: str) -> Parts:
+        shape = spec.shapes[tensor]
+        if len(shape) == 1:
+            return {"": np.ones(shape, np.float32)}
+        layout = formats[tensor].layout(shape)
+        scale = random.uniform(-1, 1, layout[".scale"][1]) * 0.2 * shape[1] ** -0.5
+        return {".q": random.integers(0, 256, layout[".q"][1], np.uint8), ".scale": scale.astype(np.float16)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder)
+        (settings / "config.json").write_text(json.dumps(config))
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (settings / file).write_bytes((POCKET / file).read_bytes())
+        tensors = [Outgoing(tensor, shape, formats[tensor], "random") for tensor, shape in spec.shapes.items()]
+        write_folder(target, tensors, parts, settings=settings, source=name)
+
+
+def measure(model: str | None) -> None:
+    """Load and answer in this process, and print what it took."""
+    import halfbyte
+
+    loaded = halfbyte.load(model, "cpu", context=CONTEXT)
+    answer = loaded.generate(list(range(100, 356)), max_tokens=32, ignore_eos=True)
+    cache = sum(tensor.nbytes for tensor in loaded.plan.of_kind("cache"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    limit = 1.2 * loaded.nbytes + cache + 150e6
+    row = {"model": loaded.name, "weights_mb": loaded.nbytes / 1e6, "cache_mb": cache / 1e6, "peak_mb": peak / 1e6}
+    row |= {"limit_mb": limit / 1e6, "load_s": loaded.load_s, "prefill_ms": answer.prefill_ms}
+    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}))
+    sys.exit(peak > limit)
+
+
+def main() -> None:
+    """Measure both models in fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        one_b = Path(folder) / "llama-3.2-1b"
+        synthetic(one_b)
+        runs = [subprocess.run([sys.executable, __file__, model]).returncode for model in ("pocket", str(one_b))]
+    sys.exit(any(runs))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(None if sys.argv[1] == "pocket" else sys.argv[1])
+    else:
+        main()

@@ -60,7 +60,7 @@ def _decode_q3(blocks: U8) -> F32:
     codes = _grouped(low | high << np.uint8(2), 16) - np.float32(4)
     scales = nibbles(blocks[:, 96:104]) | _fields(blocks[:, None, 104:108], 2).reshape(-1, 16) << np.uint8(4)
     scale = half(blocks, 108) * (scales.astype(np.float32) - np.float32(32))
-    return scale[..., None] * codes
+    return _affine(scale, codes, np.zeros_like(scale))
 
 
 def _unpack_scales(packed: U8) -> tuple[U8, U8]:
@@ -151,7 +151,8 @@ def _affine_codes(values: F32, importance: F32 | None, top: int) -> tuple[U8, U8
 
 def _pairs_of_groups(codes: U8) -> U8:
     """Nibbles of groups 2i (low) and 2i + 1 (high) `[n, 8, 32]` in bytes `[n, 128]`."""
-    pairs: U8 = codes[:, 0::2] & 15 | (codes[:, 1::2] & 15) << np.uint8(4)
+    low, high = codes[:, 0::2] & np.uint8(15), codes[:, 1::2] & np.uint8(15)
+    pairs = low | high << np.uint8(4)
     return pairs.reshape(len(codes), -1)
 
 

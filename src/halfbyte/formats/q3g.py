@@ -120,7 +120,7 @@ def unpack(packed: U8) -> U8:
     """The inverse of `pack`."""
     rows = len(packed)
     blocks = packed.reshape(rows, -1, BLOCK_BYTES)
-    low = (blocks[:, :, None, :8] >> _LOW_SHIFTS & 3).reshape(rows, -1, BLOCK)
+    low = (blocks[:, :, None, :8] >> _LOW_SHIFTS & np.uint8(3)).reshape(rows, -1, BLOCK)
     high = np.unpackbits(blocks[:, :, None, 8:], axis=2, bitorder="little").reshape(rows, -1, BLOCK)
     codes: U8 = low | high << np.uint8(2)
     return codes.reshape(rows, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -269,3 +270,12 @@ entries = st.fixed_dictionaries(
 def test_invented_headers_never_escape(path: Path, header: Header, body: bytes) -> None:
     text = json.dumps(header).encode()
     opens_or_refuses(path, struct.pack("<Q", len(text)) + text + body)
+
+
+def test_tensors_far_into_a_large_file_are_found(path: Path) -> None:
+    """The file is sparse: 1 GB in name only."""
+    half = 1 << 29
+    header = {"a": entry("U8", [half], 0, half), "b": entry("U8", [half], half, 2 * half)}
+    write(path, header)
+    os.truncate(path, path.stat().st_size + 2 * half)
+    assert SafetensorsFile(path).tensor("b").shape == (half,)

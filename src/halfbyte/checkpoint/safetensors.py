@@ -135,12 +135,19 @@ def _entry(path: Path, name: str, value: Any, body: int, size: int) -> Entry:
         damaged(path, f"{where} has the unknown dtype {shown(dtype)}")
     if not is_shape(shape):
         damaged(path, f"{where} has the impossible shape {shown(shape)}")
-    if not is_shape(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - body:
+    if not _is_range(offsets, size - body):
         damaged(path, f"{where} claims the bytes {shown(offsets)} of {size - body:,}")
     bits, held = math.prod(shape) * _BITS[dtype], 8 * (offsets[1] - offsets[0])
     if bits != held:
         damaged(path, f"{where} of shape {shape} in {dtype} needs {bits // 8:,} bytes and has {held // 8:,}")
     return Entry(dtype, tuple(shape), body + offsets[0], body + offsets[1])
+
+
+def _is_range(offsets: Any, size: int) -> bool:
+    """Whether this is a [start, stop] within `size` bytes."""
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        return False
+    return bool(0 <= offsets[0] <= offsets[1] <= size)
 
 
 def _contiguous(path: Path, entries: Mapping[str, Entry], body: int, size: int) -> dict[str, Entry]:

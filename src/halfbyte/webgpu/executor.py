@@ -1,0 +1,165 @@
+"""Runs plans on a GPU.
+
+A plan is lowered to programs as they are needed: for 1, 2, 4, 8 and many tokens, and for the logits of 1, 2, 4, 8 and
+many rows. All share the weights, the caches and one small state buffer that holds the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from halfbyte.errors import DeviceError
+from halfbyte.formats import WeightSource
+from halfbyte.plan import Batch, Plan
+from halfbyte.plan.batch import Float32
+from halfbyte.plan.fuse import fuse
+from halfbyte.plan.ops import Rows
+from halfbyte.plan.plan import LOGITS
+from halfbyte.webgpu.caches import Caches
+from halfbyte.webgpu.device import Device, open_device
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.lower import ROW_TILE, Lowering, Target, Value
+from halfbyte.webgpu.program import Buffer, Extent, Program, Recorder
+from halfbyte.webgpu.shader import Pipelines
+from halfbyte.webgpu.staging import Staging
+from halfbyte.webgpu.state import StateLayout
+from halfbyte.webgpu.weights import WeightStore
+
+COLUMNS = (1, 2, 4, 8)
+"""Token counts with matrix × vector kernels of their own; beyond, matrix × matrix."""
+
+
+class GpuExecutor:
+    """The `Executor` protocol through WebGPU.
+
+    Args:
+        plan: What to run; fused here if it is not.
+        weights: Where its weights come from; each is uploaded once.
+        device: An open device; the first real GPU if None.
+        off: Names of kernel variants not to use.
+        progress: Called with the bytes uploaded so far.
+
+    Raises:
+        DeviceError: There is no GPU, or the model does not fit it.
+    """
+
+    def __init__(
+        self, plan: Plan, weights: WeightSource, *, device: Device | None = None, off: Collection[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.plan = fuse(plan)
+        self.device = device or open_device()
+        self.choice = table.choose(self.device.capabilities, off=off)
+        _check_fits(self.device, self.plan)
+        self._layout = StateLayout(self.plan)
+        self._caches = Caches(self.device, self.plan)
+        self._recorder = Recorder(self.device)
+        store = WeightStore(self.device, self.plan, weights, progress=progress)
+        constants = {name: store.constant(values, name) for name, values in self.plan.constants.items()}
+        state = Buffer(self.device.buffer(self._layout.size * 4, "state"))
+        self.target = Target(
+            self.device, self.plan, Pipelines(self.device), store, self._layout, state, self._caches.buffers, constants,
+            self.choice,
+        )  # fmt: skip
+        self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
+        self._bodies: dict[int, tuple[Program, Value]] = {}
+        self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
+        self._single = self._lower_single()
+        self._staging: dict[int, Staging] = {}
+
+    @property
+    def single(self) -> tuple[Program, int, Value]:
+        """The program of one token, where its head begins, and its logits."""
+        return self._single
+
+    def run(self, batch: Batch) -> Float32:
+        """Run one batch; logits `[r, vocab_size]`.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        self.load(batch)
+        commands, logits = self._commands(batch)
+        rows = len(batch.logit_rows)
+        if not rows:
+            self._recorder.submit(commands)
+            return np.zeros((0, self.plan.tensors[LOGITS].shape[1]), np.float32)
+        staging = self._reader(rows, logits)
+        if logits.f32 is None:
+            raise TypeError("logits are float32")
+        submission = self._recorder.submit(commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)])
+        staging.request(submission)
+        values = staging.take(rows * logits.stride * 4).view(np.float32)
+        return values.reshape(rows, logits.stride)[:, : logits.width]
+
+    def load(self, batch: Batch) -> None:
+        """Put a batch into the state buffer, the caches grown to hold its blocks."""
+        self._caches.reserve(batch.block_tables, self._recorder)
+        self.device.write(self.target.state.handle, 0, self._layout.fill(batch))
+
+    def _commands(self, batch: Batch) -> tuple[list, Value]:  # type: ignore[type-arg]
+        tokens, rows = len(batch.token_ids), len(batch.logit_rows)
+        extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
+        if tokens == 1 and rows <= 1:
+            program, head_at, logits = self._single
+            return program.commands(extent)[: None if rows else head_at], logits
+        columns = _columns(tokens)
+        body, hidden = self._body(columns)
+        if not rows:
+            return body.commands(extent), hidden
+        head, logits = self._head(columns, _columns(rows))
+        return body.commands(extent) + head.commands(extent), logits
+
+    def _lower_single(self) -> tuple[Program, int, Value]:
+        lowering = Lowering(self.target, 1, 1)
+        dispatches = lowering.lower(self.plan.steps, keep=LOGITS)
+        return Program(self.device, dispatches), lowering.head_at, lowering.values[LOGITS]
+
+    def _body(self, columns: int) -> tuple[Program, Value]:
+        """Everything up to the last layer's output, which is the program's value."""
+        if columns not in self._bodies:
+            capacity = columns or -(-self.plan.tokens // ROW_TILE) * ROW_TILE
+            lowering = Lowering(self.target, columns, capacity)
+            hidden = self._hidden
+            dispatches = lowering.lower(self.plan.steps[: self._split], keep=hidden)
+            self._bodies[columns] = Program(self.device, dispatches), lowering.values[hidden]
+        return self._bodies[columns]
+
+    def _head(self, body: int, columns: int) -> tuple[Program, Value]:
+        """The rest, for a body's output."""
+        if (body, columns) not in self._heads:
+            capacity = columns or -(-self.plan.rows // ROW_TILE) * ROW_TILE
+            inputs = {self._hidden: self._body(body)[1]}
+            lowering = Lowering(self.target, columns, capacity, inputs, rows=True)
+            dispatches = lowering.lower(self.plan.steps[self._split :], keep=LOGITS)
+            self._heads[body, columns] = Program(self.device, dispatches), lowering.values[LOGITS]
+        return self._heads[body, columns]
+
+    @property
+    def _hidden(self) -> str:
+        return self.plan.steps[self._split].inputs[0]
+
+    def _reader(self, rows: int, logits: Value) -> Staging:
+        size = _columns(rows) or self.plan.rows
+        if size not in self._staging:
+            self._staging[size] = Staging(self.device, size * logits.stride * 4)
+        return self._staging[size]
+
+
+def _columns(count: int) -> int:
+    """The fewest columns of a kernel that hold `count`; 0 where matrix × matrix begins."""
+    return next((columns for columns in COLUMNS if count <= columns), 0)
+
+
+def _check_fits(device: Device, plan: Plan) -> None:
+    """Refuse what no buffer of the device can hold, before anything is loaded."""
+    largest = min(device.capabilities.max_binding, device.capabilities.max_buffer)
+    cache = max(tensor.nbytes for tensor in plan.of_kind("cache"))
+    if cache > largest:
+        raise DeviceError(
+            f"the cache of a layer for {plan.context} tokens takes {cache / 1e6:.0f} MB, but {device.name} allows "
+            f"{largest / 1e6:.0f} MB in one buffer.",
+            f"Use a context of at most {plan.context * largest // cache} tokens.",
+        )

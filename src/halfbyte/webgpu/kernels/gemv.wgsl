@@ -1,0 +1,170 @@
+// out[c, o] = W[o] · x[c] for up to COLS columns: a team of TEAM invocations takes ROWS outputs at once.
+// INT8: x in int8 blocks against packed codes, else float32. GATED: output o is act(W[o] · x) · (W[N + o] · x).
+// DEFERRED: x was quantized before its RMS norm was known; the sums of squares of its blocks give it here.
+// EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
+// Grid: (workgroups) in x, then y. Constants: WG, N, FIRST (output of this piece's row 0), STRIDE, K, X_STRIDE.
+#if INT8
+@bind var<storage, read> x8: array<vec4<u32>>;
+@bind var<storage, read> xm: array<vec4<u32>>;
+#else
+@bind var<storage, read> x: array<vec4<f32>>;
+#endif
+#include ${FORMAT}
+#if RESIDUAL
+@bind var<storage, read> residual: array<${"vec4<f32>" if EMIT else "f32"}>;
+#endif
+#if OUT
+@bind var<storage, read_write> out: array<${"vec4<f32>" if EMIT else "f32"}>;
+#endif
+#if EMIT
+#if NORM
+@bind var<storage, read> norm: array<vec4<f32>>;
+#endif
+#include quantize_block
+var<workgroup> tile: array<f32, ${WG // TEAM * ROWS * COLS}>;
+#endif
+#include team NAME="team"
+#if GATED
+#include activation
+#endif
+
+@compute @workgroup_size(${WG})
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32
+) {
+    let wg = id.x + id.y * count.x;
+    let lane = lid % ${TEAM}u;
+    let team = lid / ${TEAM}u;
+    let output = (wg * ${WG // TEAM}u + team) * ${ROWS}u;
+#for u in range(UNITS)
+    let row${u} = min(output + ${u % ROWS}u, ${N - 1}u) + ${N if u >= ROWS else 0}u;
+#for c in range(COLS)
+    var sum${u}_${c} = 0.0;
+#endfor
+#endfor
+#if INT8
+#if DEFERRED
+#for c in range(COLS)
+    var squares${c} = 0.0;
+#endfor
+#endif
+    for (var first = lane; first < ${X_BLOCKS}u; first += ${TEAM * UNROLL}u) {
+#for i in range(UNROLL)
+#if X_BLOCKS % (TEAM * UNROLL)
+        let inside${i} = first + ${i * TEAM}u < ${X_BLOCKS}u;
+        let b${i} = min(first + ${i * TEAM}u, ${X_BLOCKS - 1}u);
+#else
+        let b${i} = first + ${i * TEAM}u;
+#endif
+#for u in range(UNITS)
+        let codes${i}_${u} = weight_block(row${u}, b${i});
+#endfor
+#endfor
+#for i in range(UNROLL)
+#for u in range(UNITS)
+        let scale${i}_${u} = weight_scale(row${u}, b${i});
+#endfor
+#endfor
+#for i in range(UNROLL)
+#for c in range(COLS)
+        {
+            let lo = x8[(${c * X_BLOCKS}u + b${i}) * 2u];
+            let hi = x8[(${c * X_BLOCKS}u + b${i}) * 2u + 1u];
+            let facts = xm[${c * X_BLOCKS}u + b${i}];
+#if X_BLOCKS % (TEAM * UNROLL)
+            let x_scale = select(0.0, bitcast<f32>(facts.x), inside${i});
+#if DEFERRED
+            squares${c} += select(0.0, bitcast<f32>(facts.z), inside${i});
+#endif
+#else
+            let x_scale = bitcast<f32>(facts.x);
+#if DEFERRED
+            squares${c} += bitcast<f32>(facts.z);
+#endif
+#endif
+            let x_sum = bitcast<i32>(facts.y);
+#for u in range(UNITS)
+            let start${u} = -x_sum * weight_zero(row${u}, b${i});
+            sum${u}_${c} += f32(block_dot(codes${i}_${u}, lo, hi, start${u})) * (scale${i}_${u} * x_scale);
+#endfor
+        }
+#endfor
+#endfor
+    }
+#else
+    for (var k4 = lane; k4 < ${(K + 3) // 4}u; k4 += ${TEAM}u) {
+#for u in range(UNITS)
+        let w${u} = weight4(row${u}, k4);
+#endfor
+#for c in range(COLS)
+        let x${c} = x[${c * X_STRIDE // 4}u + k4];
+#for u in range(UNITS)
+        sum${u}_${c} += dot(w${u}, x${c});
+#endfor
+#endfor
+    }
+#endif
+#for c in range(COLS)
+#if INT8 and DEFERRED
+    let factor${c} = inverseSqrt(team_sum(lid, squares${c}) / ${float(K)} + ${EPS});
+#endif
+#for u in range(UNITS)
+    let y${u}_${c} = team_sum(lid, sum${u}_${c})${f" * factor{c}" if INT8 and DEFERRED else ""};
+#endfor
+#endfor
+#for c in range(COLS)
+#for r in range(ROWS)
+#if GATED
+    let z${r}_${c} = activate(y${r}_${c}) * y${r + ROWS}_${c};
+#else
+    let z${r}_${c} = y${r}_${c};
+#endif
+#endfor
+#endfor
+#if EMIT
+    if (lane == 0u) {
+#for c in range(COLS)
+#for r in range(ROWS)
+        tile[${c * (WG // TEAM) * ROWS + r}u + team * ${ROWS}u] = z${r}_${c};
+#endfor
+#endfor
+    }
+    workgroupBarrier();
+    let here = min(lid, ${WG // TEAM * ROWS // 4 * COLS - 1}u);
+    let c = here / ${WG // TEAM * ROWS // 4}u;
+    let o4 = wg * ${WG // TEAM * ROWS // 4}u + here % ${WG // TEAM * ROWS // 4}u;
+    let valid = lid == here && o4 < ${N // 4}u;
+    let at = c * ${STRIDE // 4}u + o4;
+    var v = vec4<f32>(tile[here * 4u], tile[here * 4u + 1u], tile[here * 4u + 2u], tile[here * 4u + 3u]);
+    var squares = 0.0;
+    if (valid) {
+#if RESIDUAL
+        v += residual[at];
+#endif
+#if OUT
+        out[at] = v;
+#endif
+#if NORM
+        squares = dot(v, v);
+        v *= norm[o4];
+#endif
+    }
+    store_block(lid, c * ${STRIDE // 32}u + o4 / 8u, v, squares, valid);
+#else
+    if (lane == 0u) {
+#for r in range(ROWS)
+        if (output + ${r}u < ${N}u) {
+#for c in range(COLS)
+            let at${c} = ${c * STRIDE + FIRST + r}u + output;
+#if RESIDUAL
+            out[at${c}] = residual[at${c}] + z${r}_${c};
+#else
+            out[at${c}] = z${r}_${c};
+#endif
+#endfor
+        }
+#endfor
+    }
+#endif
+}

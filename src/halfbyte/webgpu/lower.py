@@ -1,0 +1,428 @@
+"""A plan becomes dispatches: which kernel runs each step, in which variant, over which buffers.
+
+One plan is lowered several times over the same weights and caches: for one token, for a few (matrix × vector), and
+for many (matrix × matrix). What a step leaves behind is a `Value`: float32, or int8 blocks where only matrices in
+packed formats read it, or both. Rewrites that only make sense on a GPU happen here:
+
+- a norm before packed matrices is folded into the step that makes its input, which quantizes what it wrote times the
+  norm's weights; the readers divide by the root of the mean square later (`deferred-norm`);
+- for one token, norm and rotation of q and k, the cache write and attention are one kernel (`fused-attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfbyte.plan import Plan, ops
+from halfbyte.plan.plan import LOGITS
+from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.program import KEYS_STEP, Buffer, Dimensions, Dispatch, Extent
+from halfbyte.webgpu.shader import Pipelines
+from halfbyte.webgpu.state import StateLayout
+from halfbyte.webgpu.weights import Matrix, Piece, WeightStore
+
+MOST_WORKGROUPS = 65535
+ROW_TILE = 64
+"""Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
+
+Grid = Callable[[Extent], Dimensions]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What everything lowered for one executor shares."""
+
+    device: Device
+    plan: Plan
+    pipelines: Pipelines
+    weights: WeightStore
+    layout: StateLayout
+    state: Buffer
+    caches: dict[str, Buffer]
+    constants: dict[str, Buffer]
+    choice: table.Choice
+
+
+@dataclass
+class Value:
+    """A tensor on the device, `[capacity, stride]`: float32, int8 blocks, or both.
+
+    Attributes:
+        eps: Set where the blocks still lack a norm: its epsilon.
+    """
+
+    width: int
+    f32: Buffer | None = None
+    x8: Buffer | None = None
+    xm: Buffer | None = None
+    eps: float | None = None
+
+    @property
+    def stride(self) -> int:
+        """Values from row to row."""
+        return padded(self.width)
+
+
+@dataclass
+class Lowering:
+    """Lowers a run of steps for a number of tokens.
+
+    Attributes:
+        columns: Columns of the matrix × vector kernels; 0 for matrix × matrix.
+        capacity: Tokens the activations have room for.
+        inputs: Values made by other programs.
+        rows: Whether these steps run over rows of logits, not tokens.
+        head_at: After lowering, the first dispatch that only logits need.
+    """
+
+    target: Target
+    columns: int
+    capacity: int
+    inputs: dict[str, Value] = field(default_factory=dict)
+    rows: bool = False
+
+    def __post_init__(self) -> None:
+        self.values: dict[str, Value] = dict(self.inputs)
+        self.dispatches: list[Dispatch] = []
+        self._free: dict[int, list[Buffer]] = {}
+        self._folded: set[str] = set()
+        self.head_at = 0
+
+    def lower(self, steps: Sequence[ops.Op], *, keep: str = "") -> list[Dispatch]:
+        """The dispatches of `steps`; the value called `keep` stays valid after them."""
+        self._steps = steps
+        last = self._last_reads(steps)
+        for i, step in enumerate(steps):
+            self._index = i
+            getattr(self, f"_lower_{type(step).__name__}")(step)
+            for name in {n for n in self.values if last.get(n, i) == i and n != keep and n not in self.inputs}:
+                if name in last or name != LOGITS:
+                    self._release(name)
+        return self.dispatches
+
+    def _last_reads(self, steps: Sequence[ops.Op]) -> dict[str, int]:
+        """The last step that reads each tensor; attention reads for the step before it where the two are one kernel."""
+        fused = self._attends_fused()
+        return {name: i + (fused and isinstance(step, ops.RopeKvWrite)) for i, step in enumerate(steps) for name in step.inputs}
+
+    def _readers(self, name: str) -> list[ops.Op]:
+        return [step for step in self._steps if name in step.inputs]
+
+    def _reads_int8(self, step: ops.Op) -> bool:
+        """Whether a step can take its input as int8 blocks."""
+        if not self.target.choice.int8 or not isinstance(step, ops.Linear | ops.GatedLinear):
+            return False
+        return all(piece.storage.packed for piece in self.target.weights.matrix(step.weights).pieces)
+
+    def _wanted(self, name: str) -> tuple[bool, bool]:
+        """Whether readers of a tensor want it in float32, and as int8 blocks."""
+        int8 = [self._reads_int8(step) for step in self._readers(name)]
+        return not all(int8) or not int8, any(int8)
+
+    def _take(self, nbytes: int) -> Buffer:
+        free = self._free.get(nbytes)
+        return free.pop() if free else Buffer(self.target.device.buffer(nbytes, "activations"))
+
+    def _release(self, name: str) -> None:
+        value = self.values.pop(name)
+        for buffer in (value.f32, value.x8, value.xm):
+            if buffer and not any(buffer in (v.f32, v.x8, v.xm) for v in self.values.values()):
+                self._free.setdefault(buffer.handle.size, []).append(buffer)
+
+    def _value(self, name: str, width: int, *, f32: bool = True, int8: bool = False, eps: float | None = None) -> Value:
+        value = Value(width, eps=eps)
+        values = self.capacity * value.stride
+        if f32:
+            value.f32 = self._take(values * 4)
+        if int8:
+            value.x8, value.xm = self._take(values), self._take(values // 2)
+        self.values[name] = value
+        return value
+
+    def add(self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str) -> None:
+        """Append a dispatch."""
+        choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
+        pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
+        bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        self.dispatches.append(Dispatch(pipeline, {"state": self.target.state, **bound}, grid, label))
+
+    def _count(self, extent: Extent) -> int:
+        return extent.rows if self.rows else extent.tokens
+
+    def _lower_Embed(self, step: ops.Embed) -> None:  # noqa: N802
+        matrix = self.target.weights.matrix((step.table,))
+        norm = self._foldable_norm(step.out) if len(matrix.pieces) == 1 else None
+        value = self._value(step.out, matrix.columns)
+        folded = self._fold(norm, value) if norm else {}
+        for piece in matrix.pieces:
+            constants = {
+                "WG": 64, "K": matrix.columns, "STRIDE4": value.stride // 4, "SCALE": step.scale, "ROW0": piece.first,
+                "ROWS": piece.rows, "EMIT": bool(norm), **_format(piece),
+            }  # fmt: skip
+            x = _ceil(value.stride // 4, 64)
+            self.add("embed", constants, {**piece.buffers, "out": value.f32, **folded}, lambda e: (x, e.tokens, 1), "embed")
+
+    def _lower_RopeTable(self, step: ops.RopeTable) -> None:  # noqa: N802
+        half = self.target.plan.tensors[step.out].shape[2]
+        value = Value(2 * half, f32=self._take(padded(self.capacity * 2 * half) * 4))
+        self.values[step.out] = value
+        buffers = {"inv_freq": self.target.constants[step.inv_freq], "out": value.f32}
+        x = _ceil(half, 64)
+        self.add("rope_table", {"HALF": half, "FACTOR": step.factor}, buffers, lambda e: (x, e.tokens, 1), "rope table")
+
+    def _foldable_norm(self, made: str) -> ops.RmsNorm | None:
+        """The norm of a tensor that the step making it can prepare: the next step, read by packed matrices only."""
+        if not self.columns or not self.target.choice.deferred_norm:
+            return None
+        following = self._steps[self._index + 1 : self._index + 4]
+        norm = next((step for step in following if not isinstance(step, ops.RopeTable | ops.Rows)), None)
+        through = {step.out for step in following if isinstance(step, ops.Rows) and step.x == made and self._one_row()}
+        if not isinstance(norm, ops.RmsNorm) or norm.residual or norm.x not in {made, *through}:
+            return None
+        f32, int8 = self._wanted(norm.out)
+        width = self.target.plan.tensors[made].shape[1]
+        return norm if int8 and not f32 and width % 32 == 0 else None
+
+    def _one_row(self) -> bool:
+        return self.columns == 1
+
+    def _fold(self, norm: ops.RmsNorm, source: Value) -> dict[str, Buffer | None]:
+        """Make the value of a norm folded into the step that writes `source`; the buffers that step needs for it."""
+        value = self._value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
+        self._folded.add(norm.out)
+        weight = self.target.weights.vector(norm.weight, norm.offset)
+        return {"norm": weight, "x8_out": value.x8, "xm_out": value.xm}
+
+    def _lower_Rows(self, step: ops.Rows) -> None:  # noqa: N802
+        source = self.values[step.x]
+        self.values[step.out] = Value(source.width, f32=source.f32)
+        self.head_at = len(self.dispatches)
+
+    def _lower_RmsNorm(self, step: ops.RmsNorm) -> None:  # noqa: N802
+        if step.out in self._folded:
+            return
+        second = self._second_norm(step)
+        source = self.values[step.x]
+        gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in self._steps) and not self._one_row()
+        f32, int8 = self._wanted(step.out)
+        value = self._value(step.out, source.width, f32=f32, int8=int8 and not second)
+        buffers = {
+            "x": source.f32, "weight": self.target.weights.vector(step.weight, step.offset), "out": value.f32,
+            "residual": self.values[step.residual].f32 if step.residual else None, "x8_out": value.x8, "xm_out": value.xm,
+        }  # fmt: skip
+        constants = {
+            "GATHER": gathered, "NORM": True, "RESIDUAL": bool(step.residual), "OUT": bool(value.f32), "EPS": step.eps,
+            "SECOND": bool(second), "OUT2": False, "EMIT": bool(value.x8),
+        }  # fmt: skip
+        if second:
+            f32, int8 = self._wanted(second.out)
+            after = self._value(second.out, source.width, f32=f32, int8=int8)
+            self._folded.add(second.out)
+            weight2 = self.target.weights.vector(second.weight, second.offset)
+            buffers |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
+            constants |= {"OUT2": f32, "EMIT": int8}
+        self._add_norm(constants, buffers, source, "norm")
+
+    def _second_norm(self, step: ops.RmsNorm) -> ops.RmsNorm | None:
+        """The norm that directly follows one with a residual: both are made in one pass."""
+        following = self._steps[self._index + 1] if self._index + 1 < len(self._steps) else None
+        if step.residual and isinstance(following, ops.RmsNorm) and following.x == step.out and not following.residual:
+            return following
+        return None
+
+    def _add_norm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], source: Value, label: str) -> None:
+        sizes = table.norm(self.target.choice, width=source.width)
+        shape = {"W": source.width, "STRIDE4": source.stride // 4}
+        self.add("norm", {**sizes, **shape, **constants}, buffers, lambda e: (self._count(e), 1, 1), label)
+
+    def _quantize(self, value: Value) -> None:
+        """Make the int8 blocks of a value from its float32."""
+        value.x8, value.xm = (self._take(self.capacity * value.stride // share) for share in (1, 2))
+        constants = {name: False for name in ("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2")} | {"EMIT": True}
+        self._add_norm(constants, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize")
+
+    def _lower_Linear(self, step: ops.Linear) -> None:  # noqa: N802
+        matrix = self.target.weights.matrix(step.weights)
+        whole = len(matrix.pieces) == 1 and matrix.rows % 32 == 0 and self._packed(matrix.pieces[0])
+        norm = self._foldable_norm(step.out) if whole else None
+        value = self._value(step.out, matrix.rows)
+        buffers = {"residual": self.values[step.residual].f32 if step.residual else None, "out": value.f32}
+        flags = {"GATED": False, "RESIDUAL": bool(step.residual), "OUT": True, "EMIT": bool(norm), "NORM": bool(norm)}
+        if norm:
+            buffers |= self._fold(norm, value)
+        for piece in matrix.pieces:
+            self._add_product(step, matrix, piece, flags, buffers, value.stride)
+
+    def _lower_GatedLinear(self, step: ops.GatedLinear) -> None:  # noqa: N802
+        matrix = self.target.weights.matrix(step.weights)
+        f32, int8 = self._wanted(step.out)
+        if len(matrix.pieces) > 1:
+            self._gate_apart(step, matrix)
+        else:
+            packed = self._packed(matrix.pieces[0])
+            emit = bool(self.columns and packed and int8 and not f32 and matrix.rows % 64 == 0)
+            value = self._value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
+            flags = {"GATED": True, "RESIDUAL": False, "OUT": not emit, "EMIT": emit, "NORM": False, "ACTIVATION": step.activation}
+            buffers = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+            self._add_product(step, matrix, matrix.pieces[0], flags, buffers, value.stride)
+        value = self.values[step.out]
+        if int8 and not value.x8:
+            self._quantize(value)
+
+    def _gate_apart(self, step: ops.GatedLinear, matrix: Matrix) -> None:
+        """A gated product whose matrix is in several pieces: the product, then the gate."""
+        both = self._value(f"{step.out}.both", matrix.rows)
+        flags = {"GATED": False, "RESIDUAL": False, "OUT": True, "EMIT": False, "NORM": False}
+        for piece in matrix.pieces:
+            self._add_product(step, matrix, piece, flags, {"out": both.f32}, both.stride)
+        value = self._value(step.out, matrix.rows // 2)
+        constants = {"WG": 64, "N": value.width, "X_STRIDE": both.stride, "STRIDE": value.stride, "ACTIVATION": step.activation}
+        x = _ceil(value.width, 64)
+        self.add("gate", constants, {"x": both.f32, "out": value.f32}, lambda e: (x, e.tokens, 1), "gate")
+
+    def _packed(self, piece: Piece) -> bool:
+        return piece.storage.packed and self.target.choice.int8
+
+    def _add_product(
+        self, step: ops.Linear | ops.GatedLinear, matrix: Matrix, piece: Piece, flags: dict[str, Any],
+        buffers: dict[str, Buffer | None], stride: int,
+    ) -> None:  # fmt: skip
+        x = self.values[step.x]
+        int8 = self._packed(piece)
+        outputs = piece.rows // 2 if flags["GATED"] else piece.rows
+        constants = {
+            **_format(piece), **flags, "INT8": int8, "N": outputs, "FIRST": piece.first, "STRIDE": stride, "K": matrix.columns,
+            "X_STRIDE": x.stride, "X_BLOCKS": x.stride // 32, "DEFERRED": x.eps is not None, "EPS": x.eps,
+        }  # fmt: skip
+        taken = {"x8": x.x8, "xm": x.xm} if int8 else {"x": x.f32}
+        label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
+        add = self._add_gemv if self.columns else self._add_gemm
+        add(constants, {**piece.buffers, **buffers, **taken}, label)
+
+    def _add_gemv(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
+        sizes = table.gemv(
+            self.target.choice, outputs=constants["N"], blocks=constants["X_BLOCKS"], int8=constants["INT8"],
+            gated=constants["GATED"], emit=constants["EMIT"], columns=self.columns,
+        )  # fmt: skip
+        groups = _ceil(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
+        y = _ceil(groups, MOST_WORKGROUPS)
+        self.add("gemv", {**constants, **sizes}, buffers, lambda e: (_ceil(groups, y), y, 1), f"gemv {label}")
+
+    def _add_gemm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
+        sizes = table.gemm(self.target.choice, rows=self.capacity)
+        x = _ceil(constants["N"], 32 if constants["GATED"] else 64)
+        tile = 16 * sizes["RM"]
+        self.add("gemm", {**constants, **sizes}, buffers, lambda e: (x, _ceil(self._count(e), tile), 1), f"gemm {label}")
+
+    def _lower_RopeKvWrite(self, step: ops.RopeKvWrite) -> None:  # noqa: N802
+        sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
+        if self._attends_fused():
+            self.values[step.out] = self.values[step.qkv]
+            return
+        value = self._value(step.out, step.heads * step.head_dim)
+        constants = {**self._rotation(step), "WG": max(64, sizes["TL"]), "TL": sizes["TL"], "Q_ROW": value.stride}
+        x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // sizes["TL"])
+        buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
+        self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
+
+    def _attends_fused(self) -> bool:
+        return self.columns == 1 and self.target.choice.fused_attention
+
+    def _rotation(self, step: ops.RopeKvWrite) -> dict[str, Any]:
+        half = self.target.plan.tensors[step.table].shape[2]
+        return {
+            **self._cache_constants(step, step.blocks, step.k_cache), "HALF": half, "ROW": self.values[step.qkv].stride,
+            "QK_NORM": bool(step.q_weight), "EPS": step.eps,
+        }  # fmt: skip
+
+    def _rotation_buffers(self, step: ops.RopeKvWrite) -> dict[str, Buffer | None]:
+        vector = self.target.weights.vector
+        norms = {"q_norm": step.q_weight, "k_norm": step.k_weight}
+        return {
+            "qkv": self.values[step.qkv].f32, "table": self.values[step.table].f32,
+            **{name: vector(weight, step.offset) if weight else None for name, weight in norms.items()},
+        }  # fmt: skip
+
+    def _cache_constants(self, step: Any, blocks: str, cache: str) -> dict[str, Any]:
+        plan = self.target.plan
+        return {
+            "HEADS": step.heads, "KV_HEADS": step.kv_heads, "HD": step.head_dim, "HDP": -(-step.head_dim // 8) * 8,
+            "BLOCK_SIZE": plan.block_size, "TABLE": self.target.layout.tables[blocks],
+            "COLUMNS": plan.tensors[blocks].shape[1], "F16": plan.tensors[cache].dtype == "f16",
+        }  # fmt: skip
+
+    def _cache_buffers(self, step: Any) -> dict[str, Buffer | None]:
+        return {"k_cache": self.target.caches[step.k_cache], "v_cache": self.target.caches[step.v_cache]}
+
+    def _lower_Attention(self, step: ops.Attention) -> None:  # noqa: N802
+        constants = {
+            **self._cache_constants(step, step.blocks, step.k_cache), "WINDOW": step.window or 0, "SCALE": step.scale,
+            "SOFTCAP": step.softcap or 0, "Q_ROW": self.values[step.q].stride,
+        }  # fmt: skip
+        if self.columns:
+            self._attend_split(step, constants)
+        else:
+            self._attend_tiled(step, constants)
+
+    def _attend_split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
+        sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
+        constants |= {**sizes, "SPLIT_KEYS": KEYS_STEP, "FUSED": self._attends_fused()}
+        parts = self.capacity * step.heads * sizes["MAX_SPLITS"]
+        partial, weight = self._take(parts * constants["HDP"] * 4), self._take(parts * 8)
+        buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "partial": partial, "weight": weight}
+        if constants["FUSED"]:
+            rope = self._steps[self._index - 1]
+            if not isinstance(rope, ops.RopeKvWrite):
+                raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
+            constants |= self._rotation(rope)
+            buffers |= self._rotation_buffers(rope)
+        x, most, window = step.kv_heads * sizes["SLICES"], sizes["MAX_SPLITS"], step.window
+        self.add("attend", constants, buffers, lambda e: (x, _splits(e, window, most), e.tokens), "attend")
+        f32, int8 = self._wanted(step.out)
+        value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
+        merging = {**constants, "WG": 64, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
+        buffers = {"partial": partial, "weight": weight, "out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+        groups = _ceil(value.stride // 4, 64)
+        self.add("merge", merging, buffers, lambda e: (groups, e.tokens, 1), "merge")
+        for buffer in (partial, weight):
+            self._free.setdefault(buffer.handle.size, []).append(buffer)
+
+    def _attend_tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
+        sizes = table.attend_tiled(self.target.choice, head_dim=step.head_dim)
+        value = self._value(step.out, step.heads * step.head_dim)
+        buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "out": value.f32}
+        self.add(
+            "attend_tiled", {**constants, **sizes, "STRIDE": value.stride}, buffers,
+            lambda e: (_ceil(e.tokens, sizes["ROWS"]), step.heads, 1), "attend",
+        )  # fmt: skip
+        if self._wanted(step.out)[1]:
+            self._quantize(value)
+
+    def _lower_Softcap(self, step: ops.Softcap) -> None:  # noqa: N802
+        source = self.values[step.x]
+        value = self._value(step.out, source.width)
+        count = self.capacity * value.stride
+        constants = {"WG": 256, "COUNT": count, "CAP": step.cap}
+        x = min(_ceil(count, 256), MOST_WORKGROUPS)
+        self.add("softcap", constants, {"x": source.f32, "out": value.f32}, lambda e: (x, 1, 1), "softcap")
+
+
+def padded(width: int) -> int:
+    """A width in whole blocks of 32."""
+    return -(-width // 32) * 32
+
+
+def _splits(extent: Extent, window: int | None, most: int) -> int:
+    keys = min(extent.keys, window or extent.keys)
+    return max(1, min(most, _ceil(keys, KEYS_STEP)))
+
+
+def _format(piece: Piece) -> dict[str, Any]:
+    return {"FORMAT": piece.storage.snippet, **piece.storage.constants}
+
+
+def _ceil(value: int, step: int) -> int:
+    return -(-value // step)

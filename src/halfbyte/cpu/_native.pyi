@@ -48,21 +48,48 @@ class Program:
         self, over_rows: bool, x: _Floats, weights: Sequence[Matrix], out: _Floats, activation: str
     ) -> None: ...
     def rms_norm(
-        self, over_rows: bool, x: _Floats, weight: _Floats, out: _Floats, eps: float, offset: float,
+        self,
+        over_rows: bool,
+        x: _Floats,
+        weight: _Floats,
+        out: _Floats,
+        eps: float,
+        offset: float,
         residual: _Floats | None,
     ) -> None: ...
     def qk_norm(
-        self, heads: _Heads, qkv: _Floats, norm_weights: tuple[_Floats, _Floats], out: _Floats, eps: float, offset: float
+        self,
+        heads: _Heads,
+        qkv: _Floats,
+        norm_weights: tuple[_Floats, _Floats],
+        out: _Floats,
+        eps: float,
+        offset: float,
     ) -> None: ...
     def rope_table(self, positions: _Ints, sets: _Ints, inv_freq: _Floats, out: _Floats, factor: float) -> None: ...
     def rope(self, heads: _Heads, qkv: _Floats, table: _Floats, out: _Floats) -> None: ...
     def kv_write(self, heads: _Heads, qkv: _Floats, paging: _Paging, caches: _Caches) -> None: ...
     def rope_kv_write(
-        self, heads: _Heads, qkv: _Floats, table: _Floats, norm_weights: tuple[_Floats, _Floats] | None, eps: float,
-        offset: float, paging: _Paging, caches: _Caches, out: _Floats,
+        self,
+        heads: _Heads,
+        qkv: _Floats,
+        table: _Floats,
+        norm_weights: tuple[_Floats, _Floats] | None,
+        eps: float,
+        offset: float,
+        paging: _Paging,
+        caches: _Caches,
+        out: _Floats,
     ) -> None: ...
     def attention(
-        self, heads: _Heads, q: _Floats, caches: _Caches, paging: _Paging, out: _Floats, scale: float, window: int,
+        self,
+        heads: _Heads,
+        q: _Floats,
+        caches: _Caches,
+        paging: _Paging,
+        out: _Floats,
+        scale: float,
+        window: int,
         softcap: float,
     ) -> None: ...
 

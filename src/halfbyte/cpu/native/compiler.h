@@ -1,4 +1,4 @@
-// What differs between compilers: forced inlining (of functions, of lambdas), prefetching, a pause in a spin loop.
+// What differs between compilers: forced inlining (of functions, of lambdas), a pause in a spin loop.
 #pragma once
 
 #if defined(_MSC_VER)
@@ -17,17 +17,6 @@
 #endif
 
 namespace halfbyte {
-
-// Asks for the cache line at `address` ahead of its use; harmless on any address.
-static HB_INLINE void prefetch(const void* address) {
-#if defined(_MSC_VER) && defined(HB_X86)
-    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
-#elif defined(_MSC_VER)
-    __prefetch(address);
-#else
-    __builtin_prefetch(address);
-#endif
-}
 
 // Tells the core that this is a spin loop.
 static HB_INLINE void pause() {

@@ -54,7 +54,6 @@ struct DirectInput {
 template <class Format, int Tokens>
 static HB_INLINE void direct_tile(const q4g::Tiles& w, int64_t tile, const DirectInput<Tokens>& x, float* out) {
     constexpr int kChains = Tokens == 1 ? 4 : Tokens == 2 ? 2 : 1;  // independent sums that hide the latency of one
-    constexpr int64_t kAhead = 4096;
     Lanes total[Tokens];
     for (Lanes& t : total) t = Lanes::broadcast(0);
     for (int64_t g = 0, b = 0; g < w.groups; ++g) {
@@ -65,9 +64,7 @@ static HB_INLINE void direct_tile(const q4g::Tiles& w, int64_t tile, const Direc
         for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
             const float* at[Tokens];
             for (int t = 0; t < Tokens; ++t) at[t] = x.block(t, b);
-            const uint8_t* codes = w.block(tile, b);
-            for (int line = 0; line < 4; ++line) prefetch(codes + kAhead + 64 * line);
-            Format::template codes<Lanes>(codes, [&](auto chain, int k, Lanes code) HB_LAMBDA {
+            Format::template codes<Lanes>(w.block(tile, b), [&](auto chain, int k, Lanes code) HB_LAMBDA {
                 for (int t = 0; t < Tokens; ++t) {
                     Lanes& sum = sums[t][chain % kChains];
                     sum = Lanes::fma(code, Lanes::broadcast(at[t][k]), sum);

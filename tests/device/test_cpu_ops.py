@@ -1,0 +1,477 @@
+"""Every op of the CPU executor against the NumPy oracle: formats, ragged shapes, hostile values, instruction sets.
+
+Activations come in through an `Embed` of a float32 table, results go out through `Rows`, so that each case is a small
+plan that both executors run.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from halfbyte.cpu import CpuExecutor, _native
+from halfbyte.errors import UsageError
+from halfbyte.formats import Weight, get_format
+from halfbyte.plan import Batch, Plan, Tensor
+from halfbyte.plan.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedActivation,
+    GatedLinear,
+    KvWrite,
+    Linear,
+    Op,
+    QkNorm,
+    RmsNorm,
+    Rope,
+    RopeKvWrite,
+    RopeTable,
+    Rows,
+    Softcap,
+)
+from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
+from halfbyte.reference import ReferenceExecutor
+
+FORMATS = ["f32", "f16", "bf16", "q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z"]
+TOKENS = [1, 2, 7, 33]
+COLUMNS = [40, 96, 1152]
+ROWS = [1, 17, 33, 100]
+HEADS = [(4, 1, 20), (8, 2, 64), (6, 6, 33), (40, 1, 16)]
+PAGING = (STATE_POSITIONS, STATE_SEQUENCES, "blocks")
+
+
+@pytest.fixture(params=_native.isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def hostile(rows: int, columns: int, seed: int = 0) -> NDArray[np.float32]:
+    """Normal values, one in fifty of them 20 times as large."""
+    rng = np.random.default_rng([seed, rows, columns])
+    factors = np.where(rng.random((rows, columns)) < 0.02, 20, 1)
+    return (rng.standard_normal((rows, columns)) * factors).astype(np.float32)
+
+
+@dataclass
+class Case:
+    """A plan in the making, and its weights."""
+
+    tokens: int
+    context: int = 128
+    block_size: int = 8
+    sequences: int = 1
+    columns: int = 16
+    steps: list[Op] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    stored: dict[str, Weight] = field(default_factory=dict)
+    constants: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS, STATE_ROWS):
+            self.tensor(name, (self.tokens,), "state", "i32")
+        self.tensor("blocks", (self.sequences, self.columns), "state", "i32")
+
+    def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
+        item = {"f16": 2}.get(dtype, 4)
+        self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * item)
+        return name
+
+    def out(self, width: int) -> str:
+        return self.tensor(f"out{len(self.tensors)}", (self.tokens, width))
+
+    def weight(self, name: str, values: NDArray[np.float32], stored: str = "f32") -> str:
+        codec = get_format(stored)
+        self.stored[name] = Weight(codec, values.shape, codec.encode(values))
+        self.tensors[name] = Tensor(name, values.shape, stored, "weight", codec.nbytes(values.shape))
+        return name
+
+    def activation(self, values: NDArray[np.float32]) -> str:
+        """An activation whose row for token id i is values[i]."""
+        table = self.weight(f"table{len(self.tensors)}", values)
+        return self.add(Embed(STATE_IDS, table, self.out(values.shape[1])))
+
+    def caches(self, heads: tuple[int, int, int], blocks: int, dtype: str) -> tuple[str, str]:
+        shape = (blocks, heads[1], self.block_size, heads[2])
+        return self.tensor("k_cache", shape, "cache", dtype), self.tensor("v_cache", shape, "cache", dtype)
+
+    def rope_table(self, dim: int) -> str:
+        frequencies = np.float32(1000.0) ** (-np.arange(dim // 2, dtype=np.float32) / (dim // 2))
+        self.constants["inv_freq"] = np.stack([frequencies, frequencies / 3])
+        self.tensor("inv_freq", self.constants["inv_freq"].shape, "constant")
+        out = self.tensor("rope", (self.tokens, 2, dim // 2))
+        return self.add(RopeTable(STATE_POSITIONS, STATE_ROPE_SETS, "inv_freq", out, 1.25))
+
+    def add(self, step: Op) -> str:
+        self.steps.append(step)
+        return step.outputs[0]
+
+    def plan(self, result: str) -> Plan:
+        shape = self.tensors[result].shape
+        self.tensor(LOGITS, (self.tokens, math.prod(shape[1:])), "output")
+        self.add(Rows(result, STATE_ROWS, LOGITS))
+        steps = tuple(self.steps)
+        capacities = (self.tokens, self.tokens, self.sequences, self.context, self.block_size)
+        return Plan(*capacities, self.tensors, steps, (), self.constants)
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights of a case as a `WeightSource`."""
+
+    case: Case
+
+    def weight(self, name: str) -> Weight:
+        return self.case.stored[name]
+
+    def release(self, name: str) -> None:
+        self.case.released.append(name)
+
+
+def batch(
+    tokens: int, *, first_id: int = 0, start: int = 0, sequence: int = 0, rope_set: int = 0,
+    blocks: NDArray[np.int32] | None = None, rows: int | None = None,
+) -> Batch:  # fmt: skip
+    """Ids and positions that count up from `first_id` and `start`, logits for the last `rows` tokens (all if None)."""
+    return Batch(
+        token_ids=np.arange(first_id, first_id + tokens, dtype=np.int32),
+        positions=np.arange(start, start + tokens, dtype=np.int32),
+        sequences=np.full(tokens, sequence, np.int32),
+        rope_sets=np.full(tokens, rope_set, np.int32),
+        block_tables={"blocks": np.arange(16, dtype=np.int32)[None] if blocks is None else blocks},
+        logit_rows=np.arange(tokens - (tokens if rows is None else rows), tokens, dtype=np.int32),
+    )
+
+
+def check(
+    case: Case, result: str, isa: str, *, tolerance: float = 1e-5, threads: int = 2, batches: list[Batch] | None = None
+) -> None:
+    """Run the case on both executors; results may differ by `tolerance` of the largest value."""
+    plan = case.plan(result)
+    cpu = CpuExecutor(plan, Source(case), threads=threads, isa=isa)
+    reference = ReferenceExecutor(plan, Source(case))
+    for fed in batches or [batch(case.tokens)]:
+        expected = reference.run(fed)
+        expected = expected.reshape(len(expected), -1)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(cpu.run(fed), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_products_of_ragged_shapes(stored: str, isa: str) -> None:
+    for tokens in TOKENS:
+        for columns in COLUMNS:
+            case = Case(tokens)
+            x = case.activation(hostile(tokens, columns))
+            weights = tuple(case.weight(f"w{n}", hostile(n, columns, n), stored) for n in ROWS)
+            check(case, case.add(Linear(x, weights, case.out(sum(ROWS)))), isa)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 13, 14, 15, 29])
+def test_products_at_the_edges_of_register_tiles(tokens: int, isa: str) -> None:
+    for stored in ("q4g64z", "f16"):
+        case = Case(tokens)
+        weight = case.weight("w", hostile(32, 300), stored)
+        check(case, case.add(Linear(case.activation(hostile(tokens, 300)), (weight,), case.out(32))), isa)
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_long_rows_keep_their_precision(stored: str, tokens: int, isa: str) -> None:
+    case, columns = Case(tokens), 17_920
+    values = hostile(tokens, columns)
+    weight = case.weight("w", hostile(16, columns), stored)
+    plan = case.plan(case.add(Linear(case.activation(values), (weight,), case.out(16))))
+    expected = values.astype(np.float64) @ case.stored["w"].decode().astype(np.float64).T
+    got = CpuExecutor(plan, Source(case), threads=1, isa=isa).run(batch(tokens))
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).mean()
+
+
+def test_more_tokens_than_one_pass_takes(isa: str) -> None:
+    case = Case(300, context=300)
+    weight = case.weight("w", hostile(70, 64), "q4g32")
+    check(case, case.add(Linear(case.activation(hostile(300, 64)), (weight,), case.out(70))), isa)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_a_product_onto_its_residual_may_mix_formats(tokens: int, isa: str) -> None:
+    case = Case(tokens)
+    x, residual = case.activation(hostile(tokens, 96)), case.activation(hostile(tokens, 150, 5))
+    weights = (
+        case.weight("a", hostile(17, 96), "q4g32"),
+        case.weight("b", hostile(33, 96, 1), "f16"),
+        case.weight("c", hostile(100, 96, 2), "q4g128z"),
+    )
+    check(case, case.add(Linear(x, weights, case.out(150), residual)), isa, threads=3)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gated_products(tokens: int, activation: str, isa: str) -> None:
+    for stored in ("q4g32", "bf16"):
+        for inner in (33, 96):
+            case = Case(tokens)
+            x = case.activation(hostile(tokens, 72))
+            gate_up = (case.weight("gate_up", hostile(2 * inner, 72), stored),)
+            apart = tuple(case.weight(name, hostile(inner, 72, len(name)), stored) for name in ("gate", "up"))
+            one = case.add(GatedLinear(x, gate_up, case.out(inner), activation))  # type: ignore[arg-type]
+            other = case.add(GatedLinear(x, apart, case.out(inner), activation))  # type: ignore[arg-type]
+            check(case, case.add(Add(one, other, case.out(inner))), isa)
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_embedding_rows(stored: str, isa: str) -> None:
+    for columns in (1, 40, 96, 130):
+        case = Case(7)
+        table = case.weight("table", hostile(19, columns), stored)
+        out = case.add(Embed(STATE_IDS, table, case.out(columns), 3.5))
+        check(case, out, isa, tolerance=1e-7, batches=[batch(7, first_id=12)])
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 40, 1152])
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm(width: int, residual: bool, isa: str) -> None:
+    case = Case(5)
+    x = case.activation(hostile(5, width))
+    other = case.activation(hostile(5, width, 1)) if residual else None
+    weight = case.weight("norm", hostile(1, width, 2)[0])
+    check(case, case.add(RmsNorm(x, weight, case.out(width), 1e-6, 1.0, other)), isa)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_activations_where_exponentials_overflow(activation: str, isa: str) -> None:
+    case = Case(3)
+    gate = np.concatenate([np.linspace(-150, 150, 301), [0.0, 1e-4, -1e-4]]).astype(np.float32)
+    x = case.activation(np.tile(np.concatenate([gate, np.ones_like(gate)]), (3, 1)))
+    gated = case.add(GatedActivation(x, case.out(len(gate)), activation))  # type: ignore[arg-type]
+    check(case, gated, isa, tolerance=1e-7)
+
+
+def test_softcap(isa: str) -> None:
+    case = Case(3)
+    check(case, case.add(Softcap(case.activation(hostile(3, 100) * 30), case.out(100), 30.0)), isa, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_qk_norm_rope_and_cache(heads: tuple[int, int, int], fused: bool, isa: str) -> None:
+    """The cache is seen through attention; only 3/4 of a head is rotated."""
+    count, kv_count, size = heads
+    case = Case(9, columns=16)
+    dim = size * 3 // 4 // 2 * 2
+    qkv = case.activation(hostile(9, (count + 2 * kv_count) * size))
+    table = case.rope_table(dim)
+    k_cache, v_cache = case.caches(heads, 16, "f32")
+    norms = case.weight("q_norm", hostile(1, size)[0]), case.weight("k_norm", hostile(1, size, 1)[0])
+    if fused:
+        q = case.add(
+            RopeKvWrite(
+                *heads, qkv, table, *PAGING, k_cache, v_cache, case.out(count * size), *norms, eps=1e-5, offset=1.0
+            )
+        )
+    else:
+        qkv = case.add(QkNorm(*heads, qkv, *norms, case.out((count + 2 * kv_count) * size), 1e-5, 1.0))
+        q = case.add(Rope(*heads, qkv, table, case.out((count + 2 * kv_count) * size)))
+        case.add(KvWrite(*heads, q, *PAGING, k_cache, v_cache))
+    out = case.add(Attention(*heads, q, k_cache, v_cache, *PAGING, case.out(count * size), size**-0.5))
+    check(case, out, isa, batches=[batch(9), batch(5, start=40, rope_set=1)])
+
+
+def attention_case(
+    heads: tuple[int, int, int], dtype: str, window: int | None, softcap: float | None, columns: int
+) -> tuple[Case, str]:
+    count, kv_count, size = heads
+    case = Case(33, sequences=2, columns=columns)
+    qkv = case.activation(hostile(120, (count + 2 * kv_count) * size))
+    k_cache, v_cache = case.caches(heads, 2 * columns, dtype)
+    case.add(KvWrite(*heads, qkv, *PAGING, k_cache, v_cache))
+    attended = case.out(count * size)
+    return case, case.add(Attention(*heads, qkv, k_cache, v_cache, *PAGING, attended, size**-0.5, window, softcap))
+
+
+def conversation(tables: NDArray[np.int32]) -> list[Batch]:
+    """Two sequences: prefilled in chunks, then decoded alone and together."""
+    one, two = (batch(33, sequence=s, blocks=tables) for s in (0, 1))
+    more = batch(30, first_id=33, start=33, sequence=1, blocks=tables)
+    alone = [batch(1, first_id=63 + i, start=63 + i, sequence=1, blocks=tables) for i in range(3)]
+    together = Batch(
+        token_ids=np.array([70, 71, 72], np.int32),
+        positions=np.array([33, 34, 66], np.int32),
+        sequences=np.array([0, 0, 1], np.int32),
+        rope_sets=np.zeros(3, np.int32),
+        block_tables={"blocks": tables},
+        logit_rows=np.arange(3, dtype=np.int32),
+    )
+    return [one, two, more, *alone, together]
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (17, 5.0)])
+def test_attention(
+    heads: tuple[int, int, int], threads: int, dtype: str, window: int | None, softcap: float | None, isa: str
+) -> None:
+    """With a window the table is a ring that is overwritten several times."""
+    columns = 9 if window is None else 7
+    case, out = attention_case(heads, dtype, window, softcap, columns)
+    tables = np.random.default_rng(1).permutation(2 * columns).astype(np.int32).reshape(2, columns)
+    check(case, out, isa, threads=threads, batches=conversation(tables))
+
+
+def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    ties = np.arange(0x3C00, 0x3C40, dtype=np.uint16).view(np.float16).astype(np.float32) + np.float32(2**-11)
+    large = [np.inf, -np.inf, np.nan, 65504, 65519, 65520, 1e9]
+    small = [0, -0.0, 2**-24, 2**-25, 3 * 2**-26, 6e-5]
+    special = np.array(large + small, np.float32)
+    spread = (rng.standard_normal(400) * 2.0 ** rng.integers(-26, 18, 400)).astype(np.float32)
+    values = np.concatenate([ties, special, spread])
+    program = _native.Program(1, 8, isa)
+    caches = (np.zeros((1, 1, 8, len(values)), np.float16), np.zeros((1, 1, 8, len(values)), np.float16))
+    state = np.zeros(1, np.int32)
+    qkv = np.concatenate([np.zeros_like(values), values, values])[None]
+    program.kv_write((1, 1, len(values)), qkv, (state, state, np.zeros((1, 1), np.int32)), caches)
+    program.run(1, 0)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(caches[0][0, 0, 0], values.astype(np.float16))
+
+
+def test_angles_of_far_positions() -> None:
+    positions = np.array([0, 1, 4095, 100_003, 131_071], np.int32)
+    frequencies = (10_000.0 ** (-np.arange(0, 64, 2) / 64)).astype(np.float32)[None]
+    table = np.empty((5, 64), np.float32)
+    program = _native.Program(2, 131_072)
+    program.rope_table(positions, np.zeros(5, np.int32), frequencies, table, 1.0)
+    program.run(5, 0)
+    angles = (positions[:, None].astype(np.float32) * frequencies).astype(np.float64)
+    np.testing.assert_allclose(table, np.hstack([np.cos(angles), np.sin(angles)]), rtol=0, atol=1e-6)
+
+
+def at_odd_address(part: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A read-only copy that starts at an odd address, as parts of a mapped file may."""
+    memory = np.frombuffer(b"\0" * 65 + part.tobytes(), np.uint8)
+    start = 1 + -memory.ctypes.data % 64
+    memory = np.frombuffer(b"\0" * start + part.tobytes(), np.uint8)
+    return memory[start:].view(part.dtype).reshape(part.shape)
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_weights_are_read_where_they_lie(stored: str, isa: str) -> None:
+    """At any address, read-only; only repacked ones are given back."""
+    case = Case(5)
+    weight = case.weight("w", hostile(33, 96), stored)
+    parts = {suffix: at_odd_address(part) for suffix, part in case.stored[weight].parts.items()}
+    case.stored[weight] = Weight(get_format(stored), (33, 96), parts)
+    check(case, case.add(Linear(case.activation(hostile(5, 96)), (weight,), case.out(33))), isa)
+    assert case.released == (["w"] if stored.startswith("q4g") else [])
+
+
+def test_tied_weights_are_loaded_once() -> None:
+    case = Case(2)
+    table = case.weight("table", hostile(40, 64), "q4g32")
+    x = case.add(Embed(STATE_IDS, table, case.out(64)))
+    check(case, case.add(Linear(x, (table,), case.out(40))), "generic")
+    assert case.released == ["table"]
+
+
+def test_no_rows_no_work_after_the_last_layer() -> None:
+    case = Case(4)
+    x = case.activation(hostile(4, 64))
+    chosen = case.tensor("chosen", (4, 64))
+    case.add(Rows(x, STATE_ROWS, chosen))
+    case.tensor(LOGITS, (4, 33), "output")
+    case.add(Linear(chosen, (case.weight("w", hostile(33, 64)),), LOGITS))
+    plan = Plan(4, 4, 1, 128, 8, case.tensors, tuple(case.steps), (), {})
+    executor = CpuExecutor(plan, Source(case), threads=2)
+    assert executor.run(batch(4, rows=0)).shape == (0, 33)
+    assert [ns > 0 for ns in executor.step_ns()] == [True, False, False]
+    assert executor.run(batch(4, rows=1)).shape == (1, 33)
+    assert (executor.step_ns() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_ids": [0, 40]}, "token id 40 at 1 is not in 0 … 39"),
+        ({"token_ids": [-1, 0]}, "token id -1 at 0"),
+        ({"positions": [0, 128]}, "position 128 at 1"),
+        ({"sequences": [0, 2]}, "sequence 2 at 1 is not in 0 … 1"),
+        ({"rope_sets": [0, 2]}, "rope set 2 at 1"),
+        ({"logit_rows": [2]}, "logit row 2 at 0 is not in 0 … 1"),
+        ({"positions": [0]}, "positions of shape"),
+        ({"token_ids": [0] * 40}, "token_ids of shape"),
+    ],
+)
+def test_batches_that_point_outside_are_refused(change: dict[str, list[int]], message: str) -> None:
+    case = Case(3, sequences=2, columns=4)
+    qkv = case.add(Embed(STATE_IDS, case.weight("table", hostile(40, 48)), case.out(48)))
+    heads = (1, 1, 16)
+    q = case.add(RopeKvWrite(*heads, qkv, case.rope_table(8), *PAGING, *case.caches(heads, 8, "f16"), case.out(16)))
+    executor = CpuExecutor(case.plan(q), Source(case), threads=1)
+    tables = np.arange(8, dtype=np.int32).reshape(2, 4)
+    good = batch(2, blocks=tables)
+    executor.run(good)
+    bad = {name: np.array(values, np.int32) for name, values in change.items()}
+    with pytest.raises(ValueError, match=message):
+        executor.run(Batch(**{**vars(good), **bad}))
+
+
+@pytest.mark.parametrize("block", [-1, 8, 2**31 - 1])
+def test_blocks_outside_the_cache_are_refused(block: int) -> None:
+    case, out = attention_case((1, 1, 16), "f16", None, None, 4)
+    executor = CpuExecutor(case.plan(out), Source(case), threads=1)
+    tables = np.array([[0, block, 2, 3], [4, 5, -1, -1]], np.int32)
+    executor.run(batch(8, blocks=tables))
+    executor.run(batch(16, sequence=1, blocks=tables))
+    with pytest.raises(ValueError, match=f"block {block} of sequence 0"):
+        executor.run(batch(1, start=8, blocks=tables))
+
+
+def test_arrays_that_disagree_are_refused() -> None:
+    program = _native.Program(1, 8)
+    x, out = np.zeros((4, 32), np.float32), np.zeros((4, 8), np.float32)
+    matrix = _native.dense_matrix(np.zeros(8 * 32 * 4, np.uint8), "f32", 8, 32)
+    with pytest.raises(ValueError, match="width of the output is 32, expected 8"):
+        program.linear(False, x, [matrix], x, None)
+    with pytest.raises(ValueError, match="width of the activations is 8, expected 32"):
+        program.linear(False, out, [matrix], out, None)
+    with pytest.raises(TypeError):
+        program.linear(False, x.astype(np.float64), [matrix], out, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bytes of the matrix is 10"):
+        _native.dense_matrix(np.zeros(10, np.uint8), "f16", 8, 32)
+    with pytest.raises(ValueError, match="no multiple of 32"):
+        program.q4g_matrix(np.zeros(8, np.uint8), np.zeros(8, np.uint8), None, 1, 16, 16)
+
+
+def test_unknown_instruction_sets_are_refused() -> None:
+    case = Case(1)
+    plan = case.plan(case.activation(hostile(1, 8)))
+    with pytest.raises(UsageError, match="'sse9' is not available"):
+        CpuExecutor(plan, Source(case), isa="sse9")
+
+
+def peak_memory() -> int:
+    """Bytes that were ever resident in this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def test_caches_take_no_memory_until_they_are_written() -> None:
+    case = Case(2, columns=8)
+    qkv = case.activation(hostile(2, 3 * 4096))
+    heads = (1, 1, 4096)
+    caches = case.caches(heads, 1 << 15, "f16")
+    case.add(KvWrite(*heads, qkv, *PAGING, *caches))
+    before = peak_memory()
+    CpuExecutor(case.plan(qkv), Source(case), threads=1).run(batch(2, blocks=np.arange(8, dtype=np.int32)[None]))
+    assert peak_memory() - before < 200 << 20 < case.tensors[caches[0]].nbytes

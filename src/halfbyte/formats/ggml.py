@@ -29,6 +29,7 @@ from halfbyte.formats import Parts
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+GroupCodes = tuple[NDArray[np.int8], NDArray[np.float16]]
 
 BLOCKS = ".blocks"
 _CHUNK_VALUES = 1 << 17
@@ -45,6 +46,9 @@ class BlockFormat:
         decode_blocks: From blocks `[n, block_bytes]` to values `[n, values]`.
         encode_blocks: From values and importance (or None), both `[n, values]`, to blocks; None where ggml's
             search is not offered.
+        runs_as: The format in which executors compute with it: its own, or one it is turned into while loading.
+        group_codes: From blocks to what such a format of 32 values a group is made of, where that loses nothing:
+            int8 codes `[n, 32]` around 0 and float16 scales `[n]`.
     """
 
     name: str
@@ -52,6 +56,8 @@ class BlockFormat:
     block_bytes: int
     decode_blocks: Callable[[U8], F32] = field(repr=False)
     encode_blocks: Callable[[F32, F32 | None], U8] | None = field(default=None, repr=False)
+    runs_as: str = "q8g32"
+    group_codes: Callable[[U8], GroupCodes] | None = field(default=None, repr=False)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         rows, columns = shape
@@ -202,6 +208,10 @@ def block_weights(values: F32, importance: F32 | None) -> F32:
     return weights
 
 
+def _codes(codes: U8, blocks: U8, middle: int) -> GroupCodes:
+    return codes.astype(np.int8) - np.int8(middle), half(blocks, 0)[:, 0].astype(np.float16)
+
+
 def _symmetric(codes: U8, scale: F32, middle: int) -> F32:
     return scale * (codes.astype(np.float32) - np.float32(middle))
 
@@ -260,14 +270,15 @@ _FORMATS = {
     form.name: form
     for form in (
         BlockFormat("q4_0", 32, 18, lambda b: _symmetric(nibbles(b[:, 2:]), half(b, 0), 8),
-                    lambda x, w: _encode_symmetric(x, w, 4)),
+                    lambda x, w: _encode_symmetric(x, w, 4), "q4g32", lambda b: _codes(nibbles(b[:, 2:]), b, 8)),
         BlockFormat("q4_1", 32, 20, lambda b: _affine(nibbles(b[:, 4:]), half(b, 0), half(b, 2)),
                     lambda x, w: _encode_affine(x, w, 4)),
         BlockFormat("q5_0", 32, 22, lambda b: _symmetric(_five_bits(b, 2), half(b, 0), 16),
-                    lambda x, w: _encode_symmetric(x, w, 5)),
+                    lambda x, w: _encode_symmetric(x, w, 5), group_codes=lambda b: _codes(_five_bits(b, 2), b, 16)),
         BlockFormat("q5_1", 32, 24, lambda b: _affine(_five_bits(b, 4), half(b, 0), half(b, 2)),
                     lambda x, w: _encode_affine(x, w, 5)),
-        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0),
+        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0,
+                    group_codes=lambda b: (b[:, 2:].view(np.int8), half(b, 0)[:, 0].astype(np.float16))),
     )
 }  # fmt: skip
 

@@ -188,9 +188,9 @@ _FORMATS = {
     for form in (
         BlockFormat("q2_k", 256, 84, _decode_q2),
         BlockFormat("q3_k", 256, 110, _decode_q3),
-        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4),
+        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4, "q4_k"),
         BlockFormat("q5_k", 256, 176, _decode_q5, _encode_q5),
-        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6),
+        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6, "q6_k"),
     )
 }
 

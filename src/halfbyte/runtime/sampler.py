@@ -1,0 +1,306 @@
+"""From logits to the next token.
+
+    logits → repetition, presence and frequency penalties, bias → temperature → top-k → typical → top-p → min-p → draw
+
+Penalties touch only the ids they concern. Each filter after the temperature is a small function from scores to
+the indices it keeps, so every filter sees the renormalized choice of the one before. Filters keep what
+transformers' logits warpers keep; presence, frequency and bias are OpenAI's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import DeviceError, UsageError
+
+Float32 = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Filter = Callable[[Float32], Indices]
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would only overflow."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
+_WHOLE_RANGES: dict[str, tuple[int, int]] = {"top_k": (0, 2**31 - 1), "seed": (0, 2**64 - 1), "logprobs": (0, 20)}
+_BIAS_RANGE = (-100.0, 100.0)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. The default is greedy.
+
+    Attributes:
+        temperature: What logits are divided by; 0 takes the likeliest token, whatever the filters say.
+        top_k: Keep the k likeliest tokens, and any as likely as the k-th; 0 keeps all.
+        top_p: Keep the fewest likeliest tokens whose probabilities reach this; 1 keeps all.
+        min_p: Keep tokens at least this times as likely as the likeliest; 0 keeps all.
+        typical_p: Keep the fewest tokens that reach this probability, those first whose information is nearest the
+            entropy (Meister et al. 2023, arXiv 2202.00666); 1 keeps all.
+        repetition_penalty: Positive logits of tokens of the prompt or the answer are divided by this, negative ones
+            multiplied (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
+        presence_penalty: Subtracted once from the logits of tokens of the answer so far.
+        frequency_penalty: Subtracted from the logits of tokens of the answer, for each time they occur.
+        logit_bias: Added to logits, by token id.
+        seed: The same seed gives the same text; None takes fresh entropy.
+        logprobs: How many of the likeliest tokens to report with each token.
+
+    Raises:
+        UsageError: A value out of its range, or of the wrong type.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        for name, (least, most) in _WHOLE_RANGES.items():
+            if name != "seed" or self.seed is not None:
+                _check_whole(name, getattr(self, name), least, most)
+        _check_bias(self.logit_bias)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A chosen token.
+
+    Attributes:
+        id: The token.
+        logprob: Its natural log-probability under the model's own distribution: before penalties and temperature.
+        top: The likeliest tokens and their log-probabilities, likeliest first, as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one sequence; holds its random numbers and its counts of past tokens."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._random = np.random.default_rng(params.seed)
+        self._filters = _filters(params)
+        self._penalties = _Penalties(params)
+
+    def sample(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Sampled:
+        """The next token after `prompt_ids` and `generated_ids`.
+
+        Args:
+            logits: `[vocab_size]`; not changed.
+            prompt_ids: The prompt, the same at each call.
+            generated_ids: The answer so far, which grows from call to call.
+
+        Raises:
+            DeviceError: Logits without a finite maximum: NaN or infinity came out of the model.
+        """
+        likeliest = int(np.argmax(logits))
+        peak = float(logits[likeliest])
+        if not np.isfinite(peak):
+            raise DeviceError(
+                f"The model gave no valid logits: {peak} for token {likeliest}.",
+                "The device or the weights are faulty: compare with device='reference'.",
+            )
+        chosen = self._choose(self._penalties.applied(logits, prompt_ids, generated_ids))
+        log_sum = peak + float(np.log(np.exp(logits - logits[likeliest]).sum()))
+        return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self._params.logprobs, log_sum))
+
+    def _choose(self, scores: Float32) -> int:
+        if self._params.greedy:
+            return int(np.argmax(scores))
+        scores = scores / np.float32(self._params.temperature)
+        ids: Indices | None = None
+        for keep in self._filters:
+            kept = keep(scores)
+            scores = scores[kept]
+            ids = kept if ids is None else ids[kept]
+        drawn = _draw(_weights(scores), self._random.random())
+        return drawn if ids is None else int(ids[drawn])
+
+
+class _Penalties:
+    """Repetition, presence and frequency penalties, counted as the answer grows, and the bias."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._repetition = np.float32(params.repetition_penalty)
+        self._counts_answer = bool(params.presence_penalty or params.frequency_penalty)
+        self._bias_ids = np.array(list(params.logit_bias), np.int64)
+        self._bias = np.array(list(params.logit_bias.values()), np.float32)
+        self._index: dict[int, int] = {}
+        self._ids: Indices = np.empty(0, np.int64)
+        self._counts: Float32 = np.empty(0, np.float32)
+        self._counted = 0
+
+    def applied(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Float32:
+        """The logits with penalties and bias: a new array, or `logits` itself where there are none."""
+        penalized = self._counts_answer or self._repetition != 1
+        if not penalized and not self._bias_ids.size:
+            return logits
+        scores = logits.copy()
+        if penalized:
+            self._count(prompt_ids, generated_ids)
+            scores[self._ids] = self._penalized(scores[self._ids])
+        scores[self._bias_ids] += self._bias
+        return scores
+
+    def _penalized(self, scores: Float32) -> Float32:
+        if self._repetition != 1:
+            scores = np.where(scores < 0, scores * self._repetition, scores / self._repetition)
+        scores -= np.float32(self._params.presence_penalty) * (self._counts > 0)
+        scores -= np.float32(self._params.frequency_penalty) * self._counts
+        return scores
+
+    def _count(self, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> None:
+        if not self._index and self._repetition != 1:
+            self._add(dict.fromkeys(prompt_ids, 0))
+        self._add(Counter(generated_ids[self._counted :]))
+        self._counted = len(generated_ids)
+
+    def _add(self, counts: Mapping[int, int]) -> None:
+        fresh = [token for token in counts if token not in self._index]
+        if fresh:
+            self._index.update(zip(fresh, range(len(self._index), len(self._index) + len(fresh)), strict=True))
+            self._ids = np.append(self._ids, np.array(fresh, np.int64))
+            self._counts = np.append(self._counts, np.zeros(len(fresh), np.float32))
+        for token, count in counts.items():
+            self._counts[self._index[token]] += count
+
+
+def _filters(params: SamplingParams) -> tuple[Filter, ...]:
+    filters: list[Filter] = []
+    if params.top_k:
+        filters.append(lambda scores: _largest(scores, params.top_k))
+    if params.typical_p < 1:
+        filters.append(lambda scores: _typical(scores, params.typical_p))
+    if params.top_p < 1:
+        filters.append(lambda scores: _nucleus(scores, params.top_p))
+    if params.min_p > 0:
+        filters.append(lambda scores: np.flatnonzero(_weights(scores) >= np.float32(params.min_p)))
+    return tuple(filters)
+
+
+def _nucleus(scores: Float32, top_p: float) -> Indices:
+    weights = _weights(scores)
+    return _until(weights, weights, top_p)
+
+
+def _typical(scores: Float32, typical_p: float) -> Indices:
+    weights = _weights(scores)
+    probabilities = weights / weights.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = -np.log(probabilities)
+        entropy = np.nansum(probabilities * information)
+    typicality = -np.abs(information - entropy)
+    last = _until(typicality, weights, typical_p)[-1]
+    return np.flatnonzero(typicality >= typicality[last])
+
+
+def _until(preference: Float32, weights: Float32, share: float) -> Indices:
+    """The fewest indices, of highest preference first, whose weights sum to `share` of all weights.
+
+    Most distributions need a few hundred tokens for any usual share, so those are tried before all are sorted.
+    """
+    wanted = share * float(weights.sum(dtype=np.float64))
+    for limit in (256, 8192, weights.size):
+        candidates = _largest(preference, limit)
+        order = candidates[np.argsort(-preference[candidates], kind="stable")]
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        if mass[-1] >= wanted or order.size == weights.size:
+            break
+    return order[: int(np.searchsorted(mass, wanted)) + 1]
+
+
+def _largest(values: Float32, k: int) -> Indices:
+    """Indices of the k largest values, and of any equal to the k-th, in rising order.
+
+    The k-th largest of the maxima of more than k groups is a bound that at least k values reach; it costs one
+    pass and leaves few to partition.
+    """
+    if k >= values.size:
+        return np.arange(values.size)
+    groups = max(1024, 4 * k)
+    depth = values.size // groups
+    if depth < 4:
+        return np.flatnonzero(values >= np.partition(values, -k)[-k])
+    maxima = values[: depth * groups].reshape(depth, groups).max(axis=0)
+    near: Indices = np.flatnonzero(values >= np.partition(maxima, -k)[-k])
+    kept: Indices = near[values[near] >= np.partition(values[near], -k)[-k]]
+    return kept
+
+
+def _weights(scores: Float32) -> Float32:
+    """Probabilities up to a factor: the likeliest has 1."""
+    weights: Float32 = scores - scores.max()
+    np.exp(weights, out=weights)
+    return weights
+
+
+def _draw(weights: Float32, uniform: float) -> int:
+    """The index at which the running sum of `weights` passes `uniform`, in [0, 1), of the total.
+
+    Sums of blocks first, then one block: a running sum over a whole vocabulary costs as much as a small layer.
+    """
+    size = 512
+    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, size)), dtype=np.float64)
+    target = uniform * float(sums[-1])
+    i = int(np.searchsorted(sums, target, side="right"))
+    block = weights[i * size : (i + 1) * size]
+    rest = target - (float(sums[i - 1]) if i else 0.0)
+    inside = int(np.searchsorted(np.cumsum(block, dtype=np.float64), rest, side="right"))
+    return i * size + min(inside, int(np.flatnonzero(block)[-1]))
+
+
+def _top(logits: Float32, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:
+    if not count:
+        return ()
+    ids = _largest(logits, count)
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    return tuple((int(i), float(logits[i]) - log_sum) for i in ids)
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+        raise UsageError(f"{name} is {value!r}.", f"Give a number from {low:g} to {high:g}.")
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise UsageError(f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.")
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise UsageError(f"logit_bias is {bias!r}.", "Give a mapping from token ids to numbers.")
+    for token, value in bias.items():
+        _check_whole("A token id in logit_bias", token, 0, 2**31 - 1)
+        _check_number(f"logit_bias of token {token}", value, *_BIAS_RANGE)

@@ -6,14 +6,14 @@ many rows. All share the weights, the caches and one small state buffer that hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from halfbyte.errors import DeviceError
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
-from halfbyte.plan.batch import Float32
+from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
@@ -53,14 +53,14 @@ class GpuExecutor:
         self.device = device or open_device()
         self.choice = table.choose(self.device.capabilities, off=off)
         _check_fits(self.device, self.plan)
-        self._layout = StateLayout(self.plan)
+        self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
-        self._recorder = Recorder(self.device)
+        self.recorder = Recorder(self.device)
         store = WeightStore(self.device, self.plan, weights, progress=progress)
         constants = {name: store.constant(values, name) for name, values in self.plan.constants.items()}
-        state = Buffer(self.device.buffer(self._layout.size * 4, "state"))
+        state = Buffer(self.device.buffer(self.layout.size * 4, "state"))
         self.target = Target(
-            self.device, self.plan, Pipelines(self.device), store, self._layout, state, self._caches.buffers, constants,
+            self.device, self.plan, Pipelines(self.device), store, self.layout, state, self._caches.buffers, constants,
             self.choice,
         )  # fmt: skip
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
@@ -84,20 +84,26 @@ class GpuExecutor:
         commands, logits = self._commands(batch)
         rows = len(batch.logit_rows)
         if not rows:
-            self._recorder.submit(commands)
+            self.recorder.submit(commands)
             return np.zeros((0, self.plan.tensors[LOGITS].shape[1]), np.float32)
         staging = self._reader(rows, logits)
         if logits.f32 is None:
             raise TypeError("logits are float32")
-        submission = self._recorder.submit(commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)])
+        submission = self.recorder.submit(commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)])
         staging.request(submission)
         values = staging.take(rows * logits.stride * 4).view(np.float32)
         return values.reshape(rows, logits.stride)[:, : logits.width]
 
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""
-        self._caches.reserve(batch.block_tables, self._recorder)
-        self.device.write(self.target.state.handle, 0, self._layout.fill(batch))
+        self._caches.reserve(batch.block_tables, self.recorder)
+        self.device.write(self.target.state.handle, 0, self.layout.fill(batch))
+
+    def load_tables(self, tables: Mapping[str, Int32]) -> None:
+        """Put new block tables into the state buffer, the caches grown to hold their blocks."""
+        self._caches.reserve(tables, self.recorder)
+        for name, at in self.layout.tables.items():
+            self.device.write(self.target.state.handle, at * 4, self.layout.table(name, tables[name]))
 
     def _commands(self, batch: Batch) -> tuple[list, Value]:  # type: ignore[type-arg]
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)

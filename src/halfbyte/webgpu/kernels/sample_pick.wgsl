@@ -1,0 +1,141 @@
+// The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
+// Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
+// integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
+// Gumbel noise, which is a hash of (seed, step, id). Writes `result` (id, bits of its log-probability). Grid: (1).
+// Constants: WG, V, GROUPS, GREEDY, COUNTED.
+@bind var<storage, read> logits: array<f32>;
+@bind var<storage, read> parts: array<vec4<f32>>;
+#if not GREEDY
+@bind var<storage, read> params: array<f32>;
+@bind var<storage, read> seed: array<u32>;
+@bind var<storage, read> found: array<u32>;
+@bind var<storage, read> candidates: array<vec2<u32>>;
+#endif
+#if COUNTED
+@bind var<storage, read_write> counts: array<u32>;
+#endif
+@bind var<storage, read_write> state: array<i32>;
+@bind var<storage, read_write> result: array<u32>;
+var<workgroup> joined_parts: array<vec4<f32>, ${WG}>;
+#if not GREEDY
+var<workgroup> high: atomic<u32>;
+var<workgroup> low: atomic<u32>;
+
+// Larger floats are larger integers.
+fn ordered(bits: u32) -> u32 {
+    return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+fn noise(step: u32, id: u32) -> f32 {
+    var v = vec3<u32>(seed[0] ^ (step * 0x9E3779B9u), seed[1] + step, id) * 1664525u + 1013904223u;
+    v.x += v.y * v.z;
+    v.y += v.z * v.x;
+    v.z += v.x * v.y;
+    v ^= v >> vec3<u32>(16u);
+    v.x += v.y * v.z;
+    v.y += v.z * v.x;
+    v.z += v.x * v.y;
+    let u = (f32(v.z >> 8u) + 0.5) * 5.9604645e-8;
+    return -log(-log(u));
+}
+
+// Of the candidates at or above a threshold: how many, or (by weight) their weights in units of 2⁻²⁴ of the best's.
+fn measure(lid: u32, count: u32, threshold: u32, best: f32, weighed: bool) -> f32 {
+    workgroupBarrier();
+    if (lid == 0u) {
+        atomicStore(&high, 0u);
+        atomicStore(&low, 0u);
+    }
+    workgroupBarrier();
+    var my_high = 0u;
+    var my_low = 0u;
+    for (var i = lid; i < count; i += ${WG}u) {
+        let bits = candidates[i].x;
+        if (ordered(bits) >= threshold) {
+            let weight = u32(exp((bitcast<f32>(bits) - best) / params[${TEMPERATURE}]) * 16777216.0);
+            my_high += select(0u, weight >> 12u, weighed);
+            my_low += select(1u, weight & 4095u, weighed);
+        }
+    }
+    atomicAdd(&high, my_high);
+    atomicAdd(&low, my_low);
+    workgroupBarrier();
+    return f32(atomicLoad(&high)) * 4096.0 + f32(atomicLoad(&low));
+}
+
+// The largest threshold that lets at least `wanted` through.
+fn highest(lid: u32, count: u32, from_least: u32, best: f32, wanted: f32, weighed: bool) -> u32 {
+    var least = from_least;
+    var most = ordered(bitcast<u32>(best));
+    for (var i = 0u; i < 32u; i++) {
+        let middle = least + (most - least) / 2u + ((most - least) & 1u);
+        let passes = measure(lid, count, middle, best, weighed) >= wanted;
+        least = select(least, middle, passes);
+        most = select(middle - 1u, most, passes);
+        most = max(most, least);
+    }
+    return least;
+}
+#endif
+
+fn better(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let top = max(a.x, b.x);
+    let sum = a.y * exp(a.x - top) + b.y * exp(b.x - top);
+    let first = a.z > b.z || (a.z == b.z && bitcast<u32>(a.w) < bitcast<u32>(b.w));
+    return vec4<f32>(top, sum, select(b.zw, a.zw, first));
+}
+
+fn reduce(lid: u32, mine: vec4<f32>) -> vec4<f32> {
+    workgroupBarrier();
+    joined_parts[lid] = mine;
+    workgroupBarrier();
+#for d in [WG >> i for i in range(1, WG.bit_length())]
+    if (lid < ${d}u) {
+        joined_parts[lid] = better(joined_parts[lid], joined_parts[lid + ${d}u]);
+    }
+    workgroupBarrier();
+#endfor
+    return joined_parts[0];
+}
+
+@compute @workgroup_size(${WG})
+fn main(@builtin(local_invocation_index) lid: u32) {
+    let nothing = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
+    var mine = nothing;
+    for (var i = lid; i < ${GROUPS}u; i += ${WG}u) {
+        mine = better(mine, parts[i]);
+    }
+    let all = reduce(lid, mine);
+    var id = bitcast<u32>(all.w);
+#if not GREEDY
+    let best = all.z;
+    let count = found[0];
+    var threshold = 0u;
+    if (params[${TOP_K}] > 0.0) {
+        threshold = highest(lid, count, threshold, best, min(params[${TOP_K}], f32(count)), false);
+    }
+    if (params[${TOP_P}] < 1.0) {
+        let wanted = params[${TOP_P}] * measure(lid, count, threshold, best, true);
+        threshold = highest(lid, count, threshold, best, wanted, true);
+    }
+    var drawn = nothing;
+    for (var i = lid; i < count; i += ${WG}u) {
+        let candidate = candidates[i];
+        if (ordered(candidate.x) >= threshold) {
+            let score = bitcast<f32>(candidate.x) / params[${TEMPERATURE}] + noise(u32(state[1]), candidate.y);
+            drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
+        }
+    }
+    id = bitcast<u32>(reduce(lid, drawn).w);
+#endif
+    if (lid == 0u) {
+        result[0] = id;
+        result[1] = bitcast<u32>(logits[id] - all.x - log(all.y));
+#if COUNTED
+        counts[id] += 1u;
+#endif
+        state[${IDS}] = i32(id);
+        state[${POSITIONS}] += 1;
+        state[1] += 1;
+    }
+}

@@ -1,0 +1,61 @@
+// The first pass over the logits of one token: scores = logits with penalties and bias, and for each workgroup's share
+// (largest logit, Σ exp(logit − largest), best score, its id). Grid: (GROUPS).
+// Constants: WG, V (vocabulary), GROUPS, PENALIZED. A count's top bit says that the id is in the prompt.
+@bind var<storage, read> logits: array<f32>;
+#if PENALIZED
+@bind var<storage, read> params: array<f32>;
+@bind var<storage, read> counts: array<u32>;
+@bind var<storage, read> bias: array<f32>;
+@bind var<storage, read_write> scores: array<f32>;
+#endif
+@bind var<storage, read_write> parts: array<vec4<f32>>;
+@bind var<storage, read_write> found: array<atomic<u32>>;
+var<workgroup> shared_parts: array<vec4<f32>, ${WG}>;
+
+#if PENALIZED
+fn penalized(id: u32, logit: f32) -> f32 {
+    let stored = counts[id];
+    let count = f32(stored & 0x7FFFFFFFu);
+    var score = logit;
+    if (stored != 0u) {
+        score = select(score / params[${REPETITION}], score * params[${REPETITION}], score < 0.0);
+    }
+    return score - params[${PRESENCE}] * min(count, 1.0) - params[${FREQUENCY}] * count + bias[id];
+}
+#endif
+
+fn joined(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let top = max(a.x, b.x);
+    let sum = a.y * exp(a.x - top) + b.y * exp(b.x - top);
+    let first = a.z > b.z || (a.z == b.z && bitcast<u32>(a.w) < bitcast<u32>(b.w));
+    return vec4<f32>(top, sum, select(b.zw, a.zw, first));
+}
+
+@compute @workgroup_size(${WG})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    if (wg.x == 0u && lid == 0u) {
+        atomicStore(&found[0], 0u);
+    }
+    var mine = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
+    for (var id = wg.x * ${WG}u + lid; id < ${V}u; id += ${WG * GROUPS}u) {
+        let logit = logits[id];
+#if PENALIZED
+        let score = penalized(id, logit);
+        scores[id] = score;
+#else
+        let score = logit;
+#endif
+        mine = joined(mine, vec4<f32>(logit, 1.0, score, bitcast<f32>(id)));
+    }
+    shared_parts[lid] = mine;
+    workgroupBarrier();
+#for d in [WG >> i for i in range(1, WG.bit_length())]
+    if (lid < ${d}u) {
+        shared_parts[lid] = joined(shared_parts[lid], shared_parts[lid + ${d}u]);
+    }
+    workgroupBarrier();
+#endfor
+    if (lid == 0u) {
+        parts[wg.x] = shared_parts[0];
+    }
+}

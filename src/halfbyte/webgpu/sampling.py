@@ -1,0 +1,158 @@
+"""Choosing the next token on the GPU: what settings it can do, and the kernels for them.
+
+    logits → penalties, bias → temperature → top-k → top-p → min-p → draw
+
+The same filters as the host's sampler; the random numbers are the GPU's own, so a seed gives the same text on every
+GPU, but not the text that it gives on the host.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.lower import Value
+from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent, Program
+from halfbyte.webgpu.shader import Pipelines
+from halfbyte.webgpu.state import StateLayout
+
+PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
+GREEDY_BELOW = 1e-5
+GROUPS = 128
+IN_PROMPT = np.uint32(1 << 31)
+
+
+class Sampling(Protocol):
+    """The settings that are looked at; `halfbyte.runtime.SamplingParams` has them."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def typical_p(self) -> float: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @property
+    def logit_bias(self) -> Mapping[int, float]: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def logprobs(self) -> int: ...
+
+
+def supported(sampling: Sampling) -> bool:
+    """Whether the GPU can choose tokens this way: all but typical-p and the log-probabilities of other tokens."""
+    return sampling.typical_p >= 1 and not sampling.logprobs
+
+
+@dataclass(frozen=True)
+class _Mode:
+    greedy: bool
+    penalized: bool
+
+
+class Sampler:
+    """The sampling kernels over one buffer of logits."""
+
+    def __init__(self, device: Device, pipelines: Pipelines, layout: StateLayout, state: Buffer, logits: Value) -> None:
+        self._device = device
+        self._pipelines = pipelines
+        self._constants = {**layout.offsets, **{name: i for i, name in enumerate(PARAMS)}, "V": logits.width, "GROUPS": GROUPS, "WG": 256}
+        self._logits = logits
+        self._programs: dict[_Mode, Program] = {}
+
+        def made(nbytes: int) -> Buffer:
+            return Buffer(device.buffer(nbytes, "sampling"))
+
+        width = logits.width * 4
+        self.result = made(8)
+        self._buffers = {
+            "state": state, "parts": made(GROUPS * 16), "found": made(4), "params": made(64), "seed": made(8),
+            "result": self.result, "logits": self._f32(logits),
+        }  # fmt: skip
+        self._large = {"counts": width, "bias": width, "scores": width, "candidates": 2 * width}
+
+    def _f32(self, logits: Value) -> Buffer:
+        if logits.f32 is None:
+            raise TypeError("logits are float32")
+        return logits.f32
+
+    def begin(self, sampling: Sampling, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Program:
+        """Set everything for a sequence; the program that chooses each of its tokens."""
+        mode = _mode(sampling)
+        if not mode.greedy:
+            seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+            self._device.write(self._buffers["seed"].handle, 0, np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
+        self._device.write(self._buffers["params"].handle, 0, _params(sampling))
+        if mode not in self._programs:
+            self._programs[mode] = Program(self._device, self._dispatches(mode))
+        if mode.penalized:
+            self._device.write(self._buffers["counts"].handle, 0, _counts(self._logits.width, sampling, prompt_ids, generated_ids))
+            self._device.write(self._buffers["bias"].handle, 0, _bias(self._logits.width, sampling))
+        return self._programs[mode]
+
+    def _dispatches(self, mode: _Mode) -> list[Dispatch]:
+        flags = {"GREEDY": mode.greedy, "PENALIZED": mode.penalized, "COUNTED": mode.penalized}
+        needed = ("counts", "bias", "scores") if mode.penalized else ()
+        for name in needed if mode.greedy else (*needed, "candidates"):
+            if name not in self._buffers:
+                self._buffers[name] = Buffer(self._device.buffer(self._large[name], "sampling"))
+        buffers = {**self._buffers, "scores": self._buffers["scores" if mode.penalized else "logits"]}
+        kernels = {"sample_stats": GROUPS, "sample_collect": 0 if mode.greedy else GROUPS, "sample_pick": 1}
+        return [
+            Dispatch(self._pipelines.get(kernel, {**self._constants, **flags}), buffers, _one_row(groups), kernel)
+            for kernel, groups in kernels.items()
+            if groups
+        ]
+
+
+def _one_row(groups: int) -> Callable[[Extent], Dimensions]:
+    return lambda _: (groups, 1, 1)
+
+
+def _mode(sampling: Sampling) -> _Mode:
+    penalties = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+    return _Mode(sampling.temperature < GREEDY_BELOW, bool(penalties or sampling.logit_bias))
+
+
+def _params(sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.array(
+        [
+            sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty,
+            sampling.presence_penalty, sampling.frequency_penalty,
+        ],
+        np.float32,
+    )  # fmt: skip
+
+
+def _counts(
+    width: int, sampling: Sampling, prompt_ids: Sequence[int], generated_ids: Sequence[int]
+) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    counts = np.zeros(width, np.uint32)
+    for token, count in Counter(generated_ids).items():
+        counts[token] = count
+    if sampling.repetition_penalty != 1:
+        counts[list(set(prompt_ids))] |= IN_PROMPT
+    return counts
+
+
+def _bias(width: int, sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    bias = np.zeros(width, np.float32)
+    for token, value in sampling.logit_bias.items():
+        bias[token] = value
+    return bias

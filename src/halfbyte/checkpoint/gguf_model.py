@@ -6,6 +6,7 @@ needs to know nothing of GGUF. Weights stay packed: undoing the row permutation 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,20 @@ class GgufCheckpoint(Checkpoint):
             UnsupportedModelError: A kind of tokenizer that Halfbyte does not have.
         """
         return tokenizer_files(self.path, self.metadata)
+
+    def settings(self) -> dict[str, bytes]:
+        """Contents of the files that a Hugging Face folder would have beside the weights, by name."""
+        files = self.tokenizer_files()
+        tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **files.special_tokens}
+        if files.chat_template is not None:
+            tokenizer["chat_template"] = files.chat_template
+        documents = {
+            "config.json": self.config,
+            "generation_config.json": self.generation_config,
+            "tokenizer_config.json": tokenizer,
+        }
+        settings = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
+        return settings | {"tokenizer.json": files.definition}
 
     def _entry(self, name: str) -> Entry:
         if name not in self._where:

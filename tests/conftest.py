@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,11 @@ def shared() -> Path:
 def shell_29m(shared: Path) -> Path:
     """The small trained checkpoint, bf16."""
     return shared / "models" / "shell-29m"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes a processor of its own, so that their threads do not wait for each other."""
+    worker = getattr(config, "workerinput", {}).get("workerid", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})

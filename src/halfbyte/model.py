@@ -37,7 +37,7 @@ class Token:
         text: What can be shown now that it is there: empty while a character or a stop string is incomplete.
         logprob: Natural logarithm of its probability under the model, before any sampling setting.
         top_logprobs: The likeliest (id, logprob) pairs, as many as were asked for.
-        finish_reason: Set on the last token: `stop` or `length`.
+        finish_reason: Set on the last token: `stop`, `length`, or `context` where no room is left for more.
     """
 
     id: int
@@ -54,7 +54,7 @@ class Generation:
     Attributes:
         token_ids: Generated ids, a stop token included.
         reused_tokens: Prompt tokens whose cache was still there from the turn before.
-        finish_reason: `stop`, `length`, or `cancelled` where it was broken off.
+        finish_reason: `stop`, `length`, `context`, or `cancelled` where it was broken off.
         prefill_ms: From the prompt to the first token.
         ms_per_token, tokens_per_s: Of the tokens after the first; None where there are none.
         total_s: From the prompt to the end.
@@ -91,11 +91,12 @@ class Stream(Iterator[Token]):
         self._tokens: list[Token] = []
         self._reused = 0
         self._finish_reason = ""
+        self._closed = False
         self._started = time.perf_counter()
         self._first = self._last = self._started
 
     def __next__(self) -> Token:
-        if self._finish_reason:
+        if self._closed:
             raise StopIteration
         output = next(self._outputs)
         self._last = time.perf_counter()
@@ -103,8 +104,9 @@ class Stream(Iterator[Token]):
             self._first, self._reused = self._last, output.sequence.reused_tokens
         token = self._token(output)
         self._tokens.append(token)
-        if token.finish_reason:
-            self._finish(token.finish_reason)
+        self._finish_reason = token.finish_reason or ""
+        if self._finish_reason and self._finish_reason != "context":
+            self.close()
         return token
 
     def _token(self, output: TokenOutput) -> Token:
@@ -115,15 +117,11 @@ class Stream(Iterator[Token]):
             text += self._text.finish()
         return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
 
-    def _finish(self, reason: str) -> None:
-        self._finish_reason = reason
-        if close := getattr(self._outputs, "close", None):
-            close()
-
     def close(self) -> None:
         """Cancel what has not been generated yet; harmless at the end."""
-        if not self._finish_reason:
-            self._finish("cancelled")
+        self._closed = True
+        if close := getattr(self._outputs, "close", None):
+            close()
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +197,9 @@ class Model:
     def _encode_text(self, prompt: str, raw: bool, system: str | None) -> list[int]:
         if raw or not self.tokenizer.has_chat_template:
             if system is not None:
-                raise UsageError("a system text needs a chat template.", "Leave out raw, or put the text into the prompt.")
+                raise UsageError(
+                    "a system text needs a chat template.", "Leave out raw, or put the text into the prompt."
+                )
             return self.tokenizer.encode(prompt)
         messages = [{"role": "user", "content": prompt}]
         if system is not None:

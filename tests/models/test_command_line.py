@@ -197,7 +197,18 @@ def test_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_printed(shell_29m: Path) -> None:
-    arguments = ["run", "-m", str(shell_29m), "--raw", "Once upon a time", "--ignore-eos", "-n", "1500", "--device", "reference"]
+    arguments = [
+        "run",
+        "-m",
+        str(shell_29m),
+        "--raw",
+        "Once upon a time",
+        "--ignore-eos",
+        "-n",
+        "1500",
+        "--device",
+        "reference",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "halfbyte", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -45,5 +45,7 @@ def test_sequences_side_by_side_give_what_each_gives_alone() -> None:
             together[id(output.sequence)].append(output.token_id)
     for prompt, sequence in zip(prompts, sequences, strict=True):
         with torch.no_grad():
-            expected = model.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+            expected = model.model.generate(
+                torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None
+            )
         assert together[id(sequence)] == expected[0, len(prompt) :].tolist()

@@ -18,7 +18,9 @@ def answers(shared: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
-def test_all_greedy_answers_agree_token_for_token(shell_29m: Path, answers: list[dict[str, Any]], kv_dtype: str) -> None:
+def test_all_greedy_answers_agree_token_for_token(
+    shell_29m: Path, answers: list[dict[str, Any]], kv_dtype: str
+) -> None:
     model = halfbyte.load(shell_29m, "cpu", kv_dtype=kv_dtype)
     different = []
     for answer in answers:

@@ -17,7 +17,12 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, Plan, make_plan
 
 VOCABULARY = 97
-_LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def _longrope(pairs: int) -> dict[str, Any]:
@@ -68,10 +73,12 @@ def _gemma3_with_vision(**sizes: Any) -> Any:
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "phi-3.5-mini": lambda: _phi3(
-        **_sizes(72, 88, 3, 3, max_position_embeddings=128, original_max_position_embeddings=24, rope_parameters=_longrope(12))
+        **_sizes(72, 88, 3, 3, max_position_embeddings=128, original_max_position_embeddings=24,
+                 rope_parameters=_longrope(12))
     ),
     "phi-4-mini": lambda: _phi3(
-        **_sizes(96, 120, 6, 2, max_position_embeddings=128, original_max_position_embeddings=24, tie_word_embeddings=True,
+        **_sizes(96, 120, 6, 2, max_position_embeddings=128, original_max_position_embeddings=24,
+                 tie_word_embeddings=True,
                  rope_parameters={**_longrope(6), "partial_rotary_factor": 0.75})
     ),
     "phi-4": lambda: _phi3(**_sizes(80, 136, 5, 5, max_position_embeddings=128, rope_theta=250_000.0)),
@@ -84,7 +91,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
                  rope_parameters={**_LLAMA3, "factor": 32.0, "rope_theta": 500_000.0})
     ),
     "llama-3.1-8b": lambda: _llama(
-        **_sizes(64, 56, 4, 1, max_position_embeddings=128, rope_parameters={**_LLAMA3, "factor": 8.0, "rope_theta": 500_000.0})
+        **_sizes(64, 56, 4, 1, max_position_embeddings=128,
+                 rope_parameters={**_LLAMA3, "factor": 8.0, "rope_theta": 500_000.0})
     ),
     "mistral-7b-v0.3": lambda: _mistral(
         **_sizes(64, 72, 4, 2, max_position_embeddings=128, sliding_window=None, rope_theta=1_000_000.0)
@@ -151,7 +159,9 @@ def tiny(family: str) -> Tiny:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             else:
-                parameter.copy_(torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5) * (2 if "embed" in name else 1))
+                parameter.copy_(
+                    torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5) * (2 if "embed" in name else 1)
+                )
     tied = model.config.tie_word_embeddings if family != "gemma-3-4b" else True
     tensors = {n: t.numpy() for n, t in model.state_dict().items() if not (tied and n.endswith("lm_head.weight"))}
     return Tiny(model, model.config.to_dict(), tensors)

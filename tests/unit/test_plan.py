@@ -33,7 +33,9 @@ def lifetimes(plan: Plan) -> dict[str, tuple[int, int]]:
 def test_activations_that_live_together_never_overlap(family: str, fused: bool) -> None:
     plan = tiny(family).plan(fused=fused)
     for (a, (a_first, a_last)), (b, (b_first, b_last)) in combinations(lifetimes(plan).items(), 2):
-        in_place = any(a in plan.steps[i].in_place and b in plan.steps[i].outputs for i in {a_last} if a_last == b_first)
+        in_place = any(
+            a in plan.steps[i].in_place and b in plan.steps[i].outputs for i in {a_last} if a_last == b_first
+        )
         if a_first <= b_last and b_first <= a_last and not in_place:
             x, y = plan.tensors[a], plan.tensors[b]
             assert x.offset is not None

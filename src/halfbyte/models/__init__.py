@@ -36,8 +36,12 @@ def build_spec(config: Mapping[str, Any], generation_config: Mapping[str, Any], 
     read = Config(config)
     kind = read.text("model_type")
     if kind not in supported():
-        raise UnsupportedModelError(f"config.json: model_type {kind!r} is not supported.", f"Supported are {', '.join(supported())}.")
+        raise UnsupportedModelError(
+            f"config.json: model_type {kind!r} is not supported.", f"Supported are {', '.join(supported())}."
+        )
     spec: ModelSpec = importlib.import_module(f"{__name__}.{kind}").build(read, names)
-    stops = dict.fromkeys((*Config(generation_config, "generation_config.json").tokens("eos_token_id"), *spec.stop_token_ids))
+    stops = dict.fromkeys(
+        (*Config(generation_config, "generation_config.json").tokens("eos_token_id"), *spec.stop_token_ids)
+    )
     spec = replace(spec, stop_token_ids=tuple(stops))
     return replace(spec, shapes=tensor_shapes(spec))

@@ -1,6 +1,6 @@
-"""Configurations of well-known models by short name, for measuring a machine before downloading anything.
+"""Configurations of the models that Halfbyte is measured on, by short name: their shapes without their weights.
 
-Sizes are those of the published `config.json` files; LongRoPE's factors, which do not change the cost, are ones.
+LongRoPE's factors, which come with a checkpoint and change no shape and no cost, stand in as simple series.
 """
 
 from __future__ import annotations
@@ -8,81 +8,88 @@ from __future__ import annotations
 from typing import Any
 
 from halfbyte.errors import UsageError
+from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
 
-Config = dict[str, Any]
-
-
-def _sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, context: int) -> Config:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": context,
-        "rms_norm_eps": 1e-5,
-        "dtype": "bfloat16",
-    }
-
-
-def _longrope(pairs: int) -> Config:
-    ones = [1.0] * pairs
-    return {
-        "original_max_position_embeddings": 4096,
-        "rope_theta": 10_000.0,
-        "rope_scaling": {"type": "longrope", "short_factor": ones, "long_factor": ones},
-    }
-
-
-def _llama3(factor: float) -> Config:
-    scaling = {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    return {"model_type": "llama", "rope_theta": 500_000.0, "rope_scaling": scaling}
-
-
-_GEMMA3: Config = {"model_type": "gemma3_text", "head_dim": 256, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6}
-
-CATALOG: dict[str, Config] = {
-    "phi-3.5-mini": {**_sizes(3072, 8192, 32, 32, 32, 32_064, 131_072), "model_type": "phi3", **_longrope(48)},
-    "phi-4-mini": {
-        **_sizes(3072, 8192, 32, 24, 8, 200_064, 131_072),
-        "model_type": "phi3",
-        "partial_rotary_factor": 0.75,
-        "tie_word_embeddings": True,
-        **_longrope(48),
-    },
-    "phi-4": {**_sizes(5120, 17_920, 40, 40, 10, 100_352, 16_384), "model_type": "phi3", "rope_theta": 250_000.0},
-    "gemma-3-1b": {**_sizes(1152, 6912, 26, 4, 1, 262_144, 32_768), **_GEMMA3, "sliding_window": 512},
-    "gemma-3-4b": {
-        **_sizes(2560, 10_240, 34, 8, 4, 262_208, 131_072),
-        **_GEMMA3,
-        "sliding_window": 1024,
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-    },
-    "llama-3.2-1b": {**_sizes(2048, 8192, 16, 32, 8, 128_256, 131_072), **_llama3(32.0), "tie_word_embeddings": True},
-    "llama-3.2-3b": {**_sizes(3072, 8192, 28, 24, 8, 128_256, 131_072), **_llama3(32.0), "tie_word_embeddings": True},
-    "llama-3.1-8b": {**_sizes(4096, 14_336, 32, 32, 8, 128_256, 131_072), **_llama3(8.0)},
-    "mistral-7b": {
-        **_sizes(4096, 14_336, 32, 32, 8, 32_768, 32_768),
-        "model_type": "mistral",
-        "rope_theta": 1_000_000.0,
-        "sliding_window": None,
-    },
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 
 
-def catalog_config(name: str) -> Config:
-    """The configuration of the model called `name`, as `config.json` has it.
+def _sizes(
+    model_type: str, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, *,
+    tied: bool, context: int = 131_072, eps: float = 1e-5, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "model_type": model_type, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+        "tie_word_embeddings": tied, "max_position_embeddings": context, "rms_norm_eps": eps, **more,
+    }  # fmt: skip
+
+
+def _longrope(pairs: int) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * pairs,
+        "long_factor": [1.0 + 0.5 * i for i in range(pairs)],
+    }  # fmt: skip
+
+
+def _llama(factor: float) -> dict[str, Any]:
+    return {"rope_parameters": {**_LLAMA3, "factor": factor, "rope_theta": 500_000.0}}
+
+
+def _gemma(factor: float | None) -> dict[str, Any]:
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": factor}} if factor else {}
+    return {
+        "head_dim": 256,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10_000.0,
+        "query_pre_attn_scalar": 256,
+        "dtype": "bfloat16",
+        **scaling,
+    }
+
+
+CATALOG: dict[str, dict[str, Any]] = {
+    "phi-3.5-mini": _sizes(
+        "phi3", 3072, 8192, 32, 32, 32, 32_064, tied=False, original_max_position_embeddings=4096,
+        rope_scaling=_longrope(48)
+    ),
+    "phi-4-mini": _sizes(
+        "phi3", 3072, 8192, 32, 24, 8, 200_064, tied=True, original_max_position_embeddings=4096,
+        partial_rotary_factor=0.75, rope_scaling=_longrope(48),
+    ),
+    "phi-4": _sizes("phi3", 5120, 17920, 40, 40, 10, 100_352, tied=False, context=16_384, rope_theta=250_000.0),
+    "gemma-3-1b": _sizes(
+        "gemma3_text", 1152, 6912, 26, 4, 1, 262_144, tied=True, context=32_768, eps=1e-6, sliding_window=512,
+        **_gemma(None)
+    ),
+    "gemma-3-4b": _sizes("gemma3_text", 2560, 10_240, 34, 8, 4, 262_208, tied=True, eps=1e-6, sliding_window=1024,
+        **_gemma(8.0)),
+    "llama-3.2-1b": _sizes("llama", 2048, 8192, 16, 32, 8, 128_256, tied=True, head_dim=64, **_llama(32.0)),
+    "llama-3.2-3b": _sizes("llama", 3072, 8192, 28, 24, 8, 128_256, tied=True, head_dim=128, **_llama(32.0)),
+    "llama-3.1-8b": _sizes("llama", 4096, 14_336, 32, 32, 8, 128_256, tied=False, **_llama(8.0)),
+    "mistral-7b-v0.3": _sizes("mistral", 4096, 14_336, 32, 32, 8, 32_768, tied=False, context=32_768, rope_theta=1e6,
+        sliding_window=None),
+}  # fmt: skip
+
+
+def catalog_config(name: str, *, layers: int | None = None) -> dict[str, Any]:
+    """The configuration of a model of the catalog as its `config.json` has it, with fewer layers if asked.
 
     Raises:
-        UsageError: It is not in the catalog.
+        UsageError: It has no such model.
     """
     if name not in CATALOG:
-        raise UsageError(f"{name!r} is not in the catalog.", f"It has {', '.join(CATALOG)}.")
-    return CATALOG[name]
+        raise UsageError(f"there is no model {name!r} in the catalog.", f"It has {', '.join(CATALOG)}.")
+    return CATALOG[name] if layers is None else {**CATALOG[name], "num_hidden_layers": layers}
+
+
+def catalog_spec(name: str, *, layers: int | None = None) -> ModelSpec:
+    """The spec of a model of the catalog; arguments and errors as for `catalog_config`."""
+    config = catalog_config(name, layers=layers)
+    names = ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
+    return build_spec(config, {}, names)

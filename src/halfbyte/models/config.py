@@ -100,7 +100,9 @@ class Config:
         """
         name = self.text(key, default)
         if name not in _ACTIVATIONS:
-            raise UnsupportedModelError(f"{self.where}: {key} {name!r} is not supported.", f"Supported are {', '.join(_ACTIVATIONS)}.")
+            raise UnsupportedModelError(
+                f"{self.where}: {key} {name!r} is not supported.", f"Supported are {', '.join(_ACTIVATIONS)}."
+            )
         return _ACTIVATIONS[name]
 
     def refuse(self, key: str) -> None:
@@ -109,8 +111,9 @@ class Config:
             raise UnsupportedModelError(f"{self.where}: {key} is true, which Halfbyte does not support.")
 
 
-def head_sizes(config: Config, hidden: int, *, heads: int | None = None, kv_heads: int | None = None,
-               head_dim: int | None = None) -> tuple[int, int, int]:
+def head_sizes(
+    config: Config, hidden: int, *, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None
+) -> tuple[int, int, int]:
     """(heads, kv_heads, head_dim), checked against each other; the arguments are the family's defaults."""
     n_heads = config.integer("num_attention_heads", heads, most=4096)
     n_kv = config.integer("num_key_value_heads", kv_heads or n_heads, most=4096)
@@ -149,14 +152,17 @@ def _scaling(kind: str, rope: Config, original: Config, dim: int, context: int) 
             return LinearScaling(rope.number("factor", least=1.0))
         case "llama3":
             return Llama3Scaling(
-                rope.number("factor", least=1.0), rope.number("low_freq_factor"), rope.number("high_freq_factor"),
+                rope.number("factor", least=1.0),
+                rope.number("low_freq_factor"),
+                rope.number("high_freq_factor"),
                 original.integer("original_max_position_embeddings", least=2),
             )
         case "longrope" | "su":
             return _longrope(rope, original.integer("original_max_position_embeddings", least=2), dim, context)
         case _:
             raise UnsupportedModelError(
-                f"{rope.where}: rope type {kind!r} is not supported.", "Supported are default, linear, llama3 and longrope."
+                f"{rope.where}: rope type {kind!r} is not supported.",
+                "Supported are default, linear, llama3 and longrope.",
             )
 
 
@@ -165,7 +171,9 @@ def _longrope(rope: Config, original: int, dim: int, context: int) -> LongRopeSc
     factor = rope.number("factor", context / original)
     derived = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRopeScaling(
-        rope.numbers("short_factor", dim // 2), rope.numbers("long_factor", dim // 2), original,
+        rope.numbers("short_factor", dim // 2),
+        rope.numbers("long_factor", dim // 2),
+        original,
         rope.number("attention_factor", derived),
     )
 

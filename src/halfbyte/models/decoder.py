@@ -21,7 +21,9 @@ def layer_names(prefix: str, *, fused: bool) -> Names:
 
     return {
         "input_norm": named("input_layernorm")[0],
-        "qkv": named("self_attn.qkv_proj") if fused else named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "qkv": named("self_attn.qkv_proj")
+        if fused
+        else named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "o": named("self_attn.o_proj")[0],
         "mlp_norm": named("post_attention_layernorm")[0],
         "gate_up": named("mlp.gate_up_proj") if fused else named("mlp.gate_proj", "mlp.up_proj"),
@@ -54,7 +56,9 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         shapes |= dict.fromkeys([layer.input_norm, layer.mlp_norm], vector)
         shapes |= dict.fromkeys([n for n in (layer.post_attention_norm, layer.post_mlp_norm) if n], vector)
         shapes |= dict.fromkeys(a.qk_norm or (), (a.head_dim,))
-        shapes |= _stacked(layer.qkv, (a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim), spec.hidden_size)
+        shapes |= _stacked(
+            layer.qkv, (a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim), spec.hidden_size
+        )
         shapes |= _stacked(layer.gate_up, (spec.intermediate_size,) * 2, spec.hidden_size)
         shapes[layer.o] = (spec.hidden_size, a.heads * a.head_dim)
         shapes[layer.down] = (spec.hidden_size, spec.intermediate_size)

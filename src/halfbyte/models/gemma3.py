@@ -15,10 +15,18 @@ VISION = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
 def build(config: Config, names: Collection[str]) -> ModelSpec:
     """The spec of the text model inside a Gemma 3 checkpoint, under either naming of its tensors."""
     text = config.section("text_config")
-    inherited = {key: value for key, value in config.values.items() if key in ("eos_token_id", "bos_token_id", "tie_word_embeddings")}
+    inherited = {
+        key: value
+        for key, value in config.values.items()
+        if key in ("eos_token_id", "bos_token_id", "tie_word_embeddings")
+    }
     merged = Config({**inherited, **text.values}, text.where)
     dtype = config.text("dtype", config.text("torch_dtype"))
     new_style = any(name.startswith("model.language_model.") for name in names)
-    prefix, head = ("model.language_model.", "lm_head.weight") if new_style else ("language_model.model.", "language_model.lm_head.weight")
+    prefix, head = (
+        ("model.language_model.", "lm_head.weight")
+        if new_style
+        else ("language_model.model.", "language_model.lm_head.weight")
+    )
     spec = gemma3_text.build(merged, names, prefix, head, dtype)
     return replace(spec, ignored=spec.ignored + VISION)

@@ -22,8 +22,9 @@ from halfbyte.models.spec import Attention, Layer, ModelSpec, Rope
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
-def build(config: Config, names: Collection[str], prefix: str = "model.", head: str = "lm_head.weight",
-          dtype: str = "") -> ModelSpec:
+def build(
+    config: Config, names: Collection[str], prefix: str = "model.", head: str = "lm_head.weight", dtype: str = ""
+) -> ModelSpec:
     """The spec of a Gemma 3 text model whose tensors start with `prefix`.
 
     Args:
@@ -45,7 +46,11 @@ def build(config: Config, names: Collection[str], prefix: str = "model.", head: 
         fields["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
         return Layer(
             attention=Attention(
-                heads, kv_heads, head_dim, scale, rope=kind,
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                rope=kind,
                 window=window if kind == LOCAL and window < context else None,
                 qk_norm=(f"{start}self_attn.q_norm.weight", f"{start}self_attn.k_norm.weight"),
             ),

@@ -49,7 +49,13 @@ def make_plan(
     if kv_dtype not in ("f16", "f32"):
         raise UsageError(f"KV cache type {kv_dtype!r} is unknown.", "It is f16 or f32.")
     plan = build(
-        spec, formats, tokens=min(tokens, context), rows=rows, sequences=sequences, context=context,
-        block_size=block_size, kv_dtype=kv_dtype,
+        spec,
+        formats,
+        tokens=min(tokens, context),
+        rows=rows,
+        sequences=sequences,
+        context=context,
+        block_size=block_size,
+        kv_dtype=kv_dtype,
     )
     return plan_memory(fuse(plan) if fused else plan)

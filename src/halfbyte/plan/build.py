@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import Format
-from halfbyte.models.spec import Attention as AttentionSpec
 from halfbyte.models.spec import Layer, ModelSpec
 from halfbyte.plan.ops import (
     Add,
@@ -86,8 +85,15 @@ class _Builder:
 
 
 def build(
-    spec: ModelSpec, formats: Callable[[str], Format], *, tokens: int, rows: int, sequences: int, context: int,
-    block_size: int, kv_dtype: str,
+    spec: ModelSpec,
+    formats: Callable[[str], Format],
+    *,
+    tokens: int,
+    rows: int,
+    sequences: int,
+    context: int,
+    block_size: int,
+    kv_dtype: str,
 ) -> Plan:
     """The unfused plan of a model; see `halfbyte.plan.make_plan` for the arguments."""
     b = _Builder(spec, formats, tokens)
@@ -101,7 +107,9 @@ def build(
         x = _attention_half(b, layer, f"layers.{i}.", x, tables[layer.attention.rope], groups[layer.attention.window])
         x = _mlp_half(b, layer, f"layers.{i}.", x)
     _head(b, x, rows)
-    return Plan(tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants)
+    return Plan(
+        tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants
+    )
 
 
 def _cache_groups(

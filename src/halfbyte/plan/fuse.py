@@ -76,8 +76,17 @@ def _rope_kv_write(norm: QkNorm | None, rope: Op, write: KvWrite) -> RopeKvWrite
     if not isinstance(rope, Rope):
         raise TypeError(f"expected Rope, got {type(rope).__name__}")
     fused = RopeKvWrite(
-        rope.heads, rope.kv_heads, rope.head_dim, norm.qkv if norm else rope.qkv, rope.table, write.positions,
-        write.sequences, write.blocks, write.k_cache, write.v_cache, rope.out,
+        rope.heads,
+        rope.kv_heads,
+        rope.head_dim,
+        norm.qkv if norm else rope.qkv,
+        rope.table,
+        write.positions,
+        write.sequences,
+        write.blocks,
+        write.k_cache,
+        write.v_cache,
+        rope.out,
     )
     if norm is None:
         return fused

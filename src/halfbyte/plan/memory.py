@@ -45,7 +45,9 @@ def _lives(plan: Plan) -> list[_Life]:
             if plan.tensors[name].kind != "activation":
                 continue
             nbytes, last = _aligned(plan.tensors[name].nbytes), last_read.get(name, i)
-            heir = next((n for n in step.in_place if last_read[n] == i and n in holding and holding[n].nbytes == nbytes), None)
+            heir = next(
+                (n for n in step.in_place if last_read[n] == i and n in holding and holding[n].nbytes == nbytes), None
+            )
             life = holding[heir] if heir else _Life([], nbytes, i, last)
             life.names.append(name)
             life.last = last

@@ -288,4 +288,3 @@ class Softcap(Op):
 
     def flops(self, plan: Plan) -> int:
         return 3 * plan.size(self.out)
-

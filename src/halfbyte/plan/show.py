@@ -55,12 +55,23 @@ def table(plan: Plan) -> Table:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, side in (("#", "right"), ("step", "left"), ("reads", "left"), ("writes", "left"), ("bytes", "right"), ("flops", "right")):
+    for heading, side in (
+        ("#", "right"),
+        ("step", "left"),
+        ("reads", "left"),
+        ("writes", "left"),
+        ("bytes", "right"),
+        ("flops", "right"),
+    ):
         shown.add_column(heading, justify=side, no_wrap=heading != "reads")  # type: ignore[arg-type]
     for i, step in enumerate(plan.steps):
         shown.add_row(
-            str(i), type(step).__name__, _operands(plan, step.inputs), _operands(plan, step.outputs),
-            quantity(plan.bytes_moved(step), "B"), quantity(step.flops(plan), ""),
+            str(i),
+            type(step).__name__,
+            _operands(plan, step.inputs),
+            _operands(plan, step.outputs),
+            quantity(plan.bytes_moved(step), "B"),
+            quantity(step.flops(plan), ""),
         )
     return shown
 
@@ -88,4 +99,6 @@ def quantity(value: float, unit: str) -> str:
 
 
 def _operands(plan: Plan, names: tuple[str, ...]) -> str:
-    return " ".join(f"{name}{list(plan.tensors[name].shape)}:{plan.tensors[name].dtype}".replace(" ", "") for name in names)
+    return " ".join(
+        f"{name}{list(plan.tensors[name].shape)}:{plan.tensors[name].dtype}".replace(" ", "") for name in names
+    )

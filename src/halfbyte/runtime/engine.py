@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 
 import numpy as np
@@ -165,9 +165,7 @@ class Engine:
             self._scheduler.add(sequence)
             while outputs or not sequence.finished:
                 if outputs:
-                    output = outputs.popleft()
-                    full = output.finish_reason == "context"
-                    yield replace(output, finish_reason=None) if full else output
+                    yield outputs.popleft()
                 else:
                     self.step()
         finally:

@@ -84,17 +84,17 @@ class Scheduler:
             self.finish(sequence, reason)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence that waits or runs, and keep its cache unless it was cancelled."""
+        """End a sequence that waits or runs, and keep its cache, if it has one."""
         if sequence.status == "running":
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.status, sequence.finish_reason = "finished", reason
-        if reason == "cancelled":
-            self.pools.release(sequence.table)
-        else:
+        if sequence.num_computed:
             self._drop_kept()
             self._kept = sequence
+        else:
+            self.pools.release(sequence.table)
 
     def whole(self, sequence: Sequence) -> Generator[Chunk, None, None]:
         """Chunks of a sequence outside the queue, each at most the plan's rows, while the scheduler is idle.

@@ -66,7 +66,7 @@ class GpuExecutor:
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
         self._bodies: dict[int, tuple[Program, Value]] = {}
         self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
-        self._single = self._lower_single()
+        self._single = self.lower_single()
         self._staging: dict[int, Staging] = {}
 
     @property
@@ -118,7 +118,12 @@ class GpuExecutor:
         head, logits = self._head(columns, _columns(rows))
         return body.commands(extent) + head.commands(extent), logits
 
-    def _lower_single(self) -> tuple[Program, int, Value]:
+    def body(self, columns: int) -> Program:
+        """The program of everything before the head, for 1, 2, 4, 8 or (0) many tokens."""
+        return self._body(columns)[0]
+
+    def lower_single(self) -> tuple[Program, int, Value]:
+        """A new program of one token, where its head begins, and its logits."""
         lowering = Lowering(self.target, 1, 1)
         dispatches = lowering.lower(self.plan.steps, keep=LOGITS)
         return Program(self.device, dispatches), lowering.head_at, lowering.values[LOGITS]

@@ -1,0 +1,233 @@
+"""GPU kernels in the shapes of real models: time, bytes and share of the measured bandwidth of every kind of dispatch.
+
+    python benchmarks/kernels_gpu.py model phi-4-mini llama-3.2-1b     whole models, synthetic weights
+    python benchmarks/kernels_gpu.py tune phi-4-mini                   matrix × vector sizes, a few layers
+
+A kind is all dispatches of one label in a model's program, run back to back over their own weights, so that caches
+see what they see in use. Every model's numbers come after a check: its programs for one and for many tokens agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from halfbyte.models.catalog import catalog_spec
+from halfbyte.plan import Batch, make_plan
+from halfbyte.runtime import SamplingParams
+from halfbyte.webgpu.decode import ResidentDecoder
+from halfbyte.webgpu.device import Device, open_device
+from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.program import Extent, Program
+from halfbyte.webgpu.synthetic import SyntheticWeights
+from halfbyte.webgpu.timing import Clock
+
+REPEATS = 5
+
+
+def executor(device: Device, name: str, args: argparse.Namespace) -> GpuExecutor:
+    spec = catalog_spec(name, layers=args.layers)
+    weights = SyntheticWeights(spec, args.format)
+    plan = make_plan(spec, weights.format, tokens=args.tokens, context=min(spec.context, args.context + 512))
+    return GpuExecutor(plan, weights, device=device, off=args.off)
+
+
+def batch(run: GpuExecutor, ids: list[int], start: int, logit_rows: list[int]) -> Batch:
+    tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in run.plan.groups}
+    zeros = np.zeros(len(ids), np.int32)
+    positions = np.arange(start, start + len(ids), dtype=np.int32)
+    return Batch(np.array(ids, np.int32), positions, zeros, zeros, tables, np.array(logit_rows, np.int32))
+
+
+def prefill(run: GpuExecutor, ids: list[int]) -> np.ndarray:
+    for start in range(0, len(ids), run.plan.tokens):
+        chunk = ids[start : start + run.plan.tokens]
+        final = start + len(chunk) == len(ids)
+        logits = run.run(batch(run, chunk, start, [len(chunk) - 1] if final else []))
+    return logits
+
+
+def warm(run: GpuExecutor, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        run.run(batch(run, [1], 0, [0]))
+
+
+def check(run: GpuExecutor) -> float:
+    """Largest difference between the logits of one token after a prompt, computed with and after the prompt."""
+    ids = np.random.default_rng(0).integers(0, 1000, 65).tolist()
+    together = prefill(run, ids)[0].copy()
+    prefill(run, ids[:-1])
+    alone = run.run(batch(run, ids[-1:], 64, [0]))[0]
+    return float(np.abs(together - alone).max() / np.abs(together).max())
+
+
+def decode(run: GpuExecutor, context: int, tokens: int, ahead: int) -> float:
+    """Tokens a second after a prompt of `context` tokens."""
+    decoder = ResidentDecoder(run, ahead=ahead)
+    step = decoder.decode(batch(run, [1], context, [0]), SamplingParams(), tables=lambda _: None, limit=tokens + 8)
+    list(itertools.islice(step, 8))
+    began = time.perf_counter()
+    count = sum(1 for _ in step)
+    return count / (time.perf_counter() - began)
+
+
+def kinds(program: Program, extent: Extent) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for dispatch, command in zip(program.dispatches, program.commands(extent), strict=True):
+        found[dispatch.label].append((dispatch, command))
+    return found
+
+
+def nbytes(dispatches: list[Any]) -> int:
+    weights = {id(b): b.handle.size for d in dispatches for n, b in d.buffers.items() if n.startswith("w")}
+    return sum(weights.values())
+
+
+def table_of(clock: Clock, program: Program, extent: Extent) -> Iterator[dict[str, Any]]:
+    for label, found in kinds(program, extent).items():
+        commands = [command for _, command in found]
+        rounds = max(1, 64 // len(commands))
+        each = clock.median(commands * rounds) / (len(commands) * rounds)
+        moved = nbytes([dispatch for dispatch, _ in found])
+        yield {
+            "kind": label, "count": len(found), "us": each * 1e6, "total_us": each * len(found) * 1e6,
+            "TB/s": moved / len(found) / each / 1e12,
+        }
+
+
+def show(rows: Iterator[dict[str, Any]]) -> None:
+    for row in rows:
+        print(f"  {row['kind']:<26} ×{row['count']:<4} {row['us']:8.2f} µs  {row['total_us']:9.1f} µs in all  {row['TB/s']:5.2f} TB/s", flush=True)
+
+
+def median(values: list[float]) -> float:
+    return float(np.median(values))
+
+
+def host_ms(run: GpuExecutor, extent: Extent) -> float:
+    began = time.perf_counter()
+    for _ in range(20):
+        run.recorder.submit(run.single[0].commands(extent))
+    spent = (time.perf_counter() - began) / 20
+    run.device.wait()
+    return spent * 1e3
+
+
+def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    began = time.perf_counter()
+    run = executor(device, name, args)
+    clock = Clock(device)
+    difference = check(run)
+    print(f"{name}: loaded in {time.perf_counter() - began:.1f} s, programs differ by {difference:.1e}", flush=True)
+    warm(run, 1.0)
+    ids = np.random.default_rng(1).integers(0, 1000, 2048).tolist()
+    prefills: dict[int, list[float]] = {512: [], 2048: []}
+    for length, times in prefills.items():
+        if length <= run.plan.context:
+            for _ in range(REPEATS + 1):
+                start = time.perf_counter()
+                prefill(run, ids[:length])
+                times.append(time.perf_counter() - start)
+    extent = Extent(1, 1, args.context)
+    result = {
+        "model": name,
+        "decode_tok_s": median([decode(run, args.context, args.new, 6) for _ in range(REPEATS)]),
+        "decode_each_read_tok_s": median([decode(run, args.context, args.new, 1) for _ in range(3)]),
+        "decode_gpu_ms": clock.median(run.single[0].commands(extent)) * 1e3,
+        "dispatches": len(run.single[0]), "host_ms": host_ms(run, extent),
+        "prefill_tok_s": {n: n / median(t[1:]) for n, t in prefills.items() if t},
+        "ttft_512_ms": median(prefills[512][1:]) * 1e3, "check": difference,
+    }  # fmt: skip
+    print(json.dumps(result), flush=True)
+    if args.tables:
+        show(table_of(clock, run.single[0], extent))
+        body = run.body(0)
+        tokens = min(run.plan.tokens, 2048)
+        print(f"  prefill of {tokens}: {clock.median(body.commands(Extent(tokens, 1, tokens)), repeats=3) * 1e3:.1f} ms GPU")
+        show(table_of(clock, body, Extent(tokens, 1, tokens)))
+    return result
+
+
+def candidates(chosen: dict[str, Any], outputs_owned: bool) -> Iterator[dict[str, Any]]:
+    for wg, team, rows, unroll in itertools.product((64, 128, 256, 512, 1024), (8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8)):
+        units = rows * (chosen["UNITS"] // chosen["ROWS"])
+        if outputs_owned and wg // team * rows != 32 or not 2 <= units * unroll <= 12:
+            continue
+        if not outputs_owned and (wg > 256 or team < 16):
+            continue
+        yield {**chosen, "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": unroll}
+
+
+def tune(device: Device, name: str, args: argparse.Namespace) -> None:
+    """Times every size of each matrix × vector product of a model."""
+    plain = table.gemv
+    clock = Clock(device)
+    run = executor(device, name, args)
+    warm(run, 1.0)
+    asked: dict[str, dict[str, Any]] = {}
+
+    def noted(choice: Any, **shape: Any) -> dict[str, Any]:
+        sizes = plain(choice, **shape)
+        asked.setdefault(json.dumps(shape, sort_keys=True), sizes)
+        return sizes
+
+    table.gemv = noted
+    run.lower_single()
+    for key, sizes in asked.items():
+        shape = json.loads(key)
+        timed = []
+        for tried in candidates(sizes, shape["emit"]):
+            if tried["UNROLL"] > -(-shape["blocks"] // tried["TEAM"]):
+                continue
+            table.gemv = lambda choice, tried=tried, wanted=shape, **s: tried if s == wanted else plain(choice, **s)
+            program = run.lower_single()[0]
+            picked = [
+                command
+                for dispatch, command in zip(program.dispatches, program.commands(Extent(1, 1, 512)), strict=True)
+                if dispatch.label == f"gemv {shape['outputs'] * (2 if shape['gated'] else 1)}×{shape['blocks'] * 32}"
+            ]
+            timed.append((clock.median(picked * max(1, 48 // len(picked)), repeats=3) / (len(picked) * max(1, 48 // len(picked))), tried))
+        timed.sort(key=lambda t: t[0])
+        print(f"{shape['outputs']}×{shape['blocks'] * 32} gated={shape['gated']} emit={shape['emit']}")
+        chosen = next((seconds for seconds, tried in timed if tried == sizes), 0.0)
+        print(f"   now {chosen * 1e6:.2f} µs {_brief(sizes)}")
+        for seconds, tried in timed[:5]:
+            print(f"   {seconds * 1e6:.2f} µs {_brief(tried)}", flush=True)
+    table.gemv = plain
+
+
+def _brief(sizes: dict[str, Any]) -> str:
+    return " ".join(f"{name}={sizes[name]}" for name in ("WG", "TEAM", "ROWS", "UNROLL"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("model", "tune"))
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--software", action="store_true", help="take a software GPU")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--format", default="q4g32")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a prefill chunk")
+    parser.add_argument("--off", nargs="*", default=[], help="kernel variants not to use")
+    parser.add_argument("--tables", action="store_true", help="a table of every kind of dispatch")
+    args = parser.parse_args()
+    device = open_device(software=args.software)
+    print(device.name, device.adapter.driver, device.capabilities, file=sys.stderr)
+    for name in args.models:
+        (model if args.what == "model" else tune)(device, name, args)
+
+
+if __name__ == "__main__":
+    main()

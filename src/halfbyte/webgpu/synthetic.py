@@ -1,0 +1,59 @@
+"""Random weights in a model's shapes, to see what it would cost on a device before its weights are at hand."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+
+from halfbyte.formats import Format, Parts, Weight, get_format
+from halfbyte.formats.q4g import Q4G
+from halfbyte.models.spec import ModelSpec
+
+DISTINCT_ROWS = 512
+"""Rows that are really random; larger matrices repeat them, which no kernel can profit from."""
+
+
+class SyntheticWeights:
+    """The `WeightSource` protocol with random values of a size that keeps activations in range.
+
+    Args:
+        weight_format: The format of matrices; vectors are float32.
+    """
+
+    def __init__(self, spec: ModelSpec, weight_format: str = "q4g32") -> None:
+        self._spec = spec
+        self._matrix_format = get_format(weight_format)
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor."""
+        return self._matrix_format if len(self._spec.shapes[name]) == 2 else get_format("f32")
+
+    def weight(self, name: str) -> Weight:
+        """Random parts, the same at each call; norms' weights leave their input's size as it is."""
+        shape, stored = self._spec.shapes[name], self.format(name)
+        if len(shape) == 1:
+            return Weight(stored, shape, {"": np.full(shape, 1 - self._spec.norm_offset, np.float32)})
+        distinct = (min(DISTINCT_ROWS, shape[0]), shape[1])
+        parts = _random_parts(stored, distinct, np.random.default_rng(zlib.crc32(name.encode())))
+        return Weight(stored, shape, {suffix: _repeated(part, shape[0]) for suffix, part in parts.items()})
+
+    def release(self, name: str) -> None:
+        """Nothing is kept."""
+
+
+def _random_parts(stored: Format, shape: tuple[int, int], random: np.random.Generator) -> Parts:
+    if not isinstance(stored, Q4G):
+        return stored.encode(random.standard_normal(shape, np.float32) / np.float32(math.sqrt(shape[1])))
+    parts: Parts = {}
+    for suffix, (kind, part_shape) in stored.layout(shape).items():
+        if kind == "F16":
+            parts[suffix] = random.uniform(0.8, 1.2, part_shape).astype(np.float16) / np.float16(4.6 * math.sqrt(shape[1]))
+        else:
+            parts[suffix] = random.integers(0, 256, part_shape, np.uint8)
+    return parts
+
+
+def _repeated(part: np.ndarray, rows: int) -> np.ndarray:  # type: ignore[type-arg]
+    return np.resize(part, (rows, *part.shape[1:]))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ class Q3G:
 
     group: int
     zero_points: bool
+    bits: ClassVar[int] = 3
 
     @property
     def name(self) -> str:
@@ -74,7 +76,16 @@ class Q3G:
         grouped = padded.reshape(rows, groups, self.group)
         scale, zero = _ranges(grouped, self.zero_points)
         codes = np.clip(np.rint(grouped * inverse(scale.astype(np.float32))[..., None]) + zero[..., None], 0, TOP)
-        parts: Parts = {".q": pack(codes.astype(np.uint8).reshape(rows, -1)), ".scale": scale}
+        return self.from_codes(codes.astype(np.uint8).reshape(rows, -1)[:, :columns], scale, zero)
+
+    def from_codes(self, codes: U8, scale: NDArray[np.floating], zero: F32) -> Parts:
+        """Parts from codes `[rows, columns]` and each group's scale, exact in float16, and zero point `[rows, groups]`."""
+        rows, columns = codes.shape
+        groups = self.groups(columns)
+        padded = np.zeros((rows, groups * self.group), np.uint8)
+        padded[:, :columns] = codes
+        padded[:, columns:] = zero[:, -1:]
+        parts: Parts = {".q": pack(padded), ".scale": scale.astype(np.float16)}
         if self.zero_points:
             pairs = np.zeros((rows, groups + groups % 2), np.uint8)
             pairs[:, :groups] = zero

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ class Q4G:
 
     group: int
     zero_points: bool
+    bits: ClassVar[int] = 4
 
     @property
     def name(self) -> str:
@@ -66,7 +68,16 @@ class Q4G:
         stored, zero = _ranges(grouped, self.zero_points)
         grouped *= _inverse(stored)[..., None]
         codes = np.clip(np.rint(grouped, out=grouped) + zero[..., None], 0, 15).astype(np.uint8)
-        parts: Parts = {".q": pack(codes.reshape(rows, -1)), ".scale": stored}
+        return self.from_codes(codes.reshape(rows, -1)[:, :columns], stored, zero)
+
+    def from_codes(self, codes: NDArray[np.uint8], scale: NDArray[np.floating], zero: NDArray[np.float32]) -> Parts:
+        """Parts from codes `[rows, columns]` and each group's scale, exact in float16, and zero point `[rows, groups]`."""
+        rows, columns = codes.shape
+        groups = self.groups(columns)
+        padded = np.zeros((rows, groups * self.group), np.uint8)
+        padded[:, :columns] = codes
+        padded[:, columns:] = zero[:, -1:]
+        parts: Parts = {".q": pack(padded), ".scale": scale.astype(np.float16)}
         if self.zero_points:
             pairs = np.zeros((rows, groups + groups % 2), np.uint8)
             pairs[:, :groups] = zero

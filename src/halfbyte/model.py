@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
 from halfbyte.checkpoint.packed import Packed
@@ -191,8 +191,8 @@ class Model:
         if raw or system is not None:
             raise UsageError("raw and system go with a prompt of text.", "Put the system text into the messages.")
         if isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
-        return [int(token) for token in prompt]  # type: ignore[call-overload]
+            return self.tokenizer.encode_chat(cast(Sequence[Message], prompt))
+        return [int(token) for token in cast(Sequence[int], prompt)]
 
     def _encode_text(self, prompt: str, raw: bool, system: str | None) -> list[int]:
         if raw or not self.tokenizer.has_chat_template:

@@ -14,39 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+from synthetic import synthetic_config, write_synthetic
 
 CONTEXT = 1024
-
-
-def synthetic(target: Path, name: str = "llama-3.2-1b") -> None:
-    """Write a Halfbyte model folder in the shape of a catalog model, its weights random."""
-    from halfbyte.checkpoint.writer import Outgoing, write_folder
-    from halfbyte.formats import Parts, get_format
-    from halfbyte.model import POCKET
-    from halfbyte.models import build_spec
-    from halfbyte.models.catalog import catalog_config
-
-    config = catalog_config(name)
-    spec = build_spec(config, {}, ["qkv_proj.weight"] if config["model_type"] == "phi3" else [])
-    formats = {tensor: get_format("q4g32" if len(shape) == 2 else "f32") for tensor, shape in spec.shapes.items()}
-    random = np.random.default_rng(0)
-
-    def parts(tensor: str) -> Parts:
-        shape = spec.shapes[tensor]
-        if len(shape) == 1:
-            return {"": np.ones(shape, np.float32)}
-        layout = formats[tensor].layout(shape)
-        scale = random.uniform(-1, 1, layout[".scale"][1]) * 0.2 * shape[1] ** -0.5
-        return {".q": random.integers(0, 256, layout[".q"][1], np.uint8), ".scale": scale.astype(np.float16)}
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder)
-        (settings / "config.json").write_text(json.dumps(config))
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            (settings / file).write_bytes((POCKET / file).read_bytes())
-        tensors = [Outgoing(tensor, shape, formats[tensor], "random") for tensor, shape in spec.shapes.items()]
-        write_folder(target, tensors, parts, settings=settings, source=name)
 
 
 def peak_resident_bytes() -> int:
@@ -79,7 +49,7 @@ def main() -> None:
     """Measure both models in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
         one_b = Path(folder) / "llama-3.2-1b"
-        synthetic(one_b)
+        write_synthetic(one_b, synthetic_config("llama-3.2-1b"))
         runs = [subprocess.run([sys.executable, __file__, model]).returncode for model in ("pocket", str(one_b))]
     sys.exit(any(runs))
 

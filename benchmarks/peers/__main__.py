@@ -1,0 +1,172 @@
+"""Halfbyte beside other engines on this machine, on identical weights.
+
+    python -m benchmarks.peers                                   everything; the first time it installs the peers
+    python -m benchmarks.peers --quick --peers llama.cpp         two layers, short contexts: does it all run?
+    python -m benchmarks.peers --model phi-4-mini --threads 2
+
+Run it from the repository's root with a Python that has Halfbyte. Environments, models and logs are kept under
+.cache/peers; JSON lines are added to benchmarks/MACHINE.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import measure, report
+from benchmarks.peers.catalog import HALFBYTE, PEERS
+from benchmarks.peers.environment import ROOT, PeerError, python_of
+from benchmarks.peers.measure import Agreement, Measurement, Task
+from benchmarks.peers.models import SyntheticModel
+from benchmarks.peers.remote import Remote
+from halfbyte.cpu import machine
+from halfbyte.models.catalog import CATALOG
+
+Files = dict[str, tuple[str, Path]]
+"""The interpreter and the files of each peer that is ready."""
+
+QUICK = {"layers": 2, "vocabulary": 32_768, "repeat": 2, "prefill": [64], "contexts": [0, 128], "steps": 8}
+
+
+def main() -> None:
+    """Prepare, check, time, print and keep."""
+    args = _arguments()
+    model = SyntheticModel(args.model, args.layers, args.vocabulary)
+    failures: dict[str, str] = {}
+    ready = _prepare(model, args.peers, failures)
+    about: dict[str, dict[str, Any]] = {}
+    rows: list[Measurement] = []
+    for threads in args.threads:
+        rows += _run(model, ready, threads, _tasks(args), args.repeat, failures, about)
+    print(report.table(rows))
+    described = machine.describe()
+    lines = report.records(
+        rows,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=asdict(described),
+        model={
+            "name": args.model,
+            "layers": len(model.spec.layers),
+            "vocabulary": model.spec.vocab_size,
+            "weights": "q4g32",
+        },
+        about=about,
+    )
+    path = args.output or ROOT / "benchmarks" / f"{_machine_name(described)}.jsonl"
+    report.append(path, lines)
+    print(f"{len(lines)} lines added to {path}", file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=CATALOG, default="llama-3.2-1b", help="whose shape; default %(default)s")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--vocabulary", type=int, help="another vocabulary, at least the pocket model's 8,192")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="all, if not given")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, help="thread counts; 1 and what Halfbyte would use, if not given"
+    )
+    parser.add_argument("--repeat", type=int, default=5, help="repetitions; default %(default)s")
+    parser.add_argument("--prefill", nargs="*", type=int, default=[256, 1024], help="prompt lengths; default 256 1024")
+    parser.add_argument(
+        "--contexts", nargs="*", type=int, default=[0, 512, 4096], help="for decode; default 0 512 4096"
+    )
+    parser.add_argument("--steps", type=int, default=32, help="tokens that a repetition decodes; default %(default)s")
+    parser.add_argument("--quick", action="store_true", help="small settings, to see whether everything runs")
+    parser.add_argument("--output", type=Path, help="the file to add JSON lines to")
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args()
+    args.peers = [HALFBYTE, *(name for name in args.peers if name != HALFBYTE)]
+    args.threads = args.threads or sorted({1, machine.default_threads()})
+    return args
+
+
+def _tasks(args: argparse.Namespace) -> list[Task]:
+    prefills = [Task("prefill", size) for size in args.prefill]
+    return prefills + [Task("decode", context, args.steps) for context in args.contexts]
+
+
+def _prepare(model: SyntheticModel, names: list[str], failures: dict[str, str]) -> Files:
+    """Install each peer and make its files; who cannot be helped goes to `failures`."""
+    ready: Files = {}
+    for name in names:
+        try:
+            python = python_of(PEERS[name])
+            print(f"{PEERS[name].title}: making its files", file=sys.stderr)
+            ready[name] = python, model.files(PEERS[name], python)
+        except PeerError as error:
+            failures[name] = str(error)
+    return ready
+
+
+def _run(
+    model: SyntheticModel,
+    ready: Files,
+    threads: int,
+    tasks: list[Task],
+    repeat: int,
+    failures: dict[str, str],
+    about: dict[str, dict[str, Any]],
+) -> list[Measurement]:
+    """All tasks with one number of threads; engines that fail are rows with the reason."""
+    context = max(task.context for task in tasks)
+    failed = dict(failures)
+    with ExitStack() as stack:
+        remotes: dict[str, Remote] = {}
+        for name, (python, files) in ready.items():
+            log = model.folder / f"{PEERS[name].engine}-{threads}.log"
+            try:
+                remotes[name] = stack.enter_context(Remote(python, PEERS[name].engine, files, threads, context, log))
+                about[name] = {"versions": remotes[name].versions, "settings": remotes[name].settings}
+            except PeerError as error:
+                failed[name] = str(error)
+        if HALFBYTE not in remotes:
+            sys.exit(f"Halfbyte does not run: {failed[HALFBYTE]}")
+        agreed: dict[str, Agreement] = {}
+        for name, found in measure.agreements(remotes, model.spec.vocab_size).items():
+            if isinstance(found, Agreement):
+                agreed[name] = found
+            else:
+                failed[name] = str(found)
+        timed = {name: remotes[name] for name in agreed}
+        return [row for task in tasks for row in _rows(model, timed, task, threads, repeat, agreed, failed)]
+
+
+def _rows(
+    model: SyntheticModel,
+    remotes: dict[str, Remote],
+    task: Task,
+    threads: int,
+    repeat: int,
+    agreed: dict[str, Agreement],
+    failed: dict[str, str],
+) -> list[Measurement]:
+    spec = model.spec
+
+    def blank(name: str) -> Measurement:
+        read = measure.decode_bytes(spec, PEERS[name], task) if task.kind == "decode" else None
+        return Measurement(name, threads, task, bytes_read=read, agreement=agreed.get(name), error=failed.get(name))
+
+    bandwidth = partial(machine.read_bandwidth, threads)
+    rows = measure.time_task(remotes, blank, task, repeat, spec.vocab_size, bandwidth)
+    return rows + [blank(name) for name in failed]
+
+
+def _machine_name(described: machine.Machine) -> str:
+    """A name for the file of this machine's results."""
+    brand = re.sub(r"[^a-z0-9]+", "-", described.brand.lower()).strip("-")
+    return f"{brand}-{described.cores}-cores"
+
+
+if __name__ == "__main__":
+    main()

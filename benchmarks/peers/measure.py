@@ -1,0 +1,201 @@
+"""Agreement first, then time: engines take turns, one repetition each, while the others stand still.
+
+The bandwidth of the machine is measured at every round, so that it and the engines saw the same conditions.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.catalog import HALFBYTE, Peer
+from benchmarks.peers.environment import PeerError
+from benchmarks.peers.remote import Remote
+from halfbyte.models.spec import ModelSpec
+
+LARGEST_KL = 0.02
+"""Nats by which an engine's next-token distribution may differ from Halfbyte's and still count as the same model."""
+
+PROMPTS = 8
+PROMPT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is timed.
+
+    Attributes:
+        size: Prompt tokens of a prefill; the context at which a decode ends.
+        steps: Tokens a repetition decodes; 1 for a prefill.
+    """
+
+    kind: Literal["prefill", "decode"]
+    size: int
+    steps: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"prefill of {self.size:,}" if self.kind == "prefill" else f"decode at {self.size:,}"
+
+    @property
+    def prompt(self) -> int:
+        """Tokens read before the clock starts (decode) or while it runs (prefill)."""
+        return self.size if self.kind == "prefill" else max(1, self.size - self.steps - 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a repetition's time is for."""
+        return self.size if self.kind == "prefill" else self.steps
+
+    @property
+    def context(self) -> int:
+        """Tokens of the sequence at its end, the last one made included."""
+        return self.prompt + 1 + (self.steps if self.kind == "decode" else 0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an engine's next-token distributions compare with Halfbyte's.
+
+    Attributes:
+        kl: Mean Kullback-Leibler divergence from Halfbyte's, in nats.
+        same_top: Prompts after which both would say the same token.
+    """
+
+    kl: float
+    same_top: int
+    prompts: int
+
+
+@dataclass
+class Measurement:
+    """One engine at one task.
+
+    Attributes:
+        seconds: Of each repetition.
+        bytes_read: Weights and cache that one decode step reads, by the engine's own storage; None for prefill.
+        bandwidth: Bytes a second that the machine could read, at each round.
+        error: Why there are no seconds.
+    """
+
+    peer: str
+    threads: int
+    task: Task
+    seconds: list[float] = field(default_factory=list)
+    bytes_read: int | None = None
+    bandwidth: list[float] = field(default_factory=list)
+    agreement: Agreement | None = None
+    error: str | None = None
+
+
+def decode_bytes(spec: ModelSpec, peer: Peer, task: Task) -> int:
+    """Bytes that a step of a decode task reads, on average over its steps."""
+    matrices = sum(
+        math.prod(shape)
+        for name, shape in spec.shapes.items()
+        if len(shape) == 2 and (name != spec.embed or tied(spec))
+    )
+    mean_context = task.prompt + (task.steps + 1) / 2
+    cached = sum(
+        2 * layer.attention.kv_heads * layer.attention.head_dim * min(layer.attention.window or math.inf, mean_context)
+        for layer in spec.layers
+    )
+    return round(matrices * peer.weight_bits / 8 + cached * peer.cache_bytes)
+
+
+def tied(spec: ModelSpec) -> bool:
+    """Whether the embedding table is the output matrix too."""
+    return spec.embed == spec.lm_head
+
+
+def token_ids(vocabulary: int, count: int, seed: int) -> list[int]:
+    """A prompt of random tokens."""
+    ids: list[int] = np.random.default_rng([seed, count]).integers(0, vocabulary, count).tolist()
+    return ids
+
+
+def agreement(reference: Sequence[NDArray[np.float64]], other: Sequence[NDArray[np.float64]]) -> Agreement:
+    """Compare logits `[vocabulary]` after the same prompts."""
+    divergences, same = [], 0
+    for expected, got in zip(reference, other, strict=True):
+        p, q = _log_softmax(expected), _log_softmax(got[: len(expected)])
+        divergences.append(float(np.sum(np.exp(p) * (p - q))))
+        same += int(expected.argmax() == got.argmax())
+    return Agreement(float(np.mean(divergences)), same, len(divergences))
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max()
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return normalized
+
+
+def agreements(remotes: Mapping[str, Remote], vocabulary: int) -> dict[str, Agreement | PeerError]:
+    """Each engine against Halfbyte, over a few prompts; an error for one that fails or is another model.
+
+    Raises:
+        PeerError: Halfbyte itself fails.
+    """
+    prompts = [token_ids(vocabulary, PROMPT_TOKENS, seed) for seed in range(PROMPTS)]
+    reference = _logits(remotes[HALFBYTE], prompts)
+    found: dict[str, Agreement | PeerError] = {}
+    for name, remote in remotes.items():
+        try:
+            found[name] = _checked(agreement(reference, reference if name == HALFBYTE else _logits(remote, prompts)))
+        except PeerError as error:
+            found[name] = error
+    return found
+
+
+def _logits(remote: Remote, prompts: Sequence[list[int]]) -> list[NDArray[np.float64]]:
+    return [np.array(remote.ask("logits", ids=ids), np.float64) for ids in prompts]
+
+
+def _checked(found: Agreement) -> Agreement:
+    if not found.kl <= LARGEST_KL:
+        raise PeerError(
+            f"not timed: its next-token distributions are {found.kl:.3g} nats from Halfbyte's "
+            f"(at most {LARGEST_KL}; same first choice {found.same_top} of {found.prompts})"
+        )
+    return found
+
+
+def time_task(
+    remotes: Mapping[str, Remote],
+    blank: Callable[[str], Measurement],
+    task: Task,
+    repeat: int,
+    vocabulary: int,
+    bandwidth: Callable[[], float],
+) -> list[Measurement]:
+    """Interleaved repetitions of a task after one to warm up; who comes first changes from round to round."""
+    measured = {name: blank(name) for name in remotes}
+    for turn in range(repeat + 1):
+        ids = token_ids(vocabulary, task.prompt, turn if task.kind == "prefill" else 0)
+        rate = bandwidth()
+        names = list(remotes)
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            row = measured[name]
+            if row.error is None:
+                _repetition(remotes[name], row, ids, rate, counts=turn > 0)
+        print(f"{task.title}: round {turn} of {repeat}", file=sys.stderr)
+    return list(measured.values())
+
+
+def _repetition(remote: Remote, row: Measurement, ids: list[int], rate: float, *, counts: bool) -> None:
+    task = row.task
+    try:
+        seconds = remote.ask(task.kind, ids=ids, **({"tokens": task.steps} if task.kind == "decode" else {}))
+    except PeerError as error:
+        row.error, row.seconds = str(error), []
+        return
+    if counts:
+        row.seconds.append(seconds)
+        row.bandwidth.append(rate)

@@ -18,6 +18,7 @@ from halfbyte.errors import UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
 from halfbyte.formats.q4g import Q4G
+from halfbyte.formats.q8g import Q8G
 from halfbyte.plan import Batch, Plan, Tensor, ops
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
 
@@ -34,17 +35,26 @@ class CpuExecutor:
     Args:
         threads: Threads to run on, the caller's included; as many as the machine lends this process if None.
         isa: Instruction set to use, one of `halfbyte.cpu.machine.describe().kernels`; the best one if None.
+        activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
 
     Raises:
-        UsageError: `threads` or `isa` is none that this machine can offer.
+        UsageError: `threads` or `isa` is none that this machine can offer, or `activations` is neither.
     """
 
     def __init__(
-        self, plan: Plan, weights: WeightSource, *, threads: int | None = None, isa: str | None = None
+        self,
+        plan: Plan,
+        weights: WeightSource,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        activations: str = "int8",
     ) -> None:
+        if activations not in ("int8", "f32"):
+            raise UsageError(f"activations {activations!r} are unknown.", "They are int8 or f32.")
         self._plan = plan
         self._weights = weights
-        self._program = _native.Program(_threads(threads), plan.context, _isa(isa))
+        self._program = _native.Program(_threads(threads), plan.context, _isa(isa), activations == "int8")
         self._arrays = _allocate(plan)
         self._matrices: dict[str, _native.Matrix] = {}
         self._over_rows: set[str] = set()
@@ -101,10 +111,11 @@ class CpuExecutor:
         match weight.format:
             case Dense(format_name):
                 return _native.dense_matrix(_bytes(weight.parts[""]), format_name, rows, columns)
-            case Q4G(group):
+            case Q4G(group) | Q8G(group):
                 codes, scales = _bytes(weight.parts[".q"]), _bytes(weight.parts[".scale"])
                 zeros = _bytes(weight.parts[".zero"]) if ".zero" in weight.parts else None
-                matrix = self._program.q4g_matrix(codes, scales, zeros, rows, columns, group)
+                bits = 4 if isinstance(weight.format, Q4G) else 8
+                matrix = self._program.packed_matrix(codes, scales, zeros, rows, columns, group, bits)
                 self._weights.release(name)
                 return matrix
         raise ValueError(f"the CPU core cannot read {weight.format.name} weights such as {name}")

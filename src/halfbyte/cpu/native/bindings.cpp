@@ -89,7 +89,7 @@ MatrixPtr dense_matrix(Bytes values, const std::string& format, int64_t rows, in
 // The program and the arrays that its steps use.
 class PyProgram {
 public:
-    PyProgram(int threads, int64_t context, const std::string& isa) : program_(threads, find_isa(isa), context) {}
+    PyProgram(int threads, int64_t context, const std::string& isa, bool int8) : program_(threads, find_isa(isa), context, int8) {}
 
     template <class... Arrays>
     void add(StepPtr step, const Arrays&... arrays) {
@@ -117,16 +117,18 @@ private:
     std::vector<nb::ndarray<>> arrays_;
 };
 
-MatrixPtr q4g_matrix(PyProgram& program, Bytes codes, Bytes scales, std::optional<Bytes> zeros, int64_t rows, int64_t columns,
-                     int64_t group) {
+MatrixPtr packed_matrix(PyProgram& program, Bytes codes, Bytes scales, std::optional<Bytes> zeros, int64_t rows, int64_t columns,
+                        int64_t group, int bits) {
+    require(bits == 4 || bits == 8, "codes of " + std::to_string(bits) + " bits");
+    require(bits == 4 || !zeros, "8-bit groups have no zero points");
     require(rows > 0 && columns > 0, "a matrix must have rows and columns");
-    require(group > 0 && group % q4g::kBlock == 0, "groups of " + std::to_string(group) + " are no multiple of 32");
-    const q4g::Stored stored{codes.data(), scales.data(), zeros ? zeros->data() : nullptr, rows, columns, group};
-    require_equal(codes.size(), rows * stored.groups() * group / 2, "bytes of the codes");
+    require(group > 0 && group % kBlock == 0, "groups of " + std::to_string(group) + " are no multiple of 32");
+    const Stored stored{codes.data(), scales.data(), zeros ? zeros->data() : nullptr, rows, columns, group};
+    require_equal(codes.size(), rows * stored.groups() * group * bits / 8, "bytes of the codes");
     require_equal(scales.size(), rows * stored.groups() * 2, "bytes of the scales");
     if (zeros) require_equal(zeros->size(), rows * ((stored.groups() + 1) / 2), "bytes of the zero points");
     const nb::gil_scoped_release release;
-    return std::make_shared<Matrix>(stored, program->pool());
+    return std::make_shared<Matrix>(stored, bits == 4 ? Storage::q4g : Storage::q8g, program->pool());
 }
 
 void bind_elementwise(nb::class_<PyProgram>& program) {
@@ -148,7 +150,7 @@ void bind_elementwise(nb::class_<PyProgram>& program) {
 }
 
 void bind_products(nb::class_<PyProgram>& program) {
-    program.def("q4g_matrix", q4g_matrix, "codes"_v, "scales"_v, "zeros"_v.none(), "rows"_a, "columns"_a, "group"_a);
+    program.def("packed_matrix", packed_matrix, "codes"_v, "scales"_v, "zeros"_v.none(), "rows"_a, "columns"_a, "group"_a, "bits"_a);
     program.def("linear", [](PyProgram& p, bool over_rows, FloatTable x, std::vector<MatrixPtr> w, FloatTable out,
                              std::optional<FloatTable> residual) {
         p.add(make_linear(axis(over_rows), floats(x), std::move(w), floats(out), floats(residual)), x, out, residual);
@@ -229,7 +231,7 @@ NB_MODULE(_native, module) {
     module.def("dense_matrix", dense_matrix, "values"_v, "format"_a, "rows"_a, "columns"_a);
 
     nb::class_<PyProgram> program(module, "Program");
-    program.def(nb::init<int, int64_t, const std::string&>(), "threads"_a, "context"_a, "isa"_a = "")
+    program.def(nb::init<int, int64_t, const std::string&, bool>(), "threads"_a, "context"_a, "isa"_a, "int8"_a)
         .def_prop_ro("isa", [](PyProgram& p) { return std::string(isa_name(p->isa())); })
         .def_prop_ro("threads", [](PyProgram& p) { return p->pool().size(); })
         .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { p->run(tokens, rows); }, "tokens"_a, "rows"_a,

@@ -17,11 +17,20 @@ constexpr int64_t kJobTiles = 4;
 constexpr int64_t kPanelColumns = 256;
 constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
 
+// Activations rounded to 8 bits in blocks of 32 columns, the last one zero-filled: x ≈ scale · code. Tokens that a kernel
+// multiplies together lie together: [token blocks][blocks][tokens of the block].
+struct Quantized {
+    int8_t* codes;        // 32 at each place
+    float* scales;
+    int32_t* minus_sums;  // the negated sum of a block's codes
+};
+
 // Activations x[tokens, columns] on the right of a product.
 struct Activations {
     const float* data;
     int64_t tokens, columns;
-    const float* packed;  // as `Kernels::pack` leaves them, or null
+    const float* packed = nullptr;         // as `Kernels::pack` leaves them, or null
+    const Quantized* quantized = nullptr;  // rounded to 8 bits, for packed weights; or null
 };
 
 // Products of some tiles of 16 rows with all tokens: out[tiles][tokens][16]; rows past the last hold anything.
@@ -54,6 +63,8 @@ struct Kernels {
     // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
     // 32, zero-filled][tokens of the block]. `columns` is the part to write, in blocks of 32.
     void (*pack)(const Activations& x, Range blocks, float* packed);
+    // Rounds activations to 8 bits; `blocks` are the columns to do, in blocks of 32.
+    void (*quantize)(const Activations& x, Range blocks, const Quantized& to);
     void (*product[kStorages])(const ProductJob&);
 
     void (*rms_norm)(const float* x, const float* weight, const float* residual, float eps, float offset, float* out, int64_t n);

@@ -5,6 +5,7 @@
 // compile time for the same reason.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -14,6 +15,8 @@
 // Parts, in the order in which they build on each other.
 #include "kernels_math.h"
 #include "kernels_dense.h"
+#include "kernels_tokens.h"
+#include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
 
@@ -22,7 +25,8 @@ namespace halfbyte::HB_ISA {
 static constexpr Kernels table() {
     return {
         .pack = pack,
-        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q4g::Format>},
+        .quantize = quantize,
+        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q4g::Format>, packed_product<q8g::Format>},
         .rms_norm = rms_norm,
         .gate = gate,
         .add = add,

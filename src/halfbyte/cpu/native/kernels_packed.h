@@ -7,25 +7,17 @@
 
 namespace halfbyte::HB_ISA {
 
-// Tokens in near-equal blocks of at most kTokenBlock.
-struct TokenBlocks {
-    int64_t tokens;
-
-    HB_INLINE int64_t count() const { return (tokens + Lanes::kTokenBlock - 1) / Lanes::kTokenBlock; }
-    HB_INLINE int64_t start(int64_t block) const { return block * tokens / count(); }
-};
-
-static HB_INLINE int64_t blocks_of(int64_t columns) { return (columns + q4g::kBlock - 1) / q4g::kBlock; }
+static HB_INLINE int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
 static void pack(const Activations& x, Range blocks, float* packed) {
     const TokenBlocks tokens{x.tokens};
-    const int64_t padded = blocks_of(x.columns) * q4g::kBlock;
-    const int64_t end = blocks.end * q4g::kBlock, filled = end < x.columns ? end : x.columns;
+    const int64_t padded = blocks_of(x.columns) * kBlock;
+    const int64_t end = blocks.end * kBlock, filled = end < x.columns ? end : x.columns;
     for (int64_t block = 0; block < tokens.count(); ++block) {
         const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
         const float* from = x.data + first * x.columns;
         float* to = packed + first * padded;
-        for (int64_t k = blocks.begin * q4g::kBlock; k < filled; ++k)
+        for (int64_t k = blocks.begin * kBlock; k < filled; ++k)
             for (int64_t t = 0; t < size; ++t) to[k * size + t] = from[t * x.columns + k];
         if (filled < end) std::memset(to + filled * size, 0, (end - filled) * size * sizeof(float));
     }
@@ -38,21 +30,21 @@ template <int Tokens>
 struct DirectInput {
     const float* x[Tokens];
     int64_t whole;  // blocks without a gap
-    alignas(64) float last[Tokens][q4g::kBlock] = {};
+    alignas(64) float last[Tokens][kBlock] = {};
 
-    explicit DirectInput(const Activations& from) : whole(from.columns / q4g::kBlock) {
-        const int64_t rest = from.columns - whole * q4g::kBlock;
+    explicit DirectInput(const Activations& from) : whole(from.columns / kBlock) {
+        const int64_t rest = from.columns - whole * kBlock;
         for (int t = 0; t < Tokens; ++t) {
             x[t] = from.data + t * from.columns;
-            std::memcpy(last[t], x[t] + whole * q4g::kBlock, rest * sizeof(float));
+            std::memcpy(last[t], x[t] + whole * kBlock, rest * sizeof(float));
         }
     }
-    HB_INLINE const float* block(int t, int64_t b) const { return b < whole ? x[t] + b * q4g::kBlock : last[t]; }
+    HB_INLINE const float* block(int t, int64_t b) const { return b < whole ? x[t] + b * kBlock : last[t]; }
 };
 
 // out[Tokens][16]: one tile times a few tokens.
 template <class Format, int Tokens>
-static HB_INLINE void direct_tile(const q4g::Tiles& w, int64_t tile, const DirectInput<Tokens>& x, float* out) {
+static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInput<Tokens>& x, float* out) {
     constexpr int kChains = Tokens == 1 ? 4 : Tokens == 2 ? 2 : 1;  // independent sums that hide the latency of one
     Lanes total[Tokens];
     for (Lanes& t : total) t = Lanes::broadcast(0);
@@ -78,7 +70,7 @@ static HB_INLINE void direct_tile(const q4g::Tiles& w, int64_t tile, const Direc
             Lanes sum = sums[t][0];
             for (int c = 1; c < kChains; ++c) sum = sum + sums[t][c];
             if (w.zeros) {
-                const Lanes zero = Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(q4g::kMiddle);
+                const Lanes zero = Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(Format::kMiddle);
                 sum = sum - zero * Lanes::broadcast(x_sums[t]);
             }
             total[t] = Lanes::fma(scale, sum, total[t]);
@@ -96,11 +88,11 @@ static void direct_product(const ProductJob& job) {
 
 // panel[columns][16]: the weights of some blocks of a tile.
 template <class Format>
-static void decode(const q4g::Tiles& w, int64_t tile, Range blocks, float* panel) {
-    for (int64_t b = blocks.begin; b < blocks.end; ++b, panel += q4g::kBlock * kTileRows) {
+static void decode(const Tiles& w, int64_t tile, Range blocks, float* panel) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b, panel += kBlock * kTileRows) {
         const int64_t g = b / w.blocks_per_group;
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const Lanes middle = Lanes::broadcast(q4g::kMiddle);
+        const Lanes middle = Lanes::broadcast(Format::kMiddle);
         const Lanes zero = w.zeros ? Lanes::load(U8{}, w.zero(tile, g)) - middle : Lanes::broadcast(0);
         Format::template codes<Lanes>(w.block(tile, b), [&](auto, int k, Lanes code) HB_LAMBDA {
             ((code - zero) * scale).store(panel + k * kTileRows);
@@ -131,17 +123,17 @@ static HB_INLINE PanelTile panel_tile_for(int64_t tokens, std::integer_sequence<
 
 template <class Format>
 static void panel_product(const ProductJob& job) {
-    const q4g::Tiles& w = job.weights->packed;
+    const Tiles& w = job.weights->packed;
     const TokenBlocks tokens{job.x.tokens};
-    constexpr int64_t kStep = kPanelColumns / q4g::kBlock;
+    constexpr int64_t kStep = kPanelColumns / kBlock;
     for (int64_t b = 0; b < w.blocks; b += kStep) {
         const Range blocks{b, b + kStep < w.blocks ? b + kStep : w.blocks};
-        const int64_t columns = blocks.size() * q4g::kBlock;
+        const int64_t columns = blocks.size() * kBlock;
         for (int64_t i = 0; i < job.tiles; ++i)
             decode<Format>(w, job.first_tile + i, blocks, job.panel + i * kPanelColumns * kTileRows);
         for (int64_t block = 0; block < tokens.count(); ++block) {
             const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
-            const float* x = job.x.packed + first * w.blocks * q4g::kBlock + b * q4g::kBlock * size;
+            const float* x = job.x.packed + first * w.blocks * kBlock + b * kBlock * size;
             const PanelTile multiply = panel_tile_for(size, std::make_integer_sequence<int, Lanes::kTokenBlock>{});
             for (int64_t i = 0; i < job.tiles; ++i)
                 multiply(job.panel + i * kPanelColumns * kTileRows, x, columns, b == 0, job.out + (i * tokens.tokens + first) * kTileRows);
@@ -152,6 +144,7 @@ static void panel_product(const ProductJob& job) {
 template <class Format>
 static void packed_product(const ProductJob& job) {
     static_assert(kDirectTokens == 4);
+    if (job.x.quantized) return int8_product<Format>(job);
     switch (job.x.packed ? 0 : job.x.tokens) {
         case 1: return direct_product<Format, 1>(job);
         case 2: return direct_product<Format, 2>(job);

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "storage.h"
 
@@ -14,6 +15,12 @@ struct Lanes {
         __m256i low, high;
     };
     static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueRows = 4;
+    static constexpr int kInt8Tokens = 4, kSignedBias = 0;
+
+    struct Ints {
+        __m256i low, high;
+        friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
+    };
 
     __m256 low, high;
 
@@ -73,8 +80,52 @@ struct Lanes {
     static HB_INLINE Lanes nibble(Bits bits) {
         return {nibble<Shift>(bits.low), nibble<Shift>(bits.high)};
     }
+    template <int Shift>
+    static HB_INLINE Lanes signed_byte(Bits bits) {
+        return {signed_byte<Shift>(bits.low), signed_byte<Shift>(bits.high)};
+    }
+
+    static HB_INLINE Ints ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+    static HB_INLINE Ints ints(const uint8_t* p) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+    }
+    static HB_INLINE Lanes from(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+    static HB_INLINE Bits low_nibbles(Bits bits) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(bits.low, mask), _mm256_and_si256(bits.high, mask)};
+    }
+    static HB_INLINE Bits high_nibbles(Bits bits) {
+        return low_nibbles({_mm256_srli_epi16(bits.low, 4), _mm256_srli_epi16(bits.high, 4)});
+    }
+    static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) {
+        const __m256i four = broadcast_four(x);
+        return {dot(sum.low, codes.low, four), dot(sum.high, codes.high, four)};
+    }
+    // |code| · (x with the code's sign): pairs of products then fit 16 bits.
+    static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {
+        const __m256i four = broadcast_four(x);
+        return {dot(sum.low, _mm256_abs_epi8(codes.low), _mm256_sign_epi8(four, codes.low)),
+                dot(sum.high, _mm256_abs_epi8(codes.high), _mm256_sign_epi8(four, codes.high))};
+    }
 
 private:
+    static HB_INLINE __m256i broadcast_four(const int8_t* x) {
+        int32_t bytes;
+        std::memcpy(&bytes, x, sizeof bytes);
+        return _mm256_set1_epi32(bytes);
+    }
+    static HB_INLINE __m256i dot(__m256i sum, __m256i codes, __m256i x) {
+#if defined(HB_AVX_VNNI)
+        return _mm256_dpbusd_avx_epi32(sum, codes, x);
+#else
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+#endif
+    }
+    template <int Shift>
+    static HB_INLINE __m256 signed_byte(__m256i bits) {
+        return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bits, 24 - Shift), 24));
+    }
     static HB_INLINE __m256 widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
     static HB_INLINE __m256 power_of_two(__m256 n) {
         const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

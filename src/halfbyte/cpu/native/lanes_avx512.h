@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "storage.h"
 
@@ -12,6 +13,12 @@ namespace halfbyte::HB_ISA {
 struct Lanes {
     using Bits = __m512i;
     static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kValueRows = 8;
+    static constexpr int kInt8Tokens = 12, kSignedBias = 128;
+
+    struct Ints {
+        __m512i v;
+        friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+    };
 
     __m512 v;
 
@@ -54,6 +61,30 @@ struct Lanes {
     static HB_INLINE Lanes nibble(Bits bits) {
         const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
         return {_mm512_permutexvar_ps(_mm512_srli_epi32(bits, Shift), values)};
+    }
+    template <int Shift>
+    static HB_INLINE Lanes signed_byte(Bits bits) {
+        return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(bits, 24 - Shift), 24))};
+    }
+
+    static HB_INLINE Ints ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
+    static HB_INLINE Ints ints(const uint8_t* p) {
+        return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    static HB_INLINE Lanes from(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+    static HB_INLINE Bits low_nibbles(Bits bits) { return _mm512_and_si512(bits, _mm512_set1_epi8(15)); }
+    static HB_INLINE Bits high_nibbles(Bits bits) { return low_nibbles(_mm512_srli_epi16(bits, 4)); }
+    static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return {_mm512_dpbusd_epi32(sum.v, codes, four(x))}; }
+    // The unsigned operand gets 128 more than the code; `kSignedBias` takes it back.
+    static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {
+        return dot(sum, _mm512_xor_si512(codes, _mm512_set1_epi8(-128)), x);
+    }
+
+private:
+    static HB_INLINE __m512i four(const int8_t* x) {
+        int32_t bytes;
+        std::memcpy(&bytes, x, sizeof bytes);
+        return _mm512_set1_epi32(bytes);
     }
 };
 

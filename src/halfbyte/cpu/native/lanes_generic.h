@@ -2,7 +2,7 @@
 //
 // This is the interface that every instruction set implements and kernels_impl.h is written in. Loads take any
 // address. The constants size register tiles: tokens of a panel product, rows and tokens of a block of dot products,
-// queries whose values are summed together.
+// queries whose values are summed together, tokens of a product with 8-bit activations.
 #pragma once
 
 #include <bit>
@@ -20,6 +20,18 @@ struct Lanes {
         uint32_t v[16];
     };
     static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kValueRows = 2;
+    static constexpr int kInt8Tokens = 2;
+    // What `dot_signed` adds to each code, and a sum must therefore start without.
+    static constexpr int kSignedBias = 0;
+
+    // 16 whole numbers.
+    struct Ints {
+        int32_t v[16];
+        friend HB_INLINE Ints operator*(Ints a, Ints b) {
+            for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+            return a;
+        }
+    };
 
     float v[16];
 
@@ -102,6 +114,41 @@ struct Lanes {
     template <int Shift>
     static HB_INLINE Lanes nibble(Bits bits) {
         return make([&](int i) { return static_cast<float>(static_cast<int>(bits.v[i] >> Shift & 15) - 8); });
+    }
+    // The signed byte at bit `Shift` of each word.
+    template <int Shift>
+    static HB_INLINE Lanes signed_byte(Bits bits) {
+        return make([&](int i) { return static_cast<float>(static_cast<int8_t>(bits.v[i] >> Shift)); });
+    }
+
+    static HB_INLINE Ints ints(int32_t x) {
+        Ints result;
+        for (int32_t& lane : result.v) lane = x;
+        return result;
+    }
+    static HB_INLINE Ints ints(const uint8_t* p) {
+        Ints result;
+        for (int i = 0; i < 16; ++i) result.v[i] = p[i];
+        return result;
+    }
+    static HB_INLINE Lanes from(Ints x) {
+        return make([&](int i) { return static_cast<float>(x.v[i]); });
+    }
+    // The low or high nibble of each byte.
+    static HB_INLINE Bits low_nibbles(Bits bits) {
+        for (uint32_t& word : bits.v) word &= 0x0f0f0f0fu;
+        return bits;
+    }
+    static HB_INLINE Bits high_nibbles(Bits bits) {
+        for (uint32_t& word : bits.v) word = word >> 4 & 0x0f0f0f0fu;
+        return bits;
+    }
+    // sum + the four products of each word's bytes, below 16 if unsigned, and the four codes at x
+    static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }
+    static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {
+        for (int i = 0; i < 16; ++i)
+            for (int byte = 0; byte < 4; ++byte) sum.v[i] += static_cast<int8_t>(codes.v[i] >> 8 * byte) * x[byte];
+        return sum;
     }
 };
 

@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "storage.h"
 
@@ -14,6 +15,15 @@ struct Lanes {
         uint32x4_t v[4];
     };
     static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueRows = 4;
+    static constexpr int kInt8Tokens = 4, kSignedBias = 0;
+
+    struct Ints {
+        int32x4_t v[4];
+        friend HB_INLINE Ints operator*(Ints a, Ints b) {
+            for (int i = 0; i < 4; ++i) a.v[i] = vmulq_s32(a.v[i], b.v[i]);
+            return a;
+        }
+    };
 
     float32x4_t v[4];
 
@@ -89,8 +99,50 @@ struct Lanes {
             return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(code), vdupq_n_s32(8)));
         });
     }
+    template <int Shift>
+    static HB_INLINE Lanes signed_byte(Bits bits) {
+        return make([&](int i) {
+            const int32x4_t top = vreinterpretq_s32_u32(vshlq_u32(bits.v[i], vdupq_n_s32(24 - Shift)));
+            return vcvtq_f32_s32(vshrq_n_s32(top, 24));
+        });
+    }
+
+    static HB_INLINE Ints ints(int32_t x) { return {{vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}}; }
+    static HB_INLINE Ints ints(const uint8_t* p) {
+        const uint8x16_t x = vld1q_u8(p);
+        const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
+        return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+                 vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+    }
+    static HB_INLINE Lanes from(Ints x) {
+        return make([&](int i) { return vcvtq_f32_s32(x.v[i]); });
+    }
+    static HB_INLINE Bits low_nibbles(Bits bits) {
+        for (uint32x4_t& word : bits.v) word = vandq_u32(word, vdupq_n_u32(0x0f0f0f0fu));
+        return bits;
+    }
+    static HB_INLINE Bits high_nibbles(Bits bits) {
+        for (uint32x4_t& word : bits.v) word = vshrq_n_u32(word, 4);
+        return low_nibbles(bits);
+    }
+    static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }
+    static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {
+        int32_t bytes;
+        std::memcpy(&bytes, x, sizeof bytes);
+        const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(bytes));
+        for (int i = 0; i < 4; ++i) sum.v[i] = dot(sum.v[i], vreinterpretq_s8_u32(codes.v[i]), four);
+        return sum;
+    }
 
 private:
+    static HB_INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#if defined(__ARM_FEATURE_DOTPROD)
+        return vdotq_s32(sum, a, b);
+#else
+        const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
+        return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+    }
     // Byte loads have no alignment to respect.
     static HB_INLINE uint8x16_t bytes(const void* p, int i) { return vld1q_u8(static_cast<const uint8_t*>(p) + 16 * i); }
     static HB_INLINE uint8x8_t half_bytes(const void* p, int i) { return vld1_u8(static_cast<const uint8_t*>(p) + 8 * i); }

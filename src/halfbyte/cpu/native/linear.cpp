@@ -25,7 +25,7 @@ public:
             const int64_t first = rows_;
             rows_ += matrix->view().rows;
             nbytes_ += matrix->nbytes();
-            packed_ |= matrix->view().storage == Storage::q4g;
+            packed_ |= is_packed(matrix->view().storage);
             parts_.push_back({std::move(matrix), first});
         }
     }
@@ -83,25 +83,34 @@ private:
     bool packed_ = false;
 };
 
+int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
+
 // Calls use(x, first token) for the tokens of a batch, some at a time, laid out as the weights want them.
 template <class Use>
 void for_tokens(const Context& c, const Stack& weights, Floats x, const Use& use) {
     for (int64_t first = 0; first < c.count; first += kTokensAtOnce) {
-        Activations part{x.row(first), std::min(kTokensAtOnce, c.count - first), x.columns, nullptr};
-        if (weights.packed() && part.tokens > kDirectTokens) {
+        Activations part{x.row(first), std::min(kTokensAtOnce, c.count - first), x.columns};
+        Quantized rounded{};
+        if (weights.packed() && (c.int8 || part.tokens > kDirectTokens)) {
             if (first > 0) c.worker.sync();
-            c.kernels->pack(part, c.worker.share((x.columns + q4g::kBlock - 1) / q4g::kBlock), c.shared);
+            if (c.int8) {
+                const int64_t all = part.tokens * blocks_of(x.columns);
+                auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
+                rounded = {reinterpret_cast<int8_t*>(sums + all), c.shared, sums};
+                c.kernels->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
+                part.quantized = &rounded;
+            } else {
+                c.kernels->pack(part, c.worker.share(blocks_of(x.columns)), c.shared);
+                part.packed = c.shared;
+            }
             c.worker.sync();
-            part.packed = c.shared;
         }
         use(part, first);
     }
 }
 
 Scratch product_scratch(const Stack& weights, int64_t tokens) {
-    const int64_t padded = (weights.columns() + q4g::kBlock - 1) / q4g::kBlock * q4g::kBlock;
-    const bool packs = weights.packed() && tokens > kDirectTokens;
-    return {kJobFloats + kPanelFloats, packs ? std::min(tokens, kTokensAtOnce) * padded : 0};
+    return {kJobFloats + kPanelFloats, weights.packed() ? std::min(tokens, kTokensAtOnce) * blocks_of(weights.columns()) * kBlock : 0};
 }
 
 class Linear final : public Step {

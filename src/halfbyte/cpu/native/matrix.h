@@ -9,20 +9,21 @@
 
 #include "buffer.h"
 #include "formats/q4g.h"
+#include "formats/q8g.h"
 #include "threads.h"
 
 namespace halfbyte {
 
-constexpr int64_t kTileRows = 16;
+enum class Storage { f32, f16, bf16, q4g, q8g };
+constexpr int kStorages = 5;
 
-enum class Storage { f32, f16, bf16, q4g };
-constexpr int kStorages = 4;
+constexpr bool is_packed(Storage storage) { return storage >= Storage::q4g; }
 
 struct MatrixView {
     Storage storage = Storage::f32;
     int64_t rows = 0, columns = 0;
     const std::byte* dense = nullptr;  // row-major, of plain formats
-    q4g::Tiles packed;                 // of q4g
+    Tiles packed;                      // of packed formats
 
     int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
 };
@@ -31,8 +32,8 @@ class Matrix {
 public:
     // A plain matrix, read in place.
     Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns);
-    // A repacked copy of 4-bit groups, made by all threads of `pool`.
-    Matrix(const q4g::Stored& stored, Pool& pool);
+    // A repacked copy of 4-bit or 8-bit groups, made by all threads of `pool`.
+    Matrix(const Stored& stored, Storage storage, Pool& pool);
 
     const MatrixView& view() const { return view_; }
     // Bytes that a product reads.

@@ -24,6 +24,7 @@ struct Context {
     const Kernels* kernels;
     float* local;
     float* shared;
+    bool int8;  // whether activations are rounded to 8 bits for packed weights
 };
 
 // One op with its arrays. Every thread calls `run`; the steps of a program are separated by barriers.
@@ -39,8 +40,8 @@ public:
 
 class Program {
 public:
-    // Runs on `threads` threads, positions being below `context`.
-    Program(int threads, Isa isa, int64_t context);
+    // Runs on `threads` threads, positions being below `context`; `int8` rounds activations to 8 bits for packed weights.
+    Program(int threads, Isa isa, int64_t context, bool int8);
 
     Pool& pool() { return pool_; }
     Isa isa() const { return isa_; }
@@ -56,6 +57,7 @@ private:
     void run_steps(const Worker& worker);
 
     Isa isa_;
+    bool int8_;
     const Kernels& kernels_;
     Pool pool_;
     Inputs inputs_;

@@ -1,0 +1,94 @@
+// Products of packed weights with activations rounded to 8 bits, 16 interleaved rows at a time. Part of kernels_impl.h.
+//
+// Weights are unpacked to bytes and multiplied four to a lane by the instruction set's integer dot product, for a
+// register tile of 16 rows and kInt8Tokens tokens. In a block of 32, Σ (q − zero)·x = Σ q·x − zero·Σ x: the second
+// part is where the integer sum starts from.
+#pragma once
+
+namespace halfbyte::HB_ISA {
+
+// Rounds 32 activations: x ≈ scale · code, scale = largest magnitude / 127. What is not finite makes the block NaN.
+static HB_INLINE void quantize_block(const float* x, int8_t* codes, float& scale, int32_t& minus_sum) {
+    uint32_t top = 0;
+    for (int i = 0; i < kBlock; ++i) {
+        const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+        top = magnitude > top ? magnitude : top;
+    }
+    const bool finite = top < 0x7f800000u;
+    const float largest = std::bit_cast<float>(top), inverse = finite && largest > 1e-30f ? 127 / largest : 0;
+    int32_t sum = 0;
+    for (int i = 0; i < kBlock; ++i) {
+        constexpr float kRound = 0x1.8p23f;
+        const float scaled = finite ? x[i] * inverse : 0;
+        const auto code = static_cast<int32_t>((scaled + kRound) - kRound);
+        codes[i] = static_cast<int8_t>(code);
+        sum += code;
+    }
+    scale = finite ? largest / 127 : std::bit_cast<float>(0x7fc00000u);
+    minus_sum = -sum;
+}
+
+static void quantize(const Activations& x, Range blocks, const Quantized& to) {
+    const TokenBlocks tokens{x.tokens, Lanes::kInt8Tokens};
+    const int64_t all = (x.columns + kBlock - 1) / kBlock;
+    for (int64_t group = 0; group < tokens.count(); ++group) {
+        const int64_t first = tokens.start(group), size = tokens.start(group + 1) - first;
+        for (int64_t t = 0; t < size; ++t) {
+            for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+                const float* values = x.data + (first + t) * x.columns + b * kBlock;
+                const int64_t left = x.columns - b * kBlock, at = first * all + b * size + t;
+                float last[kBlock] = {};
+                if (left < kBlock) values = static_cast<const float*>(std::memcpy(last, values, left * sizeof(float)));
+                quantize_block(values, to.codes + at * kBlock, to.scales[at], to.minus_sums[at]);
+            }
+        }
+    }
+}
+
+// out[Tokens][16]
+template <class Format, int Tokens>
+static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out) {
+    const int8_t* codes = x.codes + first * w.blocks * kBlock;
+    const float* scales = x.scales + first * w.blocks;
+    const int32_t* minus_sums = x.minus_sums + first * w.blocks;
+    Lanes total[Tokens];
+    for (Lanes& t : total) t = Lanes::broadcast(0);
+    for (int64_t b = 0, g = 0; b < w.blocks; ++g) {
+        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
+        const typename Lanes::Ints zero = w.zeros ? Lanes::ints(w.zero(tile, g)) : Format::template middle<Lanes>();
+        for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
+            typename Lanes::Ints sum[Tokens];
+            for (int t = 0; t < Tokens; ++t) sum[t] = zero * Lanes::ints(minus_sums[b * Tokens + t]);
+            Format::template bytes<Lanes>(w.block(tile, b), [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {
+                for (int t = 0; t < Tokens; ++t)
+                    sum[t] = Format::template dot<Lanes>(sum[t], bytes, codes + (b * Tokens + t) * kBlock + k);
+            });
+            for (int t = 0; t < Tokens; ++t)
+                total[t] = Lanes::fma(Lanes::from(sum[t]) * scale, Lanes::broadcast(scales[b * Tokens + t]), total[t]);
+        }
+    }
+    for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);
+}
+
+using Int8Tile = void (*)(const Tiles&, int64_t tile, const Quantized&, int64_t first, float* out);
+
+// The instance of `int8_tile` for a number of tokens.
+template <class Format, int... Less>
+static HB_INLINE Int8Tile int8_tile_for(int64_t tokens, std::integer_sequence<int, Less...>) {
+    static constexpr Int8Tile tiles[] = {int8_tile<Format, Less + 1>...};
+    return tiles[tokens - 1];
+}
+
+template <class Format>
+static void int8_product(const ProductJob& job) {
+    const TokenBlocks tokens{job.x.tokens, Lanes::kInt8Tokens};
+    for (int64_t block = 0; block < tokens.count(); ++block) {
+        const int64_t first = tokens.start(block);
+        const int64_t size = tokens.start(block + 1) - first;
+        const Int8Tile multiply = int8_tile_for<Format>(size, std::make_integer_sequence<int, Lanes::kInt8Tokens>{});
+        for (int64_t i = 0; i < job.tiles; ++i)
+            multiply(job.weights->packed, job.first_tile + i, *job.x.quantized, first, job.out + (i * tokens.tokens + first) * kTileRows);
+    }
+}
+
+}  // namespace halfbyte::HB_ISA

@@ -52,7 +52,7 @@ struct AttendJob {
 
 struct Kernels {
     // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
-    // 32, zero-filled][tokens of the block]. `columns` is the part to write, in blocks of 32.
+    // 32, zero-filled][tokens of the block]. `blocks` are the blocks of 32 columns to write.
     void (*pack)(const Activations& x, Range blocks, float* packed);
     void (*product[kStorages])(const ProductJob&);
 

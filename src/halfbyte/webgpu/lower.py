@@ -89,6 +89,7 @@ class Lowering:
         self.dispatches: list[Dispatch] = []
         self._free: dict[int, list[Buffer]] = {}
         self._folded: set[str] = set()
+        self._arrived: Buffer | None = None
         self.head_at = 0
 
     def lower(self, steps: Sequence[ops.Op], *, keep: str = "") -> list[Dispatch]:
@@ -379,16 +380,31 @@ class Lowering:
                 raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
             constants |= self._rotation(rope)
             buffers |= self._rotation_buffers(rope)
-        x, most, window = step.kv_heads * sizes["SLICES"], sizes["MAX_SPLITS"], step.window
-        self.add("attend", constants, buffers, lambda e: (x, _splits(e, window, most), e.tokens), "attend")
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-        merging = {**constants, "WG": 64, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
-        buffers = {"partial": partial, "weight": weight, "out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
-        groups = _ceil(value.stride // 4, 64)
-        self.add("merge", merging, buffers, lambda e: (groups, e.tokens, 1), "merge")
+        finish = self._finishes(step.head_dim, sizes["SLICE"])
+        constants |= {"FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
+        into = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+        x, most, window = step.kv_heads * sizes["SLICES"], sizes["MAX_SPLITS"], step.window
+        arrived = self._counters(self.capacity * x) if finish else None
+        every = {**buffers, **into, "arrived": arrived}
+        self.add("attend", constants, every, lambda e: (x, _splits(e, window, most), e.tokens), "attend")
+        if not finish:
+            groups = _ceil(value.stride // 4, 64)
+            merging = {"partial": partial, "weight": weight, **into}
+            self.add("merge", {**constants, "WG": 64}, merging, lambda e: (groups, e.tokens, 1), "merge")
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
+
+    def _finishes(self, head_dim: int, slice_: int) -> bool:
+        """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""
+        return self.target.choice.merged_attention and head_dim % 4 == 0 and slice_ * head_dim % 32 == 0
+
+    def _counters(self, count: int) -> Buffer:
+        """Counters that are zero between dispatches, of which each leaves them so."""
+        if self._arrived is None:
+            self._arrived = Buffer(self.target.device.buffer(count * 4, "counters"))
+        return self._arrived
 
     def _attend_tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
         sizes = table.attend_tiled(self.target.choice, head_dim=step.head_dim)

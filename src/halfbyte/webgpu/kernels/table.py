@@ -37,6 +37,7 @@ VARIANTS = {
         Variant("int8", ("gemv", "gemm", "norm", "embed", "merge"), lambda c: True),
         Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
         Variant("fused-attention", ("attend",), lambda c: True),
+        Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -55,6 +56,7 @@ class Choice:
     int8: bool
     deferred_norm: bool
     fused_attention: bool
+    merged_attention: bool
     large_workgroups: bool
     wide_tiles: bool
 
@@ -64,7 +66,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = ()) -> Choice:
     on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
     return Choice(
         capabilities.subgroup if "subgroups" in on else 0, "int8" in on, {"int8", "deferred-norm"} <= on,
-        "fused-attention" in on, "large-workgroups" in on, "wide-tiles" in on,
+        "fused-attention" in on, "merged-attention" in on, "large-workgroups" in on, "wide-tiles" in on,
     )  # fmt: skip
 
 
@@ -78,14 +80,20 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
     elif not int8 or not choice.subgroup:
         wg, team, rows = 128, 32, 1
     else:
-        wg, team, rows = 256, 32, 2 if outputs >= 8192 or gated else 1
+        wg, team, rows = 256, 32, 4 if outputs >= 32768 else 2 if outputs >= 8192 else 1
     team = min(team, wg)
     units = rows * (2 if gated else 1)
-    rounds = -(-blocks // team)
-    unroll = max(1, min(rounds, 8 // units))
-    even = next((u for u in range(unroll, 0, -1) if blocks % (team * u) == 0), 0)
-    unroll = even if even > unroll // 2 else unroll
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": unroll, "COLS": columns, "SUBGROUP": choice.subgroup}
+    return {
+        "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": _unroll(blocks, team, units), "COLS": columns,
+        "SUBGROUP": choice.subgroup,
+    }  # fmt: skip
+
+
+def _unroll(blocks: int, team: int, units: int) -> int:
+    """Rounds of loads in flight at once: up to 12 loads an invocation, without a ragged last round if that can be."""
+    most = max(1, min(-(-blocks // team), 12 // units))
+    even = next(u for u in range(most, 0, -1) if u == 1 or blocks % (team * u) == 0)
+    return even if 2 * even > most else most
 
 
 def _emitting(choice: Choice, gated: bool) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from halfbyte.cpu import CpuExecutor, _native
-from halfbyte.errors import UsageError
+from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, get_format
 from halfbyte.plan import Batch, Plan, Tensor
 from halfbyte.plan.ops import (
@@ -459,6 +459,20 @@ def test_unknown_instruction_sets_are_refused() -> None:
     plan = case.plan(case.activation(hostile(1, 8)))
     with pytest.raises(UsageError, match="'sse9' is not available"):
         CpuExecutor(plan, Source(case), isa="sse9")
+
+
+def test_formats_without_a_kernel_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        name: str = "q9x"
+
+    case = Case(1)
+    x = case.activation(hostile(1, 8))
+    weight = case.weight("w", hostile(4, 8))
+    case.stored[weight] = Weight(Other(), (4, 8), {})  # type: ignore[arg-type]
+    plan = case.plan(case.add(Linear(x, (weight,), case.out(4))))
+    with pytest.raises(UnsupportedModelError, match="cannot run q9x weights such as w"):
+        CpuExecutor(plan, Source(case))
 
 
 def peak_memory() -> int:

@@ -17,6 +17,7 @@ class Peer:
         environment: The virtual environment it lives in; None for the one that runs this benchmark.
         convert: Arguments of its environment's Python that make `{target}` from `{source}`, if it cannot read
             that as it is.
+        unwanted: What pip brings along and the peer does better without.
         weight_bits: Bits it reads a weight at decode, scales included.
         cache_bytes: Bytes of a number in its cache.
     """
@@ -29,6 +30,7 @@ class Peer:
     cache_bytes: int
     environment: str | None = "venv"
     convert: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
 
 
 _TORCH = ("torch==2.13.0", "transformers>=5")
@@ -50,6 +52,7 @@ PEERS: dict[str, Peer] = {
         "OpenVINO GenAI", "openvino_genai", "hugging_face",
         (_TORCH[0], "optimum-intel[openvino]", "openvino-genai"), 4.5, 2,
         environment="venv-openvino", convert=_OPTIMUM + _OPTIMUM_TASK + _OPTIMUM_INT4,
+        unwanted=("torchvision",),
     ),
     "transformers": Peer("transformers, bf16", "transformers", "hugging_face", _TORCH, 16.0, 2),
     "torchao": Peer("torchao, int4", "torchao", "hugging_face", (*_TORCH, "torchao"), 5.0, 2),

@@ -38,6 +38,8 @@ def python_of(peer: Peer) -> str:
     if not marker.exists() or json.loads(marker.read_text()) != list(peer.requirements):
         print(f"{peer.title}: installing {' '.join(peer.requirements)} (minutes, the first time)", file=sys.stderr)
         run([str(python), "-m", "pip", "install", "--no-input", *peer.requirements], folder / f"{peer.engine}-pip.log")
+        if peer.unwanted:
+            run([str(python), "-m", "pip", "uninstall", "-y", *peer.unwanted], folder / f"{peer.engine}-uninstall.log")
         marker.write_text(json.dumps(peer.requirements))
     return str(python)
 

@@ -32,18 +32,21 @@ def share(row: Measurement) -> float | None:
 
 
 def table(rows: Sequence[Measurement]) -> str:
-    """A section a task and thread count, a line an engine, then why engines are missing."""
+    """A section a task and thread count with a line an engine; at the end, why engines are missing."""
     parts = []
     for (title, threads), group in groupby(rows, key=lambda row: (row.task.title, row.threads)):
-        section = list(group)
-        halfbyte = next((median(speeds(row)) for row in section if row.peer == HALFBYTE and row.seconds), None)
+        section = [row for row in group if row.seconds]
+        halfbyte = next((median(speeds(row)) for row in section if row.peer == HALFBYTE), None)
         rates = [rate for row in section for rate in row.bandwidth]
         limit = f", {median(rates) / 1e9:.1f} GB/s readable" if rates else ""
-        parts.append(f"{title}, {threads} thread{'s' if threads > 1 else ''}{limit}")
-        parts.append(_aligned([_HEAD, *(_cells(row, halfbyte) for row in section if row.seconds)]))
-        parts += [f"  {PEERS[row.peer].title}: {row.error}" for row in section if row.error]
-        parts.append("")
-    return "\n".join(parts)
+        parts.append(f"{title}, {_threads(threads)}{limit}")
+        parts.append(_aligned([_HEAD, *(_cells(row, halfbyte) for row in section)]) + "\n")
+    missing = (f"{PEERS[row.peer].title}, {_threads(row.threads)}: {row.error}" for row in rows if row.error)
+    return "\n".join([*parts, *dict.fromkeys(missing)])
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _cells(row: Measurement, halfbyte: float | None) -> tuple[str, ...]:

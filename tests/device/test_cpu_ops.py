@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from halfbyte.cpu import CpuExecutor, _native
-from halfbyte.errors import UsageError
+from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, get_format
 from halfbyte.plan import Batch, Plan, Tensor
 from halfbyte.plan.ops import (
@@ -39,7 +39,8 @@ from halfbyte.plan.ops import (
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
 from halfbyte.reference import ReferenceExecutor
 
-FORMATS = ["f32", "f16", "bf16", "q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z"]
+PACKED = ["q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z", "q8g32", "q8g64", "q8g128"]
+FORMATS = ["f32", "f16", "bf16", *PACKED]
 TOKENS = [1, 2, 7, 33]
 COLUMNS = [40, 96, 1152]
 ROWS = [1, 17, 33, 100]
@@ -154,11 +155,12 @@ def batch(
 
 
 def check(
-    case: Case, result: str, isa: str, *, tolerance: float = 1e-5, threads: int = 2, batches: list[Batch] | None = None
-) -> None:
+    case: Case, result: str, isa: str, *, tolerance: float = 1e-5, threads: int = 2, batches: list[Batch] | None = None,
+    activations: str = "f32",
+) -> None:  # fmt: skip
     """Run the case on both executors; results may differ by `tolerance` of the largest value."""
     plan = case.plan(result)
-    cpu = CpuExecutor(plan, Source(case), threads=threads, isa=isa)
+    cpu = CpuExecutor(plan, Source(case), threads=threads, isa=isa, activations=activations)
     reference = ReferenceExecutor(plan, Source(case))
     for fed in batches or [batch(case.tokens)]:
         expected = reference.run(fed)
@@ -193,8 +195,68 @@ def test_long_rows_keep_their_precision(stored: str, tokens: int, isa: str) -> N
     weight = case.weight("w", hostile(16, columns), stored)
     plan = case.plan(case.add(Linear(case.activation(values), (weight,), case.out(16))))
     expected = values.astype(np.float64) @ case.stored["w"].decode().astype(np.float64).T
-    got = CpuExecutor(plan, Source(case), threads=1, isa=isa).run(batch(tokens))
+    got = CpuExecutor(plan, Source(case), threads=1, isa=isa, activations="f32").run(batch(tokens))
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).mean()
+
+
+def eight_bits(tokens: int, columns: int, seed: int = 0) -> NDArray[np.float32]:
+    """Activations that 8 bits hold exactly: in each block of 32, whole multiples of a step, up to ±127 of them."""
+    rng = np.random.default_rng([seed, tokens, columns])
+    codes = rng.integers(-127, 128, (tokens, -(-columns // 32), 32))
+    codes[:, :, 0] = rng.choice([-127, 127], codes.shape[:2])
+    steps = np.exp2(rng.integers(-9, 4, codes.shape[:2]))[..., None]
+    return np.ascontiguousarray((codes * steps).reshape(tokens, -1)[:, :columns], np.float32)
+
+
+@pytest.mark.parametrize("stored", PACKED)
+def test_8_bit_products_are_exact_where_8_bits_hold_the_activations(stored: str, isa: str) -> None:
+    for tokens in (*TOKENS, 12, 13, 25):
+        for columns in COLUMNS:
+            case = Case(tokens)
+            x = case.activation(eight_bits(tokens, columns))
+            weights = tuple(case.weight(f"w{n}", hostile(n, columns, n), stored) for n in ROWS)
+            check(case, case.add(Linear(x, weights, case.out(sum(ROWS)))), isa, activations="int8", threads=1)
+
+
+def test_8_bit_products_of_the_largest_codes_do_not_overflow(isa: str) -> None:
+    for stored in PACKED:
+        case, columns = Case(1), 17_920
+        x = case.activation(np.full((1, columns), -127, np.float32))
+        signs = np.repeat([[1.0], [-1.0]], 8, axis=0).astype(np.float32)
+        weight = case.weight("w", np.broadcast_to(signs, (16, columns)).copy(), stored)
+        check(case, case.add(Linear(x, (weight,), case.out(16))), isa, activations="int8")
+
+
+def test_8_bit_activations_round_to_nearest_in_blocks_of_32(isa: str) -> None:
+    case, values = Case(9), hostile(9, 70)
+    values[3, 32:64] = 0
+    values[4, :32] *= 1e-36
+    blocks = np.pad(values, ((0, 0), (0, 26))).reshape(9, 3, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+    codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 1e-30))
+    rounded = (codes * scale).reshape(9, -1)[:, :70].astype(np.float32)
+    weight = case.weight("w", hostile(40, 70), "q4g32z")
+    plan = case.plan(case.add(Linear(case.activation(values), (weight,), case.out(40))))
+    expected = rounded @ case.stored["w"].decode().T
+    got = CpuExecutor(plan, Source(case), threads=2, isa=isa, activations="int8").run(batch(9))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_activations_that_are_not_finite_show_in_every_product_of_their_token(isa: str) -> None:
+    case, values = Case(3), hostile(3, 64)
+    values[1, 40] = np.inf
+    weight = case.weight("w", hostile(16, 64), "q4g32")
+    plan = case.plan(case.add(Linear(case.activation(values), (weight,), case.out(16))))
+    got = CpuExecutor(plan, Source(case), threads=1, isa=isa).run(batch(3))
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()
+
+
+def test_unknown_activations_are_refused() -> None:
+    case = Case(1)
+    plan = case.plan(case.activation(hostile(1, 8)))
+    with pytest.raises(UsageError, match="'int4' are unknown"):
+        CpuExecutor(plan, Source(case), activations="int4")
 
 
 def test_more_tokens_than_one_pass_takes(isa: str) -> None:
@@ -337,7 +399,7 @@ def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
     special = np.array(large + small, np.float32)
     spread = (rng.standard_normal(400) * 2.0 ** rng.integers(-26, 18, 400)).astype(np.float32)
     values = np.concatenate([ties, special, spread])
-    program = _native.Program(1, 8, isa)
+    program = _native.Program(1, 8, isa, False)
     caches = (np.zeros((1, 1, 8, len(values)), np.float16), np.zeros((1, 1, 8, len(values)), np.float16))
     state = np.zeros(1, np.int32)
     qkv = np.concatenate([np.zeros_like(values), values, values])[None]
@@ -374,7 +436,7 @@ def test_weights_are_read_where_they_lie(stored: str, isa: str) -> None:
     parts = {suffix: at_odd_address(part) for suffix, part in case.stored[weight].parts.items()}
     case.stored[weight] = Weight(get_format(stored), (33, 96), parts)
     check(case, case.add(Linear(case.activation(hostile(5, 96)), (weight,), case.out(33))), isa)
-    assert case.released == (["w"] if stored.startswith("q4g") else [])
+    assert case.released == (["w"] if stored in PACKED else [])
 
 
 def test_tied_weights_are_loaded_once() -> None:
@@ -439,7 +501,7 @@ def test_blocks_outside_the_cache_are_refused(block: int) -> None:
 
 
 def test_arrays_that_disagree_are_refused() -> None:
-    program = _native.Program(1, 8)
+    program = _native.Program(1, 8, "", False)
     x, out = np.zeros((4, 32), np.float32), np.zeros((4, 8), np.float32)
     matrix = _native.dense_matrix(np.zeros(8 * 32 * 4, np.uint8), "f32", 8, 32)
     with pytest.raises(ValueError, match="width of the output is 32, expected 8"):
@@ -451,7 +513,7 @@ def test_arrays_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="bytes of the matrix is 10"):
         _native.dense_matrix(np.zeros(10, np.uint8), "f16", 8, 32)
     with pytest.raises(ValueError, match="no multiple of 32"):
-        program.q4g_matrix(np.zeros(8, np.uint8), np.zeros(8, np.uint8), None, 1, 16, 16)
+        program.packed_matrix(np.zeros(8, np.uint8), np.zeros(8, np.uint8), None, 1, 16, 16, 4)
 
 
 def test_unknown_instruction_sets_are_refused() -> None:
@@ -459,6 +521,20 @@ def test_unknown_instruction_sets_are_refused() -> None:
     plan = case.plan(case.activation(hostile(1, 8)))
     with pytest.raises(UsageError, match="'sse9' is not available"):
         CpuExecutor(plan, Source(case), isa="sse9")
+
+
+def test_formats_without_a_kernel_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        name: str = "q9x"
+
+    case = Case(1)
+    x = case.activation(hostile(1, 8))
+    weight = case.weight("w", hostile(4, 8))
+    case.stored[weight] = Weight(Other(), (4, 8), {})  # type: ignore[arg-type]
+    plan = case.plan(case.add(Linear(x, (weight,), case.out(4))))
+    with pytest.raises(UnsupportedModelError, match="cannot run q9x weights such as w"):
+        CpuExecutor(plan, Source(case))
 
 
 def peak_memory() -> int:

@@ -69,7 +69,8 @@ class Engine:
     def _feed(self, ids: list[int]) -> None:
         for start in range(0, len(ids), BATCH):
             chunk = ids[start : start + BATCH]
-            batch = api.llama_batch_get_one((ctypes.c_int32 * len(chunk))(*chunk), len(chunk))
+            tokens = (ctypes.c_int32 * len(chunk))(*chunk)
+            batch = api.llama_batch_get_one(tokens, len(chunk))
             if status := api.llama_decode(self._context, batch):
                 raise RuntimeError(f"llama_decode gave {status}")
 

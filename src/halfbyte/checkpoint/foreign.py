@@ -25,6 +25,9 @@ from halfbyte.checkpoint.safetensors import SafetensorsFile
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
 from halfbyte.formats import Format, Parts, Weight, get_format, q3g, q4g
 from halfbyte.formats.ggml import BLOCKS, F32, U8, BlockFormat
+from halfbyte.formats.q3g import Q3G
+from halfbyte.formats.q4g import Q4G
+from halfbyte.formats.q8g import Q8G
 
 FALLBACK = "f16"
 _DENSE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -66,7 +69,7 @@ class Grouped:
         """The matrix in its format."""
         if self.format.name == FALLBACK:
             return Weight(self.format, self.shape, self.format.encode(self._values()))
-        parts = assemble(self.format, self.codes(), self._spread(self.scales), self._spread(self.zeros))
+        parts = assemble(_groups(self.format), self.codes(), self._spread(self.scales), self._spread(self.zeros))
         return Weight(self.format, self.shape, parts)
 
     def _values(self) -> F32:
@@ -78,39 +81,42 @@ class Grouped:
 
     def _spread(self, of_group: NDArray[Any]) -> NDArray[Any]:
         """Scales or zero points for the format's groups, which may be smaller than these."""
-        size: int = self.format.group  # type: ignore[attr-defined]
+        size = _groups(self.format).group
         starts = np.arange(-(-self.shape[1] // size)) * size
         return of_group[:, starts // self.size]
 
 
-def assemble(form: Format, codes: U8, scales: F32, zeros: U8) -> Parts:
+def assemble(form: Q3G | Q4G | Q8G, codes: U8, scales: F32, zeros: U8) -> Parts:
     """The parts of a matrix in one of Halfbyte's group formats.
 
     Args:
         codes: `[rows, columns]`, 0 … 2^bits - 1; 128 means 0 in 8 bits.
         scales, zeros: `[rows, groups]`; zero points are left out where the format has none.
     """
-    rows, columns = codes.shape
-    padded = np.repeat(zeros, form.group, axis=1)  # type: ignore[attr-defined]
-    padded[:, :columns] = codes
-    pack = {"q4": q4g.pack, "q3": q3g.pack, "q8": _recentre}[form.name[:2]]
-    parts: Parts = {".q": pack(padded), ".scale": scales.astype(np.float16)}
-    if ".zero" in form.layout((rows, columns)):
-        pairs = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
-        parts[".zero"] = pairs[:, 0::2] | pairs[:, 1::2] << np.uint8(4)
-    return parts
+    if isinstance(form, Q8G):
+        padded = np.zeros((len(codes), scales.shape[1] * form.group), np.uint8)
+        padded[:, : codes.shape[1]] = _recentre(codes)
+        return {".q": padded, ".scale": scales.astype(np.float16)}
+    return form.from_codes(codes, scales, zeros.astype(np.float32))
+
+
+def _groups(form: Format) -> Q3G | Q4G | Q8G:
+    """A format that is known to be one of Halfbyte's group formats."""
+    if not isinstance(form, Q3G | Q4G | Q8G):
+        raise TypeError(f"{form.name} has no groups")
+    return form
 
 
 def take_apart(weight: Weight) -> tuple[U8, F32, U8]:
     """The inverse of `assemble`: codes `[rows, columns]`, scales and zero points `[rows, groups]`."""
-    form, (rows, columns), parts = weight.format, weight.shape, weight.parts
+    form, (rows, columns), parts = _groups(weight.format), weight.shape, weight.parts
     stored = np.ascontiguousarray(parts[".q"]).view(np.uint8)
     codes = {"q4": q4g.unpack, "q3": q3g.unpack, "q8": _recentre}[form.name[:2]](stored)
     scales = parts[".scale"].astype(np.float32)
     middle = {"q4": 8, "q3": 4, "q8": 128}[form.name[:2]]
     zeros = np.full(scales.shape, middle, np.uint8)
-    if ".zero" in parts:
-        zeros = form.zeros(parts, rows, scales.shape[1]).astype(np.uint8)  # type: ignore[attr-defined]
+    if ".zero" in parts and not isinstance(form, Q8G):
+        zeros = form.zeros(parts, rows, scales.shape[1]).astype(np.uint8)
     return codes[:, :columns], scales, zeros
 
 
@@ -358,7 +364,7 @@ def regrouped(weight: Weight) -> Weight | None:
     stored = weight.format
     if not isinstance(stored, BlockFormat) or stored.group_codes is None:
         return None
-    form = get_format(stored.runs_as)
+    form = _groups(get_format(stored.runs_as))
     rows = weight.shape[0]
     blocks = np.ascontiguousarray(weight.parts[BLOCKS]).view(np.uint8).reshape(-1, stored.block_bytes)
     codes, scales = stored.group_codes(blocks)

@@ -20,6 +20,7 @@ from halfbyte.checkpoint.gguf import Entry, GgufFile, open_files
 from halfbyte.checkpoint.gguf_names import (
     ARCHITECTURES,
     EMBED,
+    GEMMA_27B_LAYERS,
     OUTPUT,
     ROPE_FREQS,
     ROPE_LONG,
@@ -34,9 +35,6 @@ from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.config import Config
 from halfbyte.text.files import TokenizerFiles
-
-GEMMA_27B_LAYERS = 62
-"""The one Gemma 3 whose attention scale is not that of its head size."""
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -20,6 +20,9 @@ ROPE_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
 EMBED = "token_embd.weight"
 OUTPUT = "output.weight"
+GEMMA_27B_LAYERS = 62
+"""Layers of the one Gemma 3 whose attention scale is not that of its head size."""
+
 _WHOLE = {EMBED: "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
 _ATTENTION = {
     "attn_norm": "input_layernorm",

@@ -25,6 +25,7 @@ from halfbyte.checkpoint.gguf import DEFAULT_ALIGNMENT, MAGIC, TYPES, Value
 from halfbyte.checkpoint.gguf_names import (
     ARCHITECTURES,
     EMBED,
+    GEMMA_27B_LAYERS,
     OUTPUT,
     ROPE_FREQS,
     ROPE_LONG,
@@ -175,8 +176,10 @@ def _tensors(
             raise UnsupportedModelError(f"GGUF's architecture {architecture.name} has no tensor for {name}.")
         form = _choose(kind, known, shape, source.format(name), len(spec.layers), tied)
         chunks = _chunks(source, name, shape, form, _order(spec, architecture, name, shape), importance.get(name))
-        shift = architecture.norm_offset if architecture.is_shifted(name) else 0.0
-        outgoing.append(_Outgoing(known, shape, form, _shifted(chunks, shift) if shift else chunks))
+        if architecture.is_shifted(name):
+            factor = _query_factor(spec) if name.endswith("self_attn.q_norm.weight") else 1.0
+            chunks = _shifted(chunks, architecture.norm_offset, factor)
+        outgoing.append(_Outgoing(known, shape, form, chunks))
     return outgoing + [_vector(name, factors) for name, factors in _rope_factors(spec).items()]
 
 
@@ -252,12 +255,21 @@ def _convert(weight: Weight, form: Format, name: str, importance: F32 | None) ->
     return form.encode(values, importance) if isinstance(form, BlockFormat) else form.encode(values)
 
 
-def _shifted(chunks: Callable[[], Iterator[Parts]], offset: float) -> Callable[[], Iterator[Parts]]:
+def _shifted(chunks: Callable[[], Iterator[Parts]], offset: float, factor: float) -> Callable[[], Iterator[Parts]]:
+    """A norm as it is stored: (w + offset)·factor."""
+
     def shifted() -> Iterator[Parts]:
         for parts in chunks():
-            yield {"": parts[""].astype(np.float32) + np.float32(offset)}
+            yield {"": (parts[""].astype(np.float32) + np.float32(offset)) * np.float32(factor)}
 
     return shifted
+
+
+def _query_factor(spec: ModelSpec) -> float:
+    """What the norm of q takes over: GGUF has no attention scale for Gemma 3, so that of the head size is meant."""
+    attention = spec.layers[0].attention
+    whole = spec.hidden_size // attention.heads if len(spec.layers) == GEMMA_27B_LAYERS else attention.head_dim
+    return attention.scale * math.sqrt(whole)
 
 
 def _vector(name: str, values: F32) -> _Outgoing:

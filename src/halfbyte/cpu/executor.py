@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.cpu import _native, machine
-from halfbyte.errors import UsageError
+from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
 from halfbyte.formats.q4g import Q4G
@@ -39,6 +39,7 @@ class CpuExecutor:
 
     Raises:
         UsageError: `threads` or `isa` is none that this machine can offer, or `activations` is neither.
+        UnsupportedModelError: A weight is in a format that the core has no kernel for.
     """
 
     def __init__(
@@ -118,7 +119,10 @@ class CpuExecutor:
                 matrix = self._program.packed_matrix(codes, scales, zeros, rows, columns, group, bits)
                 self._weights.release(name)
                 return matrix
-        raise ValueError(f"the CPU core cannot read {weight.format.name} weights such as {name}")
+        raise UnsupportedModelError(
+            f"the CPU cannot run {weight.format.name} weights such as {name}.",
+            "It runs f32, f16, bf16, q4g and q8g; `--device reference` runs every format, slowly.",
+        )
 
     def _vector(self, name: str) -> Float32:
         """A weight of one dimension in float32."""

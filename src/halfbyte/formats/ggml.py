@@ -34,6 +34,8 @@ GroupCodes = tuple[NDArray[np.int8], NDArray[np.float16]]
 BLOCKS = ".blocks"
 _CHUNK_VALUES = 1 << 17
 _F16_MAX = np.float32(65504)
+_LARGEST = np.float32(1e9)
+"""Beyond what any of these formats can hold; its powers still fit float32."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class BlockFormat:
         out = np.empty((rows, blocks, self.block_bytes), np.uint8)
         step = max(1, _CHUNK_VALUES // max(1, blocks * self.values))
         for start in range(0, rows, step):
-            chunk = self._padded(values[start : start + step], blocks)
+            chunk = self._padded(np.clip(values[start : start + step], -_LARGEST, _LARGEST), blocks)
             repeated = None if weights is None else np.tile(weights, (len(chunk) // max(blocks, 1), 1))
             out[start : start + step] = self.encode_blocks(chunk, repeated).reshape(-1, blocks, self.block_bytes)
         return {BLOCKS: out.reshape(rows, -1)}

@@ -13,7 +13,10 @@ The reader has all five, the writer q4_k, q5_k and q6_k: ggml's search for scale
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.formats.ggml import (
     F32,
@@ -28,6 +31,8 @@ from halfbyte.formats.ggml import (
     symmetric_scale,
     to_half,
 )
+
+Floats = NDArray[np.floating[Any]]
 
 _SIX_BITS = 63
 
@@ -104,13 +109,14 @@ def _decode_q6(blocks: U8) -> F32:
     return scale[..., None] * (_grouped(low | high << np.uint8(4), 16) - np.float32(32))
 
 
-def _six_bit(values: F32, weights: F32) -> tuple[U8, F32]:
+def _six_bit(values: Floats, weights: Floats) -> tuple[U8, F32]:
     """Codes 0…63 for non-negative values `[n, 8]`, and the scale of each row, by weighted least squares.
 
     Nine roundings, then five sweeps that move one code at a time (ggml's make_qp_quants).
     """
-    unit = inverse(values.max(axis=-1))[:, None]
-    best, codes = np.full(len(values), np.inf, np.float32), np.zeros_like(values)
+    values, weights = values.astype(np.float64), weights.astype(np.float64)
+    unit = inverse(values.max(axis=-1).astype(np.float32))[:, None]
+    best, codes = np.full(len(values), np.inf), np.zeros_like(values)
     for step in (0, -4, -3, -2, -1, 1, 2, 3, 4):
         reach = np.float32(_SIX_BITS + 0.1 * step)
         tried = np.minimum(np.rint(values * (unit * reach)), _SIX_BITS)
@@ -120,10 +126,13 @@ def _six_bit(values: F32, weights: F32) -> tuple[U8, F32]:
     cross, power = (weights * values * codes).sum(axis=-1), (weights * codes * codes).sum(axis=-1)
     for column in [*range(values.shape[1])] * 5:
         cross, power = _move_code(values[:, column], weights[:, column], codes[:, column], cross, power)
-    return codes.astype(np.uint8), np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
+    scale = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
+    return codes.astype(np.uint8), scale.astype(np.float32)
 
 
-def _move_code(values: F32, weights: F32, codes: F32, cross: F32, power: F32) -> tuple[F32, F32]:
+def _move_code(
+    values: Floats, weights: Floats, codes: Floats, cross: Floats, power: Floats
+) -> tuple[Floats, Floats]:
     """Give one column of codes (changed in place) its best value under the others' scale; returns the new sums."""
     others, rest = cross - weights * values * codes, power - weights * codes * codes
     usable = (others > 0) & (rest > 0)

@@ -1,11 +1,12 @@
 """Decoding that stays on the GPU: it chooses each token and goes on with it, the host submits several tokens ahead.
 
-Ids come back late, 8 bytes a token, through a ring of mapped buffers. Whoever reads them checks for stops and drops
+Ids come back late, a few bytes a token, through a ring of mapped buffers. Whoever reads them checks for stops and drops
 the surplus: what was computed beyond lies in cache slots that later tokens overwrite.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,13 +15,14 @@ import numpy as np
 from halfbyte.plan import Batch
 from halfbyte.plan.batch import Int32
 from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.program import Extent
-from halfbyte.webgpu.sampling import Sampler, Sampling, supported
+from halfbyte.webgpu.program import Command, Extent
+from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, Sampling, supported
 from halfbyte.webgpu.staging import Staging
 
-RESULT_NBYTES = 8
-AHEAD = 6
-"""Tokens in flight: enough to hide recording and the way back, few enough to waste little at a stop."""
+AHEAD = 3
+"""Submits in flight: enough to hide recording and the way back."""
+TOGETHER = 2
+"""Tokens a submit: the pause between two submits is a few per cent of a token."""
 
 Tables = Callable[[int], Mapping[str, Int32] | None]
 
@@ -32,13 +34,26 @@ class Decoded(NamedTuple):
     logprob: float
 
 
-class ResidentDecoder:
-    """Decodes one sequence at a time on an executor's device."""
+class _Flight(NamedTuple):
+    """Tokens submitted together: where their results arrive, and in which slots."""
 
-    def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD) -> None:
+    staging: Staging
+    slots: list[int]
+
+
+class ResidentDecoder:
+    """Decodes one sequence at a time on an executor's device.
+
+    Args:
+        ahead: Submits in flight.
+        together: Tokens a submit, at most 8.
+    """
+
+    def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int = TOGETHER) -> None:
         self._executor = executor
+        self._together = together
         self._sampler: Sampler | None = None
-        self._ring = [Staging(executor.device, RESULT_NBYTES) for _ in range(ahead)]
+        self._ring = [Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead)]
 
     def supports(self, sampling: Sampling) -> bool:
         """Whether tokens can be chosen on the GPU with these settings."""
@@ -67,23 +82,36 @@ class ResidentDecoder:
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)
         start, submitted, received = int(batch.positions[0]), 0, 0
+        flying: deque[_Flight] = deque()
         try:
             while received < limit:
-                while submitted < limit and submitted - received < len(self._ring):
-                    position = start + submitted
-                    self._update(tables(position))
-                    extent = Extent(1, 1, position + 1)
-                    staging = self._ring[submitted % len(self._ring)]
-                    commands = program.commands(extent) + choose.commands(extent)
-                    copies = [(sampler.result.handle, 0, staging.buffer, 0, RESULT_NBYTES)]
-                    staging.request(executor.recorder.submit(commands, copies))
-                    submitted += 1
-                raw = self._ring[received % len(self._ring)].take(RESULT_NBYTES)
-                received += 1
-                yield Decoded(int(raw[:4].view(np.uint32)[0]), float(raw[4:].view(np.float32)[0]))
+                while submitted < limit and len(flying) < len(self._ring):
+                    count = min(self._together, limit - submitted)
+                    commands: list[Command] = []
+                    for position in range(start + submitted, start + submitted + count):
+                        self._update(tables(position))
+                        extent = Extent(1, 1, position + 1)
+                        commands += program.commands(extent) + choose.commands(extent)
+                    flying.append(self._submit(commands, sampler, submitted, count))
+                    submitted += count
+                for token in self._land(flying.popleft()):
+                    received += 1
+                    yield token
         finally:
-            for i in range(received, submitted):
-                self._ring[i % len(self._ring)].take(RESULT_NBYTES)
+            while flying:
+                self._land(flying.popleft())
+
+    def _submit(self, commands: list[Command], sampler: Sampler, first: int, count: int) -> _Flight:
+        """Submit some tokens; their results go to the next staging buffer, slot by slot."""
+        staging = self._ring[first // self._together % len(self._ring)]
+        copies = [(sampler.result.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
+        staging.request(self._executor.recorder.submit(commands, copies))
+        return _Flight(staging, [(first + i) % RING for i in range(count)])
+
+    def _land(self, flight: _Flight) -> list[Decoded]:
+        raw = flight.staging.take(RING * RESULT_NBYTES)
+        ids, logprobs = raw.view(np.uint32)[0::2], raw.view(np.float32)[1::2]
+        return [Decoded(int(ids[slot]), float(logprobs[slot])) for slot in flight.slots]
 
     def _update(self, tables: Mapping[str, Int32] | None) -> None:
         if tables is not None:

@@ -41,6 +41,7 @@ class Capabilities:
         max_binding: Bytes of a storage binding.
         max_buffer: Bytes of a buffer.
         timestamps: Whether passes can be timed.
+        device_barriers: Whether a storage barrier orders memory for all workgroups, as wgpu's do through Vulkan.
     """
 
     subgroup: int
@@ -49,9 +50,10 @@ class Capabilities:
     max_binding: int
     max_buffer: int
     timestamps: bool
+    device_barriers: bool
 
 
-BASELINE = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False)
+BASELINE = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
 """A browser's default limits; every kernel has a variant for them."""
 
 
@@ -224,6 +226,7 @@ def _capabilities(adapter: Adapter, limits: dict[str, int], features: Sequence[s
         max_binding=limits["max-storage-buffer-binding-size"],
         max_buffer=limits["max-buffer-size"],
         timestamps="timestamp-query" in features,
+        device_barriers=adapter.backend == "Vulkan",
     )
 
 

@@ -19,7 +19,7 @@ from halfbyte.plan import Plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.program import KEYS_STEP, Buffer, Dimensions, Dispatch, Extent
+from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
 from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.state import StateLayout
 from halfbyte.webgpu.weights import Matrix, Piece, WeightStore
@@ -89,6 +89,7 @@ class Lowering:
         self.dispatches: list[Dispatch] = []
         self._free: dict[int, list[Buffer]] = {}
         self._folded: set[str] = set()
+        self._arrived: Buffer | None = None
         self.head_at = 0
 
     def lower(self, steps: Sequence[ops.Op], *, keep: str = "") -> list[Dispatch]:
@@ -187,7 +188,8 @@ class Lowering:
         return norm if int8 and not f32 and width % 32 == 0 else None
 
     def _one_row(self) -> bool:
-        return self.columns == 1
+        """Whether the one token is also the one row of logits."""
+        return self.columns == 1 and not self.rows
 
     def _fold(self, norm: ops.RmsNorm, source: Value) -> dict[str, Buffer | None]:
         """Make the value of a norm folded into the step that writes `source`; the buffers that step needs for it."""
@@ -369,7 +371,7 @@ class Lowering:
 
     def _attend_split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
         sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
-        constants |= {**sizes, "SPLIT_KEYS": KEYS_STEP, "FUSED": self._attends_fused()}
+        constants |= {**sizes, "FUSED": self._attends_fused()}
         parts = self.capacity * step.heads * sizes["MAX_SPLITS"]
         partial, weight = self._take(parts * constants["HDP"] * 4), self._take(parts * 8)
         buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "partial": partial, "weight": weight}
@@ -379,16 +381,31 @@ class Lowering:
                 raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
             constants |= self._rotation(rope)
             buffers |= self._rotation_buffers(rope)
-        x, most, window = step.kv_heads * sizes["SLICES"], sizes["MAX_SPLITS"], step.window
-        self.add("attend", constants, buffers, lambda e: (x, _splits(e, window, most), e.tokens), "attend")
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-        merging = {**constants, "WG": 64, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
-        buffers = {"partial": partial, "weight": weight, "out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
-        groups = _ceil(value.stride // 4, 64)
-        self.add("merge", merging, buffers, lambda e: (groups, e.tokens, 1), "merge")
+        finish = self._finishes(step.head_dim, sizes["SLICE"])
+        constants |= {"FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
+        into = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+        x, window = step.kv_heads * sizes["SLICES"], step.window
+        arrived = self._counters(self.capacity * x) if finish else None
+        every = {**buffers, **into, "arrived": arrived}
+        self.add("attend", constants, every, lambda e: (x, _splits(e, window, sizes), e.tokens), "attend")
+        if not finish:
+            groups = _ceil(value.stride // 4, 64)
+            merging = {"partial": partial, "weight": weight, **into}
+            self.add("merge", {**constants, "WG": 64}, merging, lambda e: (groups, e.tokens, 1), "merge")
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
+
+    def _finishes(self, head_dim: int, slice_: int) -> bool:
+        """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""
+        return self.target.choice.merged_attention and head_dim % 4 == 0 and slice_ * head_dim % 32 == 0
+
+    def _counters(self, count: int) -> Buffer:
+        """Counters that are zero between dispatches, of which each leaves them so."""
+        if self._arrived is None:
+            self._arrived = Buffer(self.target.device.buffer(count * 4, "counters"))
+        return self._arrived
 
     def _attend_tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
         sizes = table.attend_tiled(self.target.choice, head_dim=step.head_dim)
@@ -415,9 +432,10 @@ def padded(width: int) -> int:
     return -(-width // 32) * 32
 
 
-def _splits(extent: Extent, window: int | None, most: int) -> int:
+def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:
+    """As `split_count` in splits.wgsl."""
     keys = min(extent.keys, window or extent.keys)
-    return max(1, min(most, _ceil(keys, KEYS_STEP)))
+    return int(max(1, min(sizes["MAX_SPLITS"], _ceil(keys, sizes["SPLIT_KEYS"]))))
 
 
 def _format(piece: Piece) -> dict[str, Any]:

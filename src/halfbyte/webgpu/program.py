@@ -15,8 +15,10 @@ from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.shader import Pipeline
 
 Dimensions = tuple[int, int, int]
-KEYS_STEP = 64
-"""A split of a token's keys has at least so many: grids change only when the number of keys passes a multiple."""
+Command = tuple[Any, Any, int, int, int]
+"""Pipeline and bind group as C handles, and the workgroups."""
+KEYS_STEP = 16
+"""Grids change only when the number of keys that a token sees passes a multiple of this."""
 
 
 class Extent(NamedTuple):
@@ -69,14 +71,14 @@ class Program:
         self._device = device
         self._groups: list[Any] = [None] * len(self.dispatches)
         self._versions: tuple[int, ...] = ()
-        self._recorded: dict[Extent, list[tuple[Any, Any, int, int, int]]] = {}
+        self._recorded: dict[Extent, list[Command]] = {}
         self._volatile = list({id(b): b for d in self.dispatches for b in d.buffers.values()}.values())
 
     def __len__(self) -> int:
         return len(self.dispatches)
 
-    def commands(self, extent: Extent) -> list[tuple[Any, Any, int, int, int]]:
-        """(pipeline, bind group, x, y, z) of every dispatch, as C handles."""
+    def commands(self, extent: Extent) -> list[Command]:
+        """Every dispatch for a batch of this extent."""
         versions = tuple([buffer.version for buffer in self._volatile])
         if versions != self._versions:
             self._bind()
@@ -118,7 +120,7 @@ class Recorder:
 
     def submit(
         self,
-        commands: Iterable[tuple[Any, Any, int, int, int]],
+        commands: Iterable[Command],
         copies: Iterable[tuple[Any, int, Any, int, int]] = (),
     ) -> int:
         """Submit dispatches in one pass, then copies (source, offset, target, offset, bytes); the submission's index.
@@ -139,7 +141,7 @@ class Recorder:
             lib.wgpuCommandEncoderRelease(encoder)
         return int(index)
 
-    def _record(self, encoder: Any, commands: Iterable[tuple[Any, Any, int, int, int]]) -> None:
+    def _record(self, encoder: Any, commands: Iterable[Command]) -> None:
         recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
         set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
         dispatch, null = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL

@@ -25,6 +25,9 @@ from halfbyte.webgpu.state import StateLayout
 PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
 GREEDY_BELOW = 1e-5
 GROUPS = 128
+RING = 8
+"""Tokens whose results the GPU keeps."""
+RESULT_NBYTES = 8
 IN_PROMPT = np.uint32(1 << 31)
 
 
@@ -72,7 +75,7 @@ class Sampler:
     def __init__(self, device: Device, pipelines: Pipelines, layout: StateLayout, state: Buffer, logits: Value) -> None:
         self._device = device
         self._pipelines = pipelines
-        self._constants = {**layout.offsets, **{name: i for i, name in enumerate(PARAMS)}, "V": logits.width, "GROUPS": GROUPS, "WG": 256}
+        self._constants = {**layout.offsets, **{name: i for i, name in enumerate(PARAMS)}, "V": logits.width, "GROUPS": GROUPS, "WG": 256, "RING": RING}
         self._logits = logits
         self._programs: dict[_Mode, Program] = {}
 
@@ -80,7 +83,7 @@ class Sampler:
             return Buffer(device.buffer(nbytes, "sampling"))
 
         width = logits.width * 4
-        self.result = made(8)
+        self.result = made(RING * RESULT_NBYTES)
         self._buffers = {
             "state": state, "parts": made(GROUPS * 16), "found": made(4), "params": made(64), "seed": made(8),
             "result": self.result, "logits": self._f32(logits),

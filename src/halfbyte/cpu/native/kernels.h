@@ -61,7 +61,7 @@ struct AttendJob {
 
 struct Kernels {
     // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
-    // 32, zero-filled][tokens of the block]. `columns` is the part to write, in blocks of 32.
+    // 32, zero-filled][tokens of the block]. `blocks` are the blocks of 32 columns to write.
     void (*pack)(const Activations& x, Range blocks, float* packed);
     // Rounds activations to 8 bits; `blocks` are the columns to do, in blocks of 32.
     void (*quantize)(const Activations& x, Range blocks, const Quantized& to);

@@ -38,7 +38,8 @@ public:
     // This thread's rows: whole tiles, and an even part of the bytes.
     Range share(const Worker& worker) const { return {boundary(worker.index, worker.count), boundary(worker.index + 1, worker.count)}; }
 
-    // Calls use(out, first, count) for runs of at most kJobTiles · 16 rows within `rows`; out[t · 16 + tile · 16 · tokens + lane]
+    // Calls use(products, part) for consecutive parts of `rows`, none wider than a tile: token t's products are
+    // products[t * 16] on.
     template <class Use>
     void multiply(const Context& c, Range rows, const Activations& x, const Use& use) const {
         for (const Part& part : parts_) {

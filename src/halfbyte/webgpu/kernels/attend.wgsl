@@ -1,7 +1,8 @@
 // Attention of few tokens, split along the context. Teams of TL invocations take KEYS keys at a time, each lane eight
 // values of the head, for the SLICE query heads that share a key head; then the teams are merged.
 // With FUSED the queries and the newest key are normed and rotated here, and the newest key and value are written.
-// Writes `partial` [tokens, heads, MAX_SPLITS, HDP] and `weight` [tokens, heads, MAX_SPLITS] (maximum, sum).
+// Writes `partial` [tokens, heads, MAX_SPLITS, HDP] and `weight` [tokens, heads, MAX_SPLITS] (maximum, sum). With
+// FINISH the last workgroup to get there, known by a counter, merges the splits of its heads into the result.
 // Grid: (KV_HEADS · slices, splits, tokens).
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS=["read","read_write"][FUSED]
@@ -16,8 +17,13 @@ var<workgroup> head_values: array<f32, ${WG * 8}>;
 @bind var<storage, read_write> partial: array<f32>;
 @bind var<storage, read_write> weight: array<vec2<f32>>;
 #include splits
-var<workgroup> team_max: array<f32, ${WG // TL * SLICE}>;
-var<workgroup> team_total: array<f32, ${WG // TL * SLICE}>;
+#if FINISH
+@bind var<storage, read_write> arrived: array<atomic<u32>>;
+#include merged
+var<workgroup> order: u32;
+#endif
+var<workgroup> group_max: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
+var<workgroup> group_total: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -43,6 +49,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let team = lid / ${TL}u;
     let inside = lane < ${HDP // 8}u;
     let column = min(lane, ${HDP // 8 - 1}u);
+#for u in range(KEYS)
+    let at${u} = cache_row(sequence, kv_head, min(start + ${WG // TL * u}u + team, end - 1u)) + column;
+    var next_k${u} = k_cache[at${u}];
+    var next_v${u} = v_cache[at${u}];
+#endfor
 #if FUSED
     let head = select(${HEADS}u + kv_head, first_head + team, team < ${SLICE}u);
     let turned = rotated8(lid, t, head);
@@ -82,13 +93,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for u in range(KEYS)
         let key${u} = base + ${WG // TL * u}u + team;
         let seen${u} = key${u} < end;
-        let at${u} = cache_row(sequence, kv_head, min(key${u}, end - 1u)) + column;
-        let packed_k${u} = k_cache[at${u}];
-        let packed_v${u} = v_cache[at${u}];
-#endfor
-#for u in range(KEYS)
-        var k${u} = unpacked(packed_k${u});
-        var v${u} = unpacked(packed_v${u});
+        var k${u} = unpacked(next_k${u});
+        var v${u} = unpacked(next_v${u});
 #if FUSED
         if (key${u} == position) {
             let at = ${SLICE * HDP}u + column * 8u;
@@ -99,6 +105,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         }
 #endif
 #endfor
+        if (base + ${WG // TL * KEYS}u < end) {
+#for u in range(KEYS)
+            let at${u} = cache_row(sequence, kv_head, min(key${u} + ${WG // TL * KEYS}u, end - 1u)) + column;
+            next_k${u} = k_cache[at${u}];
+            next_v${u} = v_cache[at${u}];
+#endfor
+        }
 #for g in range(SLICE)
 #for u in range(KEYS)
         var s${g}_${u} = head_sum(lid, dot(qa${g}, k${u}.a) + dot(qb${g}, k${u}.b));
@@ -127,9 +140,22 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endfor
     }
 #for g in range(SLICE)
-    if (lane == 0u) {
-        team_max[team * ${SLICE}u + ${g}u] = top${g};
-        team_total[team * ${SLICE}u + ${g}u] = total${g};
+#for d in [d for d in (1, 2, 4, 8, 16, 32, 64) if TL <= d < SUBGROUP]
+    {
+        let top = max(top${g}, subgroupShuffleXor(top${g}, ${d}u));
+        let share = exp(top${g} - top);
+        top${g} = top;
+        total${g} *= share;
+        total${g} += subgroupShuffleXor(total${g}, ${d}u);
+        a${g} *= share;
+        a${g} += subgroupShuffleXor(a${g}, ${d}u);
+        b${g} *= share;
+        b${g} += subgroupShuffleXor(b${g}, ${d}u);
+    }
+#endfor
+    if (lid % ${max(TL, SUBGROUP)}u == 0u) {
+        group_max[lid / ${max(TL, SUBGROUP)}u * ${SLICE}u + ${g}u] = top${g};
+        group_total[lid / ${max(TL, SUBGROUP)}u * ${SLICE}u + ${g}u] = total${g};
     }
 #endfor
     workgroupBarrier();
@@ -137,24 +163,26 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     {
         var top = -3.0e38;
         var total = 0.0;
-        for (var i = 0u; i < ${WG // TL}u; i++) {
-            top = max(top, team_max[i * ${SLICE}u + ${g}u]);
-        }
-        for (var i = 0u; i < ${WG // TL}u; i++) {
-            total += team_total[i * ${SLICE}u + ${g}u] * exp(team_max[i * ${SLICE}u + ${g}u] - top);
-        }
+#for i in range(WG // max(TL, SUBGROUP))
+        top = max(top, group_max[${i * SLICE + g}]);
+#endfor
+#for i in range(WG // max(TL, SUBGROUP))
+        total += group_total[${i * SLICE + g}] * exp(group_max[${i * SLICE + g}] - top);
+#endfor
         let share = exp(top${g} - top);
-        let mine = Values(a${g} * share, b${g} * share);
-        for (var i = 0u; i < 8u; i++) {
-            head_values[(team * 8u + i) * ${TL}u + lane] = select(mine.b[i & 3u], mine.a[i & 3u], i < 4u);
+        let group = lid / ${max(TL, SUBGROUP)}u;
+        if (lid % ${max(TL, SUBGROUP)}u < ${TL}u) {
+#for i in range(8)
+            head_values[(group * 8u + ${i}u) * ${TL}u + lane] = ${"ab"[i // 4]}${g}[${i % 4}] * share;
+#endfor
         }
         workgroupBarrier();
         let at = (t * ${HEADS}u + first_head + ${g}u) * ${MAX_SPLITS}u + wg.y;
         for (var d = lid; d < ${HDP}u; d += ${WG}u) {
             var sum = 0.0;
-            for (var i = 0u; i < ${WG // TL}u; i++) {
-                sum += head_values[(i * 8u + d % 8u) * ${TL}u + d / 8u];
-            }
+#for i in range(WG // max(TL, SUBGROUP))
+            sum += head_values[(${8 * i}u + d % 8u) * ${TL}u + d / 8u];
+#endfor
             partial[at * ${HDP}u + d] = sum;
         }
         if (lid == 0u) {
@@ -163,4 +191,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         workgroupBarrier();
     }
 #endfor
+#if FINISH
+    storageBarrier();
+    if (lid == 0u) {
+        order = atomicAdd(&arrived[wg.z * ${KV_HEADS * SLICES}u + wg.x], 1u);
+    }
+    workgroupBarrier();
+    if (order + 1u < splits) {
+        return;
+    }
+    storageBarrier();
+    if (lid == 0u) {
+        atomicStore(&arrived[wg.z * ${KV_HEADS * SLICES}u + wg.x], 0u);
+    }
+    store_merged(lid, t, first_head * ${HD // 4}u + lid, splits, lid < ${SLICE * HD // 4}u);
+#endif
 }

@@ -37,6 +37,25 @@ fn main(
     let lane = lid % ${TEAM}u;
     let team = lid / ${TEAM}u;
     let output = (wg * ${WG // TEAM}u + team) * ${ROWS}u;
+#if EMIT
+    let here = min(lid, ${WG // TEAM * ROWS // 4 * COLS - 1}u);
+    let c = here / ${WG // TEAM * ROWS // 4}u;
+    let o4 = wg * ${WG // TEAM * ROWS // 4}u + here % ${WG // TEAM * ROWS // 4}u;
+    let valid = lid == here && o4 < ${N // 4}u;
+    let at = c * ${STRIDE // 4}u + o4;
+#if RESIDUAL
+    var before = vec4<f32>(0.0);
+    if (valid) {
+        before = residual[at];
+    }
+#endif
+#if NORM
+    var norm_weight = vec4<f32>(0.0);
+    if (valid) {
+        norm_weight = norm[o4];
+    }
+#endif
+#endif
 #for u in range(UNITS)
     let row${u} = min(output + ${u % ROWS}u, ${N - 1}u) + ${N if u >= ROWS else 0}u;
 #for c in range(COLS)
@@ -131,23 +150,18 @@ fn main(
 #endfor
     }
     workgroupBarrier();
-    let here = min(lid, ${WG // TEAM * ROWS // 4 * COLS - 1}u);
-    let c = here / ${WG // TEAM * ROWS // 4}u;
-    let o4 = wg * ${WG // TEAM * ROWS // 4}u + here % ${WG // TEAM * ROWS // 4}u;
-    let valid = lid == here && o4 < ${N // 4}u;
-    let at = c * ${STRIDE // 4}u + o4;
     var v = vec4<f32>(tile[here * 4u], tile[here * 4u + 1u], tile[here * 4u + 2u], tile[here * 4u + 3u]);
     var squares = 0.0;
     if (valid) {
 #if RESIDUAL
-        v += residual[at];
+        v += before;
 #endif
 #if OUT
         out[at] = v;
 #endif
 #if NORM
         squares = dot(v, v);
-        v *= norm[o4];
+        v *= norm_weight;
 #endif
     }
     store_block(lid, c * ${STRIDE // 32}u + o4 / 8u, v, squares, valid);

@@ -1,8 +1,8 @@
 // The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
-// Gumbel noise, which is a hash of (seed, step, id). Writes `result` (id, bits of its log-probability). Grid: (1).
-// Constants: WG, V, GROUPS, GREEDY, COUNTED.
+// Gumbel noise, which is a hash of (seed, step, id). Writes `result` (id, bits of its log-probability) of
+// step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
 #if not GREEDY
@@ -129,8 +129,9 @@ fn main(@builtin(local_invocation_index) lid: u32) {
     id = bitcast<u32>(reduce(lid, drawn).w);
 #endif
     if (lid == 0u) {
-        result[0] = id;
-        result[1] = bitcast<u32>(logits[id] - all.x - log(all.y));
+        let slot = u32(state[1]) % ${RING}u * 2u;
+        result[slot] = id;
+        result[slot + 1u] = bitcast<u32>(logits[id] - all.x - log(all.y));
 #if COUNTED
         counts[id] += 1u;
 #endif

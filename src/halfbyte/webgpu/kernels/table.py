@@ -14,6 +14,9 @@ from halfbyte.webgpu.device import Capabilities
 Constants = dict[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
+BUSY_WORKGROUPS = 128
+TYPICAL_KEYS = 512
+"""Attention over so many keys is split among so many workgroups."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ VARIANTS = {
         Variant("int8", ("gemv", "gemm", "norm", "embed", "merge"), lambda c: True),
         Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
         Variant("fused-attention", ("attend",), lambda c: True),
+        Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -55,6 +59,7 @@ class Choice:
     int8: bool
     deferred_norm: bool
     fused_attention: bool
+    merged_attention: bool
     large_workgroups: bool
     wide_tiles: bool
 
@@ -64,7 +69,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = ()) -> Choice:
     on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
     return Choice(
         capabilities.subgroup if "subgroups" in on else 0, "int8" in on, {"int8", "deferred-norm"} <= on,
-        "fused-attention" in on, "large-workgroups" in on, "wide-tiles" in on,
+        "fused-attention" in on, "merged-attention" in on, "large-workgroups" in on, "wide-tiles" in on,
     )  # fmt: skip
 
 
@@ -74,24 +79,32 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
     With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
     """
     if emit:
-        wg, team, rows = _emitting(choice, gated)
+        wg, team, rows = _emitting(choice, gated, outputs, blocks)
     elif not int8 or not choice.subgroup:
         wg, team, rows = 128, 32, 1
     else:
-        wg, team, rows = 256, 32, 2 if outputs >= 8192 or gated else 1
-    team = min(team, wg)
+        wg, team, rows = 64, 32, 2 if outputs >= 16384 else 1
     units = rows * (2 if gated else 1)
-    rounds = -(-blocks // team)
-    unroll = max(1, min(rounds, 8 // units))
-    even = next((u for u in range(unroll, 0, -1) if blocks % (team * u) == 0), 0)
-    unroll = even if even > unroll // 2 else unroll
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": unroll, "COLS": columns, "SUBGROUP": choice.subgroup}
+    return {
+        "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": _unroll(blocks, team, units), "COLS": columns,
+        "SUBGROUP": choice.subgroup,
+    }  # fmt: skip
 
 
-def _emitting(choice: Choice, gated: bool) -> tuple[int, int, int]:
-    if choice.large_workgroups and choice.subgroup:
-        return (512, 32, 2) if gated else (1024, 32, 1)
-    return 256, 8, 1
+def _unroll(blocks: int, team: int, units: int) -> int:
+    """Rounds of loads in flight at once: up to 12 loads an invocation, without a ragged last round if that can be."""
+    most = max(1, min(-(-blocks // team), 12 // units))
+    even = next(u for u in range(most, 0, -1) if u == 1 or blocks % (team * u) == 0)
+    return even if 2 * even > most else most
+
+
+def _emitting(choice: Choice, gated: bool, outputs: int, blocks: int) -> tuple[int, int, int]:
+    """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200 (`benchmarks/kernels_gpu.py tune`)."""
+    if not choice.large_workgroups or not choice.subgroup:
+        return 256, 8, 1
+    if gated:
+        return (256, 16, 2) if blocks >= 128 else (512, 16, 1)
+    return (256, 8, 1) if outputs <= 3072 and blocks <= 96 else (1024, 32, 1)
 
 
 def gemm(choice: Choice, *, rows: int) -> Constants:
@@ -100,15 +113,16 @@ def gemm(choice: Choice, *, rows: int) -> Constants:
 
 
 def attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int) -> Constants:
-    """Sizes for attention of few tokens: WG, TL, SLICE, SLICES, KEYS, MAX_SPLITS."""
+    """Sizes for attention of few tokens: WG, TL, SLICE, SLICES, KEYS, SPLIT_KEYS, MAX_SPLITS."""
     eights = -(-head_dim // 8)
     team = 1 << (eights - 1).bit_length()
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
-    splits = min(32, max(4, -(-264 // (heads // slice_))))
+    side_by_side = heads // slice_
+    split = next((keys for keys in (16, 32) if keys * BUSY_WORKGROUPS >= TYPICAL_KEYS * side_by_side), 64)
     return {
         "WG": 256, "TL": team, "SLICE": slice_, "SLICES": group // slice_, "KEYS": 4 if slice_ * eights <= 64 else 2,
-        "MAX_SPLITS": splits, "SUBGROUP": choice.subgroup,
+        "SPLIT_KEYS": split, "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))), "SUBGROUP": choice.subgroup,
     }  # fmt: skip
 
 

@@ -1,0 +1,244 @@
+"""Tokenizers out of GGUF files and into them: real ones give their makers' ids, every kind survives the trip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.checkpoint.gguf import GgufFile
+from halfbyte.checkpoint.gguf_tokenizer import (
+    CONTROL,
+    GPT4O,
+    LLAMA3,
+    NORMAL,
+    PRE_TOKENIZERS,
+    TEKKEN,
+    USER_DEFINED,
+    stop_token_ids,
+    tokenizer_files,
+)
+from halfbyte.checkpoint.gguf_vocabulary import vocabulary
+from halfbyte.errors import InvalidModelError, UnsupportedModelError
+from halfbyte.text import Tokenizer
+from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
+
+HERE = Path("model.gguf")
+TEXT = "Hello  world, it's 12345\n\n\tfine: naïve 中文 🦙 <|end|> x"
+
+
+def gpt2_metadata(**more: Any) -> dict[str, Any]:
+    """A byte-level vocabulary of 256 bytes, a few merges and two marks."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [*sorted(ByteLevel.alphabet()), "he", "ll", "hell", "hello", "12", "123", "<|end|>", "<|mark|>"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([NORMAL] * (len(tokens) - 2) + [CONTROL, USER_DEFINED]),
+        "tokenizer.ggml.merges": ["h e", "l l", "he ll", "hell o", "1 2", "12 3"],
+        "tokenizer.ggml.bos_token_id": 262,
+        "tokenizer.ggml.eos_token_id": 262,
+        **{f"tokenizer.ggml.{key}": value for key, value in more.items()},
+    }
+
+
+def phi3_metadata(**more: Any) -> dict[str, Any]:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "ab", "▁ab", "\n"]
+    tokens += ["<|user|>", "<|end|>", "<|endoftext|>"]
+    types = [2, 3, 3] + [6] * 256 + [1] * 6 + [3] * 3
+    return {
+        "general.architecture": "phi3",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(types),
+        "tokenizer.ggml.scores": -np.arange(len(tokens), dtype=np.float32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 267,
+        "tokenizer.ggml.unknown_token_id": 0,
+        **{f"tokenizer.ggml.{key}": value for key, value in more.items()},
+    }
+
+
+def made(metadata: dict[str, Any]) -> Tokenizer:
+    return Tokenizer(tokenizer_files(HERE, metadata))
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3"])
+def test_a_real_vocabulary_gives_the_expected_ids_of_every_text(shared: Path, name: str) -> None:
+    path = shared / "tokenizers" / f"ggml-vocab-{name}.gguf"
+    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    expected = [[int(word) for word in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
+    tokenizer = Tokenizer(tokenizer_files(path, GgufFile(path).metadata))
+    assert len(texts) == len(expected) > 40
+    assert [tokenizer.encode(text, add_special_tokens=False) for text in texts] == expected
+
+
+@pytest.mark.parametrize(("name", "first"), [("gpt-2", None), ("llama-spm", 1), ("phi-3", 1)])
+def test_bos_is_added_where_the_file_says_so(shared: Path, name: str, first: int | None) -> None:
+    path = shared / "tokenizers" / f"ggml-vocab-{name}.gguf"
+    tokenizer = Tokenizer(tokenizer_files(path, GgufFile(path).metadata))
+    plain = tokenizer.encode("hi", add_special_tokens=False)
+    assert tokenizer.encode("hi") == ([] if first is None else [first]) + plain
+
+
+def test_bos_follows_from_the_way_of_cutting_unless_it_is_given() -> None:
+    assert made(gpt2_metadata()).encode("h")[0] != 262
+    assert made(gpt2_metadata(pre="llama-bpe")).encode("h")[0] == 262
+    assert made(gpt2_metadata(pre="llama-bpe", add_bos_token=False)).encode("h")[0] != 262
+    assert made(gpt2_metadata(add_eos_token=True)).encode("h")[-1] == 262
+
+
+def test_text_is_cut_as_the_name_says() -> None:
+    """GPT-2 takes numbers whole, Llama 3 three digits at a time, Qwen 2 one by one; only some look up whole words."""
+    pieces = {name: made(gpt2_metadata(pre=name)).encode("1234", add_special_tokens=False) for name in PRE_TOKENIZERS}
+    spelt = made(gpt2_metadata())
+    assert [spelt.token(token) for token in pieces["gpt-2"]] == ["123", "4"]
+    assert [spelt.token(token) for token in pieces["qwen2"]] == ["1", "2", "3", "4"]
+    assert pieces["llama-bpe"] == pieces["dbrx"] == pieces["gpt-4o"] == pieces["gpt-2"]
+    merges = gpt2_metadata(pre="llama-bpe")["tokenizer.ggml.merges"][:3]
+    given: dict[str, Any] = {"merges": merges, "add_bos_token": False}
+    whole, piecewise = (made(gpt2_metadata(pre=pre, **given)) for pre in ("llama-bpe", "dbrx"))
+    assert [whole.token(token) for token in whole.encode("hello")] == ["hello"]
+    assert [piecewise.token(token) for token in piecewise.encode("hello")] == ["hell", "o"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "pieces"),
+    [
+        (LLAMA3, "It'S 12345!\n\nso", ["It", "'S", " ", "123", "45", "!\n\n", "so"]),
+        (GPT4O, "helloWorld's 1234 a/\n", ["hello", "World's", " ", "123", "4", " a", "/\n"]),
+        (TEKKEN, "helloWorld's 12", ["hello", "World", "'s", " ", "1", "2"]),
+    ],
+)
+def test_patterns_cut_as_their_makers_do(pattern: str, text: str, pieces: list[str]) -> None:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    assert [piece for piece, _ in Split(Regex(pattern), "isolated").pre_tokenize_str(text)] == pieces
+
+
+def test_phi_3s_marks_swallow_the_white_space_after_them() -> None:
+    """As Phi-3's own tokenizer.json has them (rstrip); <|endoftext|> is an exception."""
+    tokenizer = made(phi3_metadata())
+    with_break, without = (
+        tokenizer.encode(f"<|user|>{gap}ab", add_special_tokens=False) for gap in ("\n", "")
+    )
+    assert with_break == without
+    assert tokenizer.encode("<|endoftext|>\nab") != tokenizer.encode("<|endoftext|>ab")
+    other = made({**phi3_metadata(), "general.architecture": "llama"})
+    assert other.encode("<|user|>\nab") != other.encode("<|user|>ab")
+
+
+def test_characters_without_a_piece_become_their_bytes() -> None:
+    tokenizer = made(phi3_metadata())
+    ids = tokenizer.encode("é", add_special_tokens=False)
+    assert [tokenizer.token(token) for token in ids] == ["▁", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(ids) == "é"
+
+
+def test_the_space_before_a_text_can_be_left_out() -> None:
+    tokenizer = made(phi3_metadata(add_space_prefix=False))
+    assert [tokenizer.token(token) for token in tokenizer.encode("ab ab", add_special_tokens=False)] == ["ab", "▁ab"]
+    assert tokenizer.decode(tokenizer.encode(" ab", add_special_tokens=False)) == " ab"
+
+
+def test_stops_are_the_named_tokens_and_the_marks_known_to_end_an_answer() -> None:
+    assert stop_token_ids(HERE, phi3_metadata()) == [267, 2, 266]
+    assert stop_token_ids(HERE, phi3_metadata(eot_token_id=265)) == [267, 265, 2, 266]
+    assert stop_token_ids(HERE, {}) == []
+
+
+def test_special_tokens_and_the_template_come_along() -> None:
+    files = tokenizer_files(HERE, {**phi3_metadata(), "tokenizer.chat_template": "{{ messages[0].content }}!"})
+    tokenizer = Tokenizer(files)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "<|endoftext|>")
+    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "hi!"
+
+
+def test_tokens_without_a_name_of_their_own_get_one() -> None:
+    metadata = gpt2_metadata()
+    metadata["tokenizer.ggml.tokens"][5:7] = ["", "he"]
+    tokenizer = made(metadata)
+    assert (tokenizer.token(5), tokenizer.token(256)) == ("[UNNAMED_5]", "[UNNAMED_256]")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        ({}, "no tokenizer.ggml.tokens"),
+        (gpt2_metadata(tokens=[]), "no tokenizer.ggml.tokens"),
+        (gpt2_metadata(token_type=np.array([1, 1])), "264 tokens but no type for each"),
+        (gpt2_metadata(merges=None), "no tokenizer.ggml.merges"),
+        (gpt2_metadata(merges=["whole"]), "'whole' is not a merge"),
+        (gpt2_metadata(add_bos_token="yes"), "add_bos_token is 'yes'"),
+        (phi3_metadata(scores=np.zeros(3, np.float32)), "no score for each"),
+        (phi3_metadata(tokens=["a" * 1000] * 268), "has 1,000 characters"),
+        ({**gpt2_metadata(), "tokenizer.chat_template": 3}, "chat template"),
+    ],
+)
+def test_damage_is_named(metadata: dict[str, Any], what: str) -> None:
+    if what == "has 1,000 characters":
+        metadata["tokenizer.ggml.token_type"] = np.ones(268, np.int32)
+    with pytest.raises(InvalidModelError, match=what):
+        tokenizer_files(HERE, metadata)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [(gpt2_metadata(model="bert"), "'bert' is not supported"), (gpt2_metadata(pre="odd"), "'odd' is not supported")],
+)
+def test_other_kinds_are_named(metadata: dict[str, Any], what: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=what):
+        tokenizer_files(HERE, metadata)
+
+
+def written(files: TokenizerFiles, rows: int, stops: list[int]) -> Tokenizer:
+    """The tokenizer after a trip into metadata and back."""
+    return made({"general.architecture": "llama", **vocabulary(files, rows, stops)})
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-spm"])
+def test_real_vocabularies_survive_the_trip(shared: Path, name: str) -> None:
+    path = shared / "tokenizers" / f"ggml-vocab-{name}.gguf"
+    original = GgufFile(path).metadata
+    files = tokenizer_files(path, original)
+    metadata = vocabulary(files, len(original["tokenizer.ggml.tokens"]), [])  # type: ignore[arg-type]
+    assert metadata["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
+    assert metadata["tokenizer.ggml.model"] == original["tokenizer.ggml.model"]
+    assert metadata["tokenizer.ggml.pre"] == original["tokenizer.ggml.pre"]
+    before, after = Tokenizer(files), made({"general.architecture": "llama", **metadata})
+    assert after.encode(TEXT) == before.encode(TEXT)
+
+
+def test_the_small_models_tokenizer_survives_the_trip(shell_29m: Path) -> None:
+    files = read_tokenizer_files(shell_29m)
+    before, after = Tokenizer(files), written(files, 8192, [0, 4])
+    assert after.encode(TEXT) == before.encode(TEXT)
+    assert after.special_ids == before.special_ids
+    message = [{"role": "user", "content": "hi"}]
+    assert after.encode_chat(message) == before.encode_chat(message)
+
+
+def test_rows_beyond_the_vocabulary_are_unused_tokens(shell_29m: Path) -> None:
+    metadata = vocabulary(read_tokenizer_files(shell_29m), 8200, [4])
+    assert metadata["tokenizer.ggml.tokens"][8192:] == [f"[PAD{index}]" for index in range(8192, 8200)]  # type: ignore[index]
+    assert metadata["tokenizer.ggml.token_type"][8192:].tolist() == [5] * 8  # type: ignore[index,union-attr]
+    assert (metadata["tokenizer.ggml.eos_token_id"], metadata["tokenizer.ggml.eot_token_id"]) == (0, 4)
+
+
+def test_unknown_ways_of_cutting_and_damaged_files_are_named(shell_29m: Path) -> None:
+    files = read_tokenizer_files(shell_29m)
+    definition = json.loads(files.definition)
+    definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "odd"
+    odd = TokenizerFiles(files.path, json.dumps(definition).encode(), {}, None)
+    with pytest.raises(UnsupportedModelError, match="'odd'"):
+        vocabulary(odd, 8192, [])
+    with pytest.raises(InvalidModelError, match="damaged"):
+        vocabulary(TokenizerFiles(files.path, b'{"model": 3}', {}, None), 8192, [])
+    with pytest.raises(InvalidModelError, match="damaged"):
+        vocabulary(files, 100, [])

@@ -399,7 +399,7 @@ def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
     special = np.array(large + small, np.float32)
     spread = (rng.standard_normal(400) * 2.0 ** rng.integers(-26, 18, 400)).astype(np.float32)
     values = np.concatenate([ties, special, spread])
-    program = _native.Program(1, 8, isa, False)
+    program = _native.Program(1, 8, isa)
     caches = (np.zeros((1, 1, 8, len(values)), np.float16), np.zeros((1, 1, 8, len(values)), np.float16))
     state = np.zeros(1, np.int32)
     qkv = np.concatenate([np.zeros_like(values), values, values])[None]
@@ -501,7 +501,7 @@ def test_blocks_outside_the_cache_are_refused(block: int) -> None:
 
 
 def test_arrays_that_disagree_are_refused() -> None:
-    program = _native.Program(1, 8, "", False)
+    program = _native.Program(1, 8)
     x, out = np.zeros((4, 32), np.float32), np.zeros((4, 8), np.float32)
     matrix = _native.dense_matrix(np.zeros(8 * 32 * 4, np.uint8), "f32", 8, 32)
     with pytest.raises(ValueError, match="width of the output is 32, expected 8"):

@@ -231,7 +231,7 @@ NB_MODULE(_native, module) {
     module.def("dense_matrix", dense_matrix, "values"_v, "format"_a, "rows"_a, "columns"_a);
 
     nb::class_<PyProgram> program(module, "Program");
-    program.def(nb::init<int, int64_t, const std::string&, bool>(), "threads"_a, "context"_a, "isa"_a, "int8"_a)
+    program.def(nb::init<int, int64_t, const std::string&, bool>(), "threads"_a, "context"_a, "isa"_a = "", "int8"_a = true)
         .def_prop_ro("isa", [](PyProgram& p) { return std::string(isa_name(p->isa())); })
         .def_prop_ro("threads", [](PyProgram& p) { return p->pool().size(); })
         .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { p->run(tokens, rows); }, "tokens"_a, "rows"_a,

@@ -14,6 +14,10 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(HB_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(HB_ARM) && defined(_WIN32)
+#include <windows.h>
 #endif
 
 namespace halfbyte {
@@ -70,6 +74,20 @@ Features detect() {
     return f;
 }
 
+#elif defined(HB_ARM)
+
+bool has_dot_product() {
+#if defined(__APPLE__)
+    return true;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE);
+#else
+    return false;
+#endif
+}
+
 #endif
 
 }  // namespace
@@ -80,9 +98,11 @@ std::vector<Isa> available_isas() {
     const Features f = detect();
     const bool avx2 = f.avx2 && f.fma && f.f16c;
     if (avx2) isas.push_back(Isa::avx2);
+    if (avx2 && f.avx_vnni) isas.push_back(Isa::avx_vnni);
     if (avx2 && f.avx512_vnni) isas.push_back(Isa::avx512);
 #elif defined(HB_ARM)
     isas.push_back(Isa::neon);
+    if (has_dot_product()) isas.push_back(Isa::neon_dot);
 #endif
     return isas;
 }
@@ -90,7 +110,9 @@ std::vector<Isa> available_isas() {
 const char* isa_name(Isa isa) {
     switch (isa) {
         case Isa::neon: return "neon";
+        case Isa::neon_dot: return "neon-dot";
         case Isa::avx2: return "avx2";
+        case Isa::avx_vnni: return "avx-vnni";
         case Isa::avx512: return "avx512";
         default: return "generic";
     }
@@ -111,9 +133,11 @@ const Kernels& kernels_for(Isa isa) {
     switch (isa) {
 #if defined(HB_X86)
         case Isa::avx2: return kernels_avx2;
+        case Isa::avx_vnni: return kernels_avx_vnni;
         case Isa::avx512: return kernels_avx512;
 #elif defined(HB_ARM)
         case Isa::neon: return kernels_neon;
+        case Isa::neon_dot: return kernels_neon_dot;
 #endif
         default: return kernels_generic;
     }
@@ -144,6 +168,7 @@ std::vector<std::string> processor_features() {
         if (present) names.emplace_back(name);
 #elif defined(HB_ARM)
     names.emplace_back("neon");
+    if (has_dot_product()) names.emplace_back("dotprod");
 #endif
     return names;
 }

@@ -8,7 +8,8 @@
 
 namespace halfbyte {
 
-enum class Isa { generic, neon, avx2, avx512 };
+// `neon_dot` and `avx_vnni` are neon and avx2 with an integer dot product; avx512 always has one.
+enum class Isa { generic, neon, neon_dot, avx2, avx_vnni, avx512 };
 
 // Those that kernels exist for, the best one last.
 std::vector<Isa> available_isas();

@@ -80,9 +80,11 @@ struct Kernels {
 extern const Kernels kernels_generic;
 #if defined(HB_X86)
 extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx_vnni;
 extern const Kernels kernels_avx512;
 #elif defined(HB_ARM)
 extern const Kernels kernels_neon;
+extern const Kernels kernels_neon_dot;
 #endif
 
 const Kernels& kernels_for(Isa isa);

@@ -116,7 +116,7 @@ private:
         return _mm256_set1_epi32(bytes);
     }
     static HB_INLINE __m256i dot(__m256i sum, __m256i codes, __m256i x) {
-#if defined(HB_AVX_VNNI)
+#if defined(HB_DOT_PRODUCT)
         return _mm256_dpbusd_avx_epi32(sum, codes, x);
 #else
         return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));

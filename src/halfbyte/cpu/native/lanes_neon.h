@@ -136,7 +136,7 @@ struct Lanes {
 
 private:
     static HB_INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) {
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(HB_DOT_PRODUCT)
         return vdotq_s32(sum, a, b);
 #else
         const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));

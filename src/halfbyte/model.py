@@ -270,6 +270,7 @@ def load(
     sequences: int = 1,
     weights: str | None = None,
     kv_dtype: str = "f16",
+    activations: str | None = None,
     threads: int | None = None,
 ) -> Model:
     """Load a model.
@@ -284,6 +285,8 @@ def load(
         sequences: Most conversations at once.
         weights: Store matrices in this format while loading, such as `q4g32`; as they are if None.
         kv_dtype: The cache's numbers, `f16` or `f32`.
+        activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32 (the CPU's way unless told
+            otherwise), or `f32`, slower and exact.
         threads: Processor threads; all that this process may use if None.
 
     Raises:
@@ -301,7 +304,7 @@ def load(
     tokenizer = Tokenizer.from_folder(path)
     source: Checkpoint | Packed = Packed(checkpoint, weights) if weights else checkpoint
     plan = _plan(spec, source.format, context, sequences, kv_dtype)
-    executor = _executor("cpu" if device == "auto" else device, plan, source, threads)
+    executor = _executor("cpu" if device == "auto" else device, plan, source, threads, activations)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
         device="cpu" if device == "auto" else device,
@@ -338,11 +341,13 @@ def _plan(spec: ModelSpec, formats: Callable[[str], Any], context: int | None, s
     return make_plan(spec, formats, context=fitting, sequences=sequences, rows=max(8, sequences), kv_dtype=kv_dtype)
 
 
-def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None) -> Executor:
+def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None) -> Executor:
     if device == "reference":
+        if threads is not None or activations == "int8":
+            raise UsageError("the reference has neither threads nor 8-bit activations.", "Choose device cpu for these.")
         from halfbyte.reference import ReferenceExecutor
 
         return ReferenceExecutor(plan, source)
     from halfbyte.cpu import CpuExecutor
 
-    return CpuExecutor(plan, source, threads=threads)
+    return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")

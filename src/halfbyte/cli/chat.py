@@ -42,6 +42,7 @@ def chat(
     device: opt.DeviceOption = "auto",
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
+    activations: opt.ActivationsOption = None,
     context: opt.Context = None,
     threads: opt.Threads = None,
     system: opt.System = None,
@@ -68,7 +69,7 @@ def chat(
 
     loaded = load(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        threads=threads,
+        activations=activations, threads=threads,
     )  # fmt: skip
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling})
     accept_any_bytes(sys.stdin)

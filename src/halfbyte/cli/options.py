@@ -14,6 +14,7 @@ _OUTPUT = "Output"
 
 Device = Literal["auto", "cpu", "reference"]
 KvCache = Literal["f16", "f32"]
+Activations = Literal["int8", "f32"]
 
 
 def installed_models(incomplete: str) -> list[str]:
@@ -54,6 +55,16 @@ Weights = Annotated[
 ]
 KvCacheOption = Annotated[
     KvCache, typer.Option("--kv-cache", metavar="f16|f32", help="Type of the KV cache.", rich_help_panel=_MODEL)
+]
+ActivationsOption = Annotated[
+    Activations | None,
+    typer.Option(
+        "--activations",
+        metavar="int8|f32",
+        help="What packed weights are multiplied with.",
+        show_default="int8 on the CPU",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Context = Annotated[
     int | None,

@@ -32,6 +32,7 @@ def run(
     device: opt.DeviceOption = "auto",
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
+    activations: opt.ActivationsOption = None,
     context: opt.Context = None,
     threads: opt.Threads = None,
     system: opt.System = None,
@@ -71,7 +72,7 @@ def run(
     start = time.perf_counter()
     loaded = load(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        threads=threads,
+        activations=activations, threads=threads,
     )  # fmt: skip
     if verbose:
         _say_loaded(loaded, time.perf_counter() - start)

@@ -233,7 +233,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a prefill chunk")
     parser.add_argument("--off", nargs="*", default=[], help="kernel variants not to use")
     parser.add_argument("--tables", action="store_true", help="a table of every kind of dispatch")
+    parser.add_argument("--prefetch", type=int, default=table.PREFETCH_NBYTES, help="bytes of weights read during attention")
     args = parser.parse_args()
+    table.PREFETCH_NBYTES = args.prefetch
     device = open_device(software=args.software)
     print(device.name, device.adapter.driver, device.capabilities, file=sys.stderr)
     for name in args.models:

@@ -27,7 +27,8 @@ BOTH_ENDS = 0xF0
 """A byte of two codes, 0 and 15: the first of each group, for values 0 and 16."""
 
 _SCALE_BITS = 0xFFC0
-_FINAL_NORM = 4.0
+_LOGIT_SIZE = 4.0
+_EMBEDDING_SIZE = 1 / 8
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -60,14 +61,22 @@ def write_synthetic(target: Path, config: dict[str, Any], *, source: str = "synt
 
 
 def _parts(spec: ModelSpec, name: str, random: np.random.Generator) -> Parts:
-    """Matrices keep the size of what they are applied to; the last norm spreads the logits."""
+    """Matrices keep the size of what they are applied to; the last norm spreads the logits.
+
+    Embeddings are smaller, or a tied output matrix would only find the last token again.
+    """
     shape = spec.shapes[name]
     if len(shape) == 1:
-        gain = _FINAL_NORM if name == spec.final_norm else 1.0
+        gain = _final_gain(spec) if name == spec.final_norm else 1.0
         return {"": np.full(shape, gain - spec.norm_offset, np.float32)}
     layout = get_format("q4g32").layout(shape)
     codes = random.integers(0, 256, layout[".q"][1], np.uint8)
     codes[:, ::16] = BOTH_ENDS
     size = random.uniform(0.1, 0.3, layout[".scale"][1]) * random.choice([-1.0, 1.0], layout[".scale"][1])
-    scale = (size * shape[1] ** -0.5).astype(np.float16).view(np.uint16) & np.uint16(_SCALE_BITS)
+    size *= shape[1] ** -0.5 * (_EMBEDDING_SIZE if name == spec.embed else 1.0)
+    scale = size.astype(np.float16).view(np.uint16) & np.uint16(_SCALE_BITS)
     return {".q": codes, ".scale": scale.view(np.float16)}
+
+
+def _final_gain(spec: ModelSpec) -> float:
+    return _LOGIT_SIZE / (_EMBEDDING_SIZE if spec.embed == spec.lm_head else 1.0)

@@ -50,7 +50,7 @@ PEERS: dict[str, Peer] = {
     ),
     "openvino-genai": Peer(
         "OpenVINO GenAI", "openvino_genai", "hugging_face",
-        (_TORCH[0], "optimum-intel[openvino]", "openvino-genai"), 4.5, 2,
+        (_TORCH[0], "optimum-intel[openvino]", "transformers<5.1", "openvino-genai"), 4.5, 2,
         environment="venv-openvino", convert=_OPTIMUM + _OPTIMUM_TASK + _OPTIMUM_INT4,
         unwanted=("torchvision",),
     ),

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.catalog import Peer
 from benchmarks.peers.environment import CACHE, run
@@ -108,11 +109,18 @@ def _write_hugging_face(model: SyntheticModel, target: Path) -> None:
     folder = model.source("halfbyte")
     checkpoint = open_checkpoint(folder)
     target.mkdir()
-    config = {**checkpoint.config, "architectures": [_ARCHITECTURES[model.spec.model_type]], "dtype": "bfloat16"}
-    (target / "config.json").write_text(json.dumps(config))
+    (target / "config.json").write_text(json.dumps(_hugging_face_config(checkpoint.config)))
     for file in folder.glob("tokenizer*.json"):
         shutil.copy(file, target)
     _write_safetensors(target / "model.safetensors", checkpoint)
+
+
+def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
+    """With what published configurations also say, and converters look for."""
+    more: dict[str, Any] = {"architectures": [_ARCHITECTURES[config["model_type"]]], "dtype": "bfloat16"}
+    if scaling := config.get("rope_scaling"):
+        more["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
+    return {**config, **more}
 
 
 def _write_safetensors(path: Path, checkpoint: Checkpoint) -> None:

@@ -168,6 +168,7 @@ class Model:
         self.device = device
         self.why_device = why_device
         self.load_s = load_s
+        self.executor = executor
         self.engine = Engine(executor, rope_switch=spec.rope_switch)
 
     @property
@@ -257,7 +258,7 @@ class Model:
 
     def close(self) -> None:
         """Let go of weights and caches."""
-        del self.engine
+        del self.engine, self.executor
 
 
 def load(
@@ -268,6 +269,7 @@ def load(
     offline: bool = False,
     context: int | None = None,
     sequences: int = 1,
+    logit_rows: int = 8,
     weights: str | None = None,
     kv_dtype: str = "f16",
     activations: str | None = None,
@@ -283,6 +285,7 @@ def load(
         context: Most tokens of a conversation; by default the model's own limit, or less if its cache would
             take more than half of the memory that is free.
         sequences: Most conversations at once.
+        logit_rows: Most tokens of a batch whose logits can be had; more than `sequences` only for evaluation.
         weights: Store matrices in this format while loading, such as `q4g32`; as they are if None.
         kv_dtype: The cache's numbers, `f16` or `f32`.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32 (the CPU's way unless told
@@ -303,7 +306,7 @@ def load(
     checkpoint.check(spec)
     tokenizer = Tokenizer.from_folder(path)
     source: Checkpoint | Packed = Packed(checkpoint, weights) if weights else checkpoint
-    plan = _plan(spec, source.format, context, sequences, kv_dtype)
+    plan = _plan(spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
     executor = _executor("cpu" if device == "auto" else device, plan, source, threads, activations)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
@@ -325,10 +328,12 @@ def _locate(model: str | Path | None, revision: str | None, offline: bool) -> Pa
     return hub.resolve(str(model), revision=revision, offline=offline)
 
 
-def _plan(spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, kv_dtype: str) -> Plan:
+def _plan(
+    spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, rows: int, kv_dtype: str
+) -> Plan:
     if not 1 <= sequences <= 1024:
         raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
-    plan = make_plan(spec, formats, context=context, sequences=sequences, rows=max(8, sequences), kv_dtype=kv_dtype)
+    plan = make_plan(spec, formats, context=context, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
     if context is not None:
         return plan
     from halfbyte.cpu.machine import available_memory
@@ -338,7 +343,7 @@ def _plan(spec: ModelSpec, formats: Callable[[str], Any], context: int | None, s
     if cache <= room:
         return plan
     fitting = max(plan.block_size, int(spec.context * room / cache) // plan.block_size * plan.block_size)
-    return make_plan(spec, formats, context=fitting, sequences=sequences, rows=max(8, sequences), kv_dtype=kv_dtype)
+    return make_plan(spec, formats, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
 
 
 def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None) -> Executor:

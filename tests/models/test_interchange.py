@@ -150,7 +150,7 @@ def test_matrices_in_halfbytes_own_groups_are_copied_bit_for_bit(
         assert first.format(name).name == "q4_0"
         for suffix, part in packed.weight(name).parts.items():
             np.testing.assert_array_equal(run.weight(name).parts[suffix], part)
-    write_gguf(tmp_path / "second.gguf", first, spec, first.tokenizer_files(), kind="stored", name="phi3")
+    write_gguf(tmp_path / "second.gguf", first, spec, first.tokenizer_files(), kind="stored")
     second = open_gguf(tmp_path / "second.gguf")
     for name in first.shapes:
         for suffix, part in first.weight(name).parts.items():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import damaged, shown
 from halfbyte.checkpoint.folder import Checkpoint
-from halfbyte.checkpoint.packed import repack
+from halfbyte.checkpoint.packed import Packed, repack
 from halfbyte.checkpoint.safetensors import SafetensorsFile
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
 from halfbyte.formats import Format, Parts, Weight, get_format, q3g, q4g
@@ -322,7 +322,7 @@ class Runnable:
         checkpoint: Where the tensors come from.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint | Packed) -> None:
         self.checkpoint = checkpoint
 
     @property

@@ -116,7 +116,7 @@ def write_gguf(
     *,
     kind: str = "q4_k_m",
     importance: Mapping[str, F32] | None = None,
-    name: str = "",
+    name: str = "model",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -127,7 +127,7 @@ def write_gguf(
         source: Its tensors, under the names of `spec`.
         kind: One of `KINDS`.
         importance: Σx² of each input channel `[columns]`, by tensor name, for those matrices where it is known.
-        name: What the file says the model is called.
+        name: What the file says the model is called. To llama.cpp, a name with "phi-3" means Phi-3's vocabulary.
         overwrite: Whether a file may be replaced.
         progress: Called as progress(tensor, bytes written, bytes in all).
 
@@ -322,7 +322,7 @@ def _metadata(spec: ModelSpec, architecture: str, name: str, number: int) -> dic
         own |= _gemma(spec, windows)
     named: dict[str, Value] = {f"{architecture}.{key}": value for key, value in own.items()}
     general: dict[str, Value] = {
-        "general.architecture": architecture, "general.name": name or spec.model_type, "general.file_type": number,
+        "general.architecture": architecture, "general.name": name, "general.file_type": number,
         "general.quantization_version": 2, "general.alignment": DEFAULT_ALIGNMENT,
     }  # fmt: skip
     return general | named

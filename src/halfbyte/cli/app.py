@@ -9,6 +9,7 @@ import typer
 from halfbyte.cli.chat import chat
 from halfbyte.cli.command import Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
+from halfbyte.cli.eval import app as eval_app
 from halfbyte.cli.models import app as models
 from halfbyte.cli.plan import plan
 from halfbyte.cli.quantize import quantize
@@ -22,6 +23,7 @@ app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
 app.command(cls=Command)(quantize)
 app.command(cls=Command)(doctor)
+app.add_typer(eval_app, name="eval")
 app.add_typer(models, name="models")
 
 

@@ -79,7 +79,7 @@ class Q3G:
         return self.from_codes(codes.astype(np.uint8).reshape(rows, -1)[:, :columns], scale, zero)
 
     def from_codes(self, codes: U8, scale: NDArray[np.floating], zero: F32) -> Parts:
-        """Parts from codes `[rows, columns]` and each group's scale, exact in float16, and zero point `[rows, groups]`."""
+        """Parts from codes `[rows, columns]`, and each group's scale (a float16 number) and zero `[rows, groups]`."""
         rows, columns = codes.shape
         groups = self.groups(columns)
         padded = np.zeros((rows, groups * self.group), np.uint8)

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 Activation = Literal["silu", "gelu_tanh"]
 
+ScalePair = Literal["norm_qkv", "v_o", "norm_gate_up", "up_down"]
+"""Where a channel may be divided by a factor and multiplied again by the matrix that reads it, changing nothing."""
+
+SCALE_PAIRS: tuple[ScalePair, ...] = ("norm_qkv", "v_o", "norm_gate_up", "up_down")
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -127,7 +132,9 @@ class Layer:
 
     `qkv` and `gate_up` name the matrices whose rows, stacked in that order, make the fused projection:
     one name where the checkpoint is fused already. `post_attention_norm` and `post_mlp_norm` are norms
-    of a half's *output*, before it is added to the residual stream (Gemma).
+    of a half's *output*, before it is added to the residual stream (Gemma). `scale_pairs` are those whose
+    channels may be scaled against each other before quantizing (AWQ); in `v_o` the query heads that read one
+    value head share its factors.
     """
 
     attention: Attention
@@ -139,6 +146,7 @@ class Layer:
     down: str
     post_attention_norm: str | None = None
     post_mlp_norm: str | None = None
+    scale_pairs: tuple[ScalePair, ...] = SCALE_PAIRS
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Making a model smaller: `recipe` says which format each tensor gets, one module a method does the packing."""
+"""Making a model smaller: `recipe` and `auto` choose formats, one module a method packs."""
 
-from halfbyte.quantize.rtn import quantize
+from halfbyte.quantize.model import METHODS, Options, quantize
 
-__all__ = ["quantize"]
+__all__ = ["METHODS", "Options", "quantize"]

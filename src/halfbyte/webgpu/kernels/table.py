@@ -15,8 +15,8 @@ Constants = dict[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
-TYPICAL_KEYS = 512
-"""Attention over so many keys is split among so many workgroups."""
+"""Attention over many keys is split among twice as many workgroups."""
+PREFETCH_NBYTES = 0
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
     With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
     """
     if emit:
-        wg, team, rows = _emitting(choice, gated, outputs, blocks)
+        wg, team, rows = _emitting(choice, gated, blocks)
     elif not int8 or not choice.subgroup:
         wg, team, rows = 128, 32, 1
+    elif outputs >= 16384:
+        wg, team, rows = 64, 16, 2
     else:
-        wg, team, rows = 64, 32, 2 if outputs >= 16384 else 1
+        wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
     units = rows * (2 if gated else 1)
     return {
         "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": _unroll(blocks, team, units), "COLS": columns,
@@ -92,19 +94,22 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
-    """Rounds of loads in flight at once: up to 12 loads an invocation, without a ragged last round if that can be."""
-    most = max(1, min(-(-blocks // team), 12 // units))
+    """Rounds of loads in flight at once; of several, one that leaves no ragged last round if that is near the most."""
+    rounds = -(-blocks // team)
+    if units == 1:
+        return min(rounds, 8)
+    most = max(1, min(rounds, {2: 6, 4: 4}.get(units, 2)))
     even = next(u for u in range(most, 0, -1) if u == 1 or blocks % (team * u) == 0)
     return even if 2 * even > most else most
 
 
-def _emitting(choice: Choice, gated: bool, outputs: int, blocks: int) -> tuple[int, int, int]:
+def _emitting(choice: Choice, gated: bool, blocks: int) -> tuple[int, int, int]:
     """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200 (`benchmarks/kernels_gpu.py tune`)."""
     if not choice.large_workgroups or not choice.subgroup:
         return 256, 8, 1
     if gated:
         return (256, 16, 2) if blocks >= 128 else (512, 16, 1)
-    return (256, 8, 1) if outputs <= 3072 and blocks <= 96 else (1024, 32, 1)
+    return (1024, 32, 1) if blocks >= 96 else (512, 16, 1)
 
 
 def gemm(choice: Choice, *, rows: int) -> Constants:
@@ -119,7 +124,7 @@ def attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int) -> Const
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
     side_by_side = heads // slice_
-    split = next((keys for keys in (16, 32) if keys * BUSY_WORKGROUPS >= TYPICAL_KEYS * side_by_side), 64)
+    split = 32 if side_by_side <= 4 else 64
     return {
         "WG": 256, "TL": team, "SLICE": slice_, "SLICES": group // slice_, "KEYS": 4 if slice_ * eights <= 64 else 2,
         "SPLIT_KEYS": split, "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))), "SUBGROUP": choice.subgroup,

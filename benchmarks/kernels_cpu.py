@@ -1,0 +1,407 @@
+"""CPU kernels in the shapes of real models: right first, then how near to the machine's limits.
+
+    python benchmarks/kernels_cpu.py products                         every product × format of Llama-3.2-1B's shapes
+    python benchmarks/kernels_cpu.py products --models all --formats q4g32 --threads 2
+    python benchmarks/kernels_cpu.py steps --models phi-4-mini        a whole model, time by kind of step
+
+`products` runs each matrix product of a layer, and the output matrix, over as many copies of its weights as do not
+fit the caches, so that they come from memory as in use. Its error against the NumPy oracle comes first: a product
+that is wrong is not timed. For one token the limit is the read bandwidth measured in the same run, for many it is
+NumPy's own float32 product (integer kernels may be beyond it).
+
+`steps` takes a whole model's plan, with random weights, and adds up the times of its steps: decode at a context, and
+prefill. Figures are medians; JSON lines go to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.cpu import CpuExecutor, machine
+from halfbyte.errors import UnsupportedModelError
+from halfbyte.formats import Format, Weight, get_format
+from halfbyte.models.catalog import CATALOG, catalog_spec
+from halfbyte.models.spec import Activation, ModelSpec
+from halfbyte.plan import Batch, Plan, Tensor, make_plan, ops
+from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
+from halfbyte.reference.ops import run_op
+
+SCHEMA = 1
+FORMATS = ("q4g32", "q4g32z", "q4g64", "q4g128", "q4g128z", "q8g32", "q8g128", "f16", "bf16", "f32")
+OUT_OF_CACHE = 128 << 20
+"""Bytes of weights that one run goes through at least, so that none is in a cache when its turn comes again."""
+
+MOST_COPIES = 64
+LARGEST_ERROR = 0.02
+"""‖out - oracle‖ / ‖oracle‖ that activations rounded to 8 bits may cause; float kernels stay far below."""
+
+CHECKED_ROWS = 512
+DISTINCT_ROWS = 509
+"""Rows that are really random, a prime so that no two rows of one tile are equal; larger matrices repeat them."""
+
+_BLAS = """
+import time, numpy as np
+a, best = np.ones((1024, 1024), np.float32), 1e9
+for _ in range(8):
+    start = time.perf_counter(); a @ a; best = min(best, time.perf_counter() - start)
+print(2 * 1024**3 / best)
+"""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product of a model: out[T, rows] from x[T, columns].
+
+    Attributes:
+        rows: Of the matrix; of gate and up together where `activation` is set.
+        activation: What the gate goes through, for the gated product of an MLP.
+        residual: Whether the result is added to the residual stream.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    activation: Activation | None = None
+    residual: bool = False
+
+    @property
+    def width(self) -> int:
+        """Values of a row of its output."""
+        return self.rows // 2 if self.activation else self.rows
+
+    def weights(self, copy: int) -> dict[str, tuple[int, int]]:
+        """Shapes of the matrices of one copy, by name."""
+        names = [f"gate.{copy}", f"up.{copy}"] if self.activation else [f"matrix.{copy}"]
+        return dict.fromkeys(names, (self.width, self.columns))
+
+
+def products(spec: ModelSpec) -> list[Product]:
+    """The products of a layer, fused as plans have them, and the output matrix."""
+    layer = spec.layers[0]
+    attention = layer.attention
+    qkv = (attention.heads + 2 * attention.kv_heads) * attention.head_dim
+    hidden, intermediate = spec.hidden_size, spec.intermediate_size
+    return [
+        Product("qkv", qkv, hidden),
+        Product("o", hidden, attention.heads * attention.head_dim, residual=layer.post_attention_norm is None),
+        Product("gate_up", 2 * intermediate, hidden, activation=spec.activation),
+        Product("down", hidden, intermediate, residual=layer.post_mlp_norm is None),
+        Product("head", spec.vocab_size, hidden),
+    ]
+
+
+class RandomWeights:
+    """The `WeightSource` protocol with random values, the same at each call; matrices in one format."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], matrix_format: str) -> None:
+        self._shapes = shapes
+        self._format = get_format(matrix_format)
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor: what is not a matrix, and what products read from, is float32."""
+        plain = len(self._shapes[name]) == 1 or name.endswith("_table")
+        return get_format("f32") if plain else self._format
+
+    def weight(self, name: str) -> Weight:
+        """Values of a size that keeps activations in range; norms are ones."""
+        shape, stored = self._shapes[name], self.format(name)
+        if len(shape) == 1:
+            return Weight(stored, shape, stored.encode(np.ones(shape, np.float32)))
+        scale = 1.0 if name.endswith("_table") else shape[1] ** -0.5
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        values = random.standard_normal((min(DISTINCT_ROWS, shape[0]), shape[1]), np.float32) * np.float32(scale)
+        parts = {suffix: np.resize(part, (shape[0], *part.shape[1:])) for suffix, part in stored.encode(values).items()}
+        return Weight(stored, shape, parts)
+
+    def release(self, name: str) -> None:
+        """Nothing is kept."""
+
+
+def product_plan(product: Product, tokens: int, copies: int, form: str) -> tuple[Plan, RandomWeights]:
+    """A plan that runs copies of a product one after another on the same input, and its weights.
+
+    The input and the residual are rows of float32 tables; the last copy's output comes back as logits.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "x_table": (tokens, product.columns),
+        "residual_table": (tokens, product.width),
+    }
+    steps: list[ops.Op] = [
+        ops.Embed(STATE_IDS, "x_table", "x"),
+        ops.Embed(STATE_IDS, "residual_table", "residual"),
+    ]
+    for copy in range(copies):
+        matrices = product.weights(copy)
+        shapes |= matrices
+        steps.append(_step(product, tuple(matrices)))
+    steps.append(ops.Rows("out", STATE_ROWS, LOGITS))
+    weights = RandomWeights(shapes, form)
+    found = [_weight_tensor(weights, name, shape) for name, shape in shapes.items()]
+    for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS, STATE_ROWS):
+        found.append(Tensor(name, (tokens,), "i32", "state", 4 * tokens))
+    found.append(_activation("x", tokens, product.columns))
+    found += [_activation(name, tokens, product.width) for name in ("residual", "out")]
+    found.append(_activation(LOGITS, tokens, product.width, "output"))
+    tensors = {tensor.name: tensor for tensor in found}
+    return Plan(tokens, tokens, 1, tokens, tokens, tensors, tuple(steps), (), {}), weights
+
+
+def _step(product: Product, matrices: tuple[str, ...]) -> ops.Op:
+    if product.activation:
+        return ops.GatedLinear("x", matrices, "out", product.activation)
+    return ops.Linear("x", matrices, "out", "residual" if product.residual else None)
+
+
+def _weight_tensor(weights: RandomWeights, name: str, shape: tuple[int, ...]) -> Tensor:
+    stored = weights.format(name)
+    return Tensor(name, shape, stored.name, "weight", stored.nbytes(shape))
+
+
+def _activation(name: str, tokens: int, width: int, kind: Kind = "activation") -> Tensor:
+    return Tensor(name, (tokens, width), "f32", kind, 4 * tokens * width)
+
+
+def batch(plan: Plan, start: int, count: int, logit_rows: NDArray[np.int32]) -> Batch:
+    """`count` tokens of one sequence from position `start` on; ids count up and stay in the plan's table."""
+    table = next(step.table for step in plan.steps if isinstance(step, ops.Embed))
+    ids = (np.arange(count, dtype=np.int32) + start) % plan.tensors[table].shape[0]
+    zeros = np.zeros(count, np.int32)
+    tables = {group.blocks: np.arange(group.columns, dtype=np.int32)[None] for group in plan.groups}
+    return Batch(ids, np.arange(start, start + count, dtype=np.int32), zeros, zeros, tables, logit_rows)
+
+
+def error(product: Product, plan: Plan, weights: RandomWeights, got: NDArray[np.float32]) -> float:
+    """‖got - oracle‖ / ‖oracle‖ over the first and last columns of the last copy's output."""
+    step = plan.steps[-2]
+    half = min(CHECKED_ROWS, product.width) // 2
+    chosen = np.r_[0:half, product.width - half : product.width]
+    values: dict[str, NDArray[np.float32]] = {
+        "x": weights.weight("x_table").decode(),
+        "residual": weights.weight("residual_table").decode()[:, chosen],
+    }
+    for name in step.inputs:
+        if name in values:
+            continue
+        stored = weights.weight(name)
+        rows = Weight(stored.format, (len(chosen), product.columns), {k: p[chosen] for k, p in stored.parts.items()})
+        values[name] = rows.decode()
+    expected = run_op(step, values.__getitem__)
+    if expected is None:
+        raise TypeError(f"{type(step).__name__} gives no array")
+    difference = np.linalg.norm(got[:, chosen].astype(np.float64) - expected)
+    return float(difference / np.linalg.norm(expected.astype(np.float64)))
+
+
+@dataclass
+class Timing:
+    """One product, or the reason why it has no time.
+
+    Attributes:
+        seconds: Of one copy, for each repetition.
+        nbytes: Of one copy's weights as stored.
+        flops: Of one copy for its tokens.
+        limit: Bytes a second (one token) or float operations a second (many) that the machine was measured to do.
+    """
+
+    model: str
+    product: str
+    rows: int
+    columns: int
+    format: str
+    tokens: int
+    threads: int
+    isa: str = ""
+    copies: int = 0
+    nbytes: int = 0
+    flops: int = 0
+    limit: float = 0.0
+    error: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second for one token, float operations a second for more."""
+        return (self.nbytes if self.tokens == 1 else self.flops) / median(self.seconds)
+
+
+def time_product(timing: Timing, product: Product, args: argparse.Namespace) -> None:
+    """Check a product, then time it."""
+    stored = get_format(timing.format)
+    timing.nbytes = sum(stored.nbytes(shape) for shape in product.weights(0).values())
+    timing.flops = 2 * product.rows * product.columns * timing.tokens
+    timing.copies = min(MOST_COPIES, -(-args.out_of_cache // timing.nbytes)) if timing.tokens == 1 else 1
+    plan, weights = product_plan(product, timing.tokens, timing.copies, timing.format)
+    try:
+        executor = CpuExecutor(plan, weights, threads=timing.threads, isa=args.isa)
+    except UnsupportedModelError as refused:
+        timing.failure = refused.message
+        return
+    timing.isa = executor.isa
+    given = batch(plan, 0, timing.tokens, np.arange(timing.tokens, dtype=np.int32))
+    timing.error = error(product, plan, weights, executor.run(given))
+    if not timing.error <= LARGEST_ERROR:
+        timing.failure = f"wrong: {timing.error:.1e} from the oracle"
+        return
+    for _ in range(args.repeat):
+        executor.run(given)
+        timing.seconds.append(float(executor.step_ns()[2:-1].sum()) / timing.copies / 1e9)
+
+
+def limit(threads: int, tokens: int) -> float:
+    """Bytes a second that threads read together, for one token; NumPy's float32 operations a second, for more."""
+    if tokens == 1:
+        return machine.read_bandwidth(threads)
+    variables = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    done = subprocess.run([sys.executable, "-c", _BLAS], env=os.environ | variables, capture_output=True, check=True)
+    return float(done.stdout)
+
+
+def run_products(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every product asked for, a line of the table each."""
+    wrong = False
+    for tokens in args.tokens:
+        unit = "GB/s" if tokens == 1 else "GFLOP/s"
+        print(f"\n{tokens} token{'s' if tokens > 1 else ''}")
+        names = f"{'model':<14}{'product':<9}{'matrix':>14}  {'format':<8}{'threads':>7}"
+        print(f"{names}{'error':>10}{'µs':>11}{unit:>9}{'limit':>9}{'share':>7}")
+        for threads in args.threads:
+            ceiling = limit(threads, tokens)
+            for model, product, form in _cases(args, tokens):
+                timing = Timing(
+                    model, product.name, product.rows, product.columns, form, tokens, threads, limit=ceiling
+                )
+                time_product(timing, product, args)
+                wrong |= timing.error is not None and not timing.seconds
+                print(_line(timing), flush=True)
+                yield {**asdict(timing), "benchmark": "kernels_cpu products"}
+    if wrong:
+        sys.exit("a kernel disagrees with the oracle")
+
+
+def _cases(args: argparse.Namespace, tokens: int) -> Iterator[tuple[str, Product, str]]:
+    """Models, products and formats asked for; the output matrix only ever sees one token."""
+    for model in args.models:
+        for product in products(catalog_spec(model)):
+            if product.name in args.products and (tokens == 1 or product.name != "head"):
+                yield from ((model, product, form) for form in args.formats)
+
+
+def _line(timing: Timing) -> str:
+    shape = f"{timing.rows}×{timing.columns}"
+    head = f"{timing.model:<14}{timing.product:<9}{shape:>14}  {timing.format:<8}{timing.threads:>7}"
+    if timing.failure:
+        return f"{head}  {timing.failure}"
+    each = median(timing.seconds) * 1e6
+    share = timing.rate / timing.limit
+    return f"{head}{timing.error:>10.1e}{each:>11.1f}{timing.rate / 1e9:>9.1f}{timing.limit / 1e9:>9.1f}{share:>7.0%}"
+
+
+def run_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Whole models: time by kind of step, at decode and at prefill."""
+    for name in args.models:
+        spec = catalog_spec(name, layers=args.layers)
+        for form in args.formats:
+            weights = RandomWeights(spec.shapes, form)
+            many = max(args.tokens)
+            plan = make_plan(spec, weights.format, tokens=many, rows=1, context=max(args.context, many) + 1)
+            for threads in args.threads:
+                executor = CpuExecutor(plan, weights, threads=threads, isa=args.isa)
+                for tokens in args.tokens:
+                    yield _steps_of(executor, name, form, tokens, args)
+
+
+def _steps_of(executor: CpuExecutor, name: str, form: str, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds by kind of step: of one token after `--context` others, or of several from an empty cache."""
+    plan = executor.plan
+    last = np.array([tokens - 1], np.int32)
+    start = args.context if tokens == 1 else 0
+    for position in range(0, start, plan.tokens):
+        executor.run(batch(plan, position, min(plan.tokens, start - position), np.array([], np.int32)))
+    samples = []
+    for _ in range(args.repeat + 1):
+        executor.run(batch(plan, start, tokens, last))
+        samples.append(executor.step_ns())
+    times = np.median(np.array(samples[1:]), axis=0) / 1e6
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for step, ms in zip(plan.steps, times, strict=True):
+        kinds[_kind(plan, step)].append(float(ms))
+    where = f"decode at {start:,}" if tokens == 1 else f"prefill of {tokens:,}"
+    print(f"\n{name}, {form}, {where}, {executor.threads} threads, {executor.isa}: {times.sum():.2f} ms")
+    for kind, each in sorted(kinds.items(), key=lambda item: -sum(item[1])):
+        print(f"  {kind:<28} ×{len(each):<4}{sum(each):>10.3f} ms{sum(each) / times.sum():>7.0%}", flush=True)
+    return {
+        "benchmark": "kernels_cpu steps",
+        "model": name,
+        "layers": len(plan.of_kind("cache")) // 2,
+        "format": form,
+        "tokens": tokens,
+        "context": start,
+        "threads": executor.threads,
+        "isa": executor.isa,
+        "ms": {kind: sum(each) for kind, each in kinds.items()},
+        "count": {kind: len(each) for kind, each in kinds.items()},
+    }
+
+
+def _kind(plan: Plan, step: ops.Op) -> str:
+    """A step's op, with the shape of its matrix where it has one."""
+    if isinstance(step, ops.Linear | ops.GatedLinear):
+        shapes = [plan.tensors[name].shape for name in step.weights]
+        return f"{type(step).__name__} {sum(shape[0] for shape in shapes)}×{shapes[0][1]}"
+    return type(step).__name__
+
+
+def _arguments() -> argparse.Namespace:
+    names = ("qkv", "o", "gate_up", "down", "head")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("products", "steps"))
+    parser.add_argument("--models", nargs="+", default=["llama-3.2-1b"], choices=[*CATALOG, "all"])
+    parser.add_argument("--formats", nargs="+", help="weight formats; all for products, q4g32 for steps")
+    parser.add_argument("--products", nargs="+", default=names, choices=names)
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=[1, 256], help="1 is decode, more is prefill; default 1 256"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, machine.default_threads()}))
+    parser.add_argument("--isa", help="instruction set; the best one if not given")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument(
+        "--out-of-cache", type=int, default=OUT_OF_CACHE, help="bytes a run goes through; default %(default)s"
+    )
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has, for steps")
+    parser.add_argument("--context", type=int, default=512, help="tokens before the one decoded, for steps")
+    parser.add_argument("--output", type=Path, help="a file to add JSON lines to")
+    args = parser.parse_args()
+    args.models = list(CATALOG) if "all" in args.models else args.models
+    args.formats = args.formats or (FORMATS if args.what == "products" else ("q4g32",))
+    return args
+
+
+def main() -> None:
+    """Run what is asked, and keep every result as soon as it is there."""
+    args = _arguments()
+    described = machine.describe()
+    print(f"{described.brand}, {', '.join(described.instruction_sets)}")
+    about = {"schema": SCHEMA, "machine": described.brand, "cores": described.cores}
+    for row in (run_products if args.what == "products" else run_steps)(args):
+        if args.output:
+            with args.output.open("a") as file:
+                file.write(json.dumps({**about, **row}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

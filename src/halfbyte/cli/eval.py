@@ -1,0 +1,204 @@
+"""`halfbyte eval`: what quantizing cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.command import Command, Group
+from halfbyte.cli.output import note, print_json, print_pairs
+
+if TYPE_CHECKING:
+    from halfbyte.evaluate.windows import Protocol
+
+ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
+
+Text = Annotated[str, typer.Option(metavar="FILE", help="UTF-8 text, or wikitext-2.")]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="What the model was made from.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(metavar="N", min=2, help="First tokens of the text.", show_default="all")
+]
+Window = Annotated[
+    int | None, typer.Option(metavar="N", min=2, help="Tokens seen together.", show_default="2048, or 512")
+]
+Stride = Annotated[int | None, typer.Option(metavar="N", min=1, help="For sliding.", show_default="a quarter")]
+ProtocolOption = Annotated[
+    ProtocolName, typer.Option("--protocol", metavar="windows|gptq|llama.cpp|sliding", help="How the text is cut.")
+]
+Questions = Annotated[Path, typer.Option(metavar="FILE", help='JSON lines, each {"question": …, "answer": …}.')]
+Store = Annotated[bool, typer.Option("--store/--no-store", help="Keep the result in the model's halfbyte.json.")]
+Windows = Annotated[str, typer.Option(metavar="N,N,…", help="Window lengths.")]
+Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq.")]
+Keep = Annotated[Path, typer.Option(metavar="FOLDER", help="Where quantized models are kept and found again.")]
+Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibrate on.")]
+GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Of the decoder layers.")]
+Out = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="Write it as .md, .csv, .json or .svg; may be repeated.")
+]
+
+app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure perplexity, divergence and right answers.")
+
+
+@app.command(cls=Command)
+def perplexity(
+    text: Text,
+    model: opt.Model = None,
+    protocol: ProtocolOption = "windows",
+    window: Window = None,
+    stride: Stride = None,
+    max_tokens: MaxTokens = None,
+    device: opt.DeviceOption = "auto",
+    weights: opt.Weights = None,
+    store: Store = True,
+    json: opt.Json = False,
+) -> None:
+    """Perplexity of a text, with its standard error."""
+    from halfbyte.evaluate.perplexity import perplexity
+    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.texts import read_text, tokens_of
+
+    folder = _folder(model)
+    cut = _protocol(folder, protocol, window, stride)
+    scorer = Scorer(folder, cut.window, device=device, weights=weights)
+    ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
+    with _bar() as tick:
+        found = perplexity(scorer, ids, cut, tick)
+    _finish(folder, "perplexity", asdict(found) | {"text": text}, store and weights is None, json)
+
+
+@app.command(cls=Command)
+def divergence(
+    text: Text,
+    base: Annotated[str, typer.Option(metavar="MODEL", help="What the model was made from.")],
+    model: opt.Model = None,
+    window: Window = None,
+    max_tokens: MaxTokens = None,
+    device: opt.DeviceOption = "auto",
+    weights: opt.Weights = None,
+    store: Store = True,
+    json: opt.Json = False,
+) -> None:
+    """KL divergence from the original, agreement on the likeliest token, and the perplexity ratio."""
+    from halfbyte.evaluate.divergence import divergence
+    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.texts import read_text, tokens_of
+
+    folder = _folder(model)
+    cut = _protocol(folder, "windows", window, None)
+    scorer = Scorer(folder, cut.window, device=device, weights=weights)
+    original = Scorer(_folder(base), cut.window, device=device)
+    ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
+    with _bar() as tick:
+        found = divergence(scorer, original, ids, cut, tick)
+    _finish(folder, "divergence", asdict(found) | {"text": text, "window": cut.window}, store and weights is None, json)
+
+
+@app.command(cls=Command)
+def answers(
+    questions: Questions,
+    model: opt.Model = None,
+    base: Base = None,
+    device: opt.DeviceOption = "auto",
+    weights: opt.Weights = None,
+    store: Store = True,
+    json: opt.Json = False,
+) -> None:
+    """Questions that are answered word for word."""
+    from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
+    from halfbyte.model import load
+
+    asked = read_questions(questions)
+    folder = _folder(model)
+    with _bar() as tick:
+        theirs = right_answers(load(_folder(base), device, sequences=AT_ONCE), asked, tick) if base else None
+        right = right_answers(load(folder, device, sequences=AT_ONCE, weights=weights), asked, tick)
+    found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
+    _finish(folder, "answers", found | {"questions": str(questions)}, store and weights is None, json)
+
+
+@app.command(cls=Command)
+def table(
+    text: Text,
+    calibration: Calibration,
+    model: opt.Model = None,
+    methods: Methods = "bf16,rtn,awq,awq+,gptq",
+    windows: Windows = "16,96,192,256,512,768,1024,1536,2048",
+    group_size: GroupSize = 128,
+    max_tokens: MaxTokens = None,
+    keep: Keep = Path("quantized"),
+    out: Out = None,
+    device: opt.DeviceOption = "auto",
+) -> None:
+    """Quantize by several methods and compare perplexities at several window lengths."""
+    from halfbyte.evaluate.sweep import sweep
+    from halfbyte.evaluate.table import Table
+
+    lengths = _lengths(windows)
+    with _bar() as tick:
+        made: Table = sweep(
+            _folder(model), methods.split(","), lengths, text, calibration=calibration, group_size=group_size,
+            keep=keep, max_tokens=max_tokens, device=device, tick=tick,
+        )  # fmt: skip
+    for file in out or []:
+        file.write_text(_rendered(made, file), encoding="utf-8")
+    print(made.markdown(), end="")
+
+
+def _rendered(made: Any, file: Path) -> str:
+    forms: dict[str, Callable[[], str]] = {".md": made.markdown, ".csv": made.csv, ".json": made.json, ".svg": made.svg}
+    if file.suffix not in forms:
+        raise typer.BadParameter(f"{file} must end in {', '.join(forms)}.")
+    return forms[file.suffix]()
+
+
+def _lengths(windows: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in windows.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{windows!r} is not a list of numbers.") from error
+    return lengths
+
+
+def _folder(model: str | None) -> Path:
+    from halfbyte.cli.folder import model_folder
+
+    return model_folder(model)
+
+
+def _protocol(folder: Path, name: ProtocolName, window: int | None, stride: int | None) -> Protocol:
+    """The protocol, its windows no longer than the model's context where none were asked for."""
+    from halfbyte.cli.folder import open_model
+    from halfbyte.evaluate.windows import protocol
+
+    spec = open_model(str(folder))[1]
+    cut = protocol(name, window, stride, spec.bos_token_id)
+    return cut if window or cut.window <= spec.context else protocol(name, spec.context, stride, spec.bos_token_id)
+
+
+def _finish(folder: Path, name: str, figures: dict[str, Any], store: bool, json: bool) -> None:
+    """Keep figures beside the weights, and print them."""
+    from halfbyte.evaluate.record import record
+
+    if store and not record(folder, name, figures):
+        note(f"{folder} is not a folder of Halfbyte's own: the result is not stored there.")
+    if json:
+        print_json(figures)
+    else:
+        print_pairs(
+            [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in figures.items()]
+        )
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """What to call with (what, done, all); draws on standard error if that is a terminal."""
+    from halfbyte.cli.quantize import progress_bar
+
+    with progress_bar() as progress:
+        yield progress

@@ -1,0 +1,87 @@
+"""Questions with one right answer: how many a model gives word for word."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfbyte.errors import UsageError
+from halfbyte.evaluate.perplexity import Tick
+from halfbyte.model import Model
+from halfbyte.runtime import SamplingParams
+from halfbyte.text import TextStream
+
+AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask, and the text that is right."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a model did; `kept` of the `base_right` answers that its base gives, where one was asked too."""
+
+    right: int
+    total: int
+    kept: int | None = None
+    base_right: int | None = None
+
+
+def read_questions(file: Path) -> list[Question]:
+    """Questions from lines of JSON, each {"question": …, "answer": …}.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is not of that form.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.", "Give a file of JSON lines.") from error
+    questions = [_question(file, number, line) for number, line in enumerate(lines, 1)]
+    if not questions:
+        raise UsageError(f"{file} has no questions.", 'Each line is {"question": …, "answer": …}.')
+    return questions
+
+
+def _question(file: Path, number: int, line: str) -> Question:
+    try:
+        value = json.loads(line)
+        question, answer = value["question"], value["answer"]
+    except (ValueError, KeyError, TypeError):
+        question = answer = None
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise UsageError(f"{file}, line {number} is not a question.", 'Each line is {"question": …, "answer": …}.')
+    return Question(question, answer)
+
+
+def right_answers(model: Model, questions: list[Question], tick: Tick = lambda what, done, total: None) -> list[bool]:
+    """Which questions a model answers greedily with exactly the right text; as many at once as it was loaded for."""
+    sequences = [
+        model.engine.submit(
+            model.encode(question.question), SamplingParams(),
+            max_tokens=len(model.encode(question.answer, raw=True)) + 8, stop_token_ids=model.spec.stop_token_ids,
+        )
+        for question in questions
+    ]  # fmt: skip
+    while not model.engine.idle:
+        model.engine.step()
+        tick("answers", sum(sequence.finished for sequence in sequences), len(sequences))
+    return [_text(model, s.generated_ids) == q.answer for s, q in zip(sequences, questions, strict=True)]
+
+
+def _text(model: Model, ids: tuple[int, ...] | list[int]) -> str:
+    stream = TextStream(model.tokenizer)
+    return "".join(stream.push(token) for token in ids) + stream.finish()
+
+
+def compare(right: list[bool], base: list[bool] | None) -> Answers:
+    """The counts, with or without a base's."""
+    if base is None:
+        return Answers(sum(right), len(right))
+    return Answers(sum(right), len(right), sum(r and b for r, b in zip(right, base, strict=True)), sum(base))

@@ -1,0 +1,89 @@
+"""How far a model's distribution has moved from another's, token by token on the same text.
+
+Both models run side by side, batch by batch; nothing is kept but one number a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from halfbyte.errors import UsageError
+from halfbyte.evaluate.perplexity import Tick, mean_perplexity
+from halfbyte.evaluate.scorer import Float64, Scorer, log_probabilities
+from halfbyte.evaluate.windows import Ids, Protocol
+
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What distinguishes a model from its base.
+
+    Attributes:
+        kl_mean, kl_p99, kl_max: Of KL(base ‖ model), in nats a token; `kl_stderr` is the mean's standard error.
+        top1: Share of tokens for which both hold the same token likeliest.
+        ppl, ppl_base, ppl_ratio: Perplexities on the text, and the model's over the base's.
+        tokens: Tokens scored.
+    """
+
+    kl_mean: float
+    kl_stderr: float
+    kl_p99: float
+    kl_max: float
+    top1: float
+    ppl: float
+    ppl_base: float
+    ppl_ratio: float
+    tokens: int
+
+
+def divergence(
+    model: Scorer, base: Scorer, ids: Ids, protocol: Protocol, tick: Tick = lambda what, done, total: None
+) -> Divergence:
+    """Compare a model with its base on a text.
+
+    Raises:
+        UsageError: They have different vocabularies.
+    """
+    if model.model.spec.vocab_size != base.model.spec.vocab_size:
+        sizes = f"{model.model.spec.vocab_size:,} and {base.model.spec.vocab_size:,}"
+        raise UsageError(
+            f"The models' vocabularies differ: {sizes} tokens.", "Compare a model with what it was made from."
+        )
+    windows = protocol.cut(ids)
+    total = sum(len(window.ids) - window.first_scored for window in windows)
+    columns: list[Float64] = []
+    done = 0
+    for ours, theirs in zip(model.score(windows), base.score(windows), strict=True):
+        for start in range(0, len(ours.targets), _ROWS):
+            rows = slice(start, start + _ROWS)
+            columns.append(_compare(ours.logits[rows], theirs.logits[rows], ours.targets[rows]))
+        done += len(ours.targets)
+        tick("divergence", done, total)
+    return _summary(np.concatenate(columns, axis=1))
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray, targets: np.ndarray) -> Float64:
+    """Of each token: KL, agreement on the likeliest, and both negative log-likelihoods; `[4, tokens]`."""
+    q, p = log_probabilities(ours), log_probabilities(theirs)
+    each = np.arange(len(targets))
+    kl = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0)
+    return np.stack([kl, p.argmax(axis=1) == q.argmax(axis=1), -q[each, targets], -p[each, targets]])
+
+
+def _summary(columns: Float64) -> Divergence:
+    kl, agree, ours, theirs = columns
+    ppl, ppl_base = mean_perplexity(ours)[0], mean_perplexity(theirs)[0]
+    return Divergence(
+        kl_mean=float(kl.mean()),
+        kl_stderr=float(kl.std() / np.sqrt(len(kl))),
+        kl_p99=float(np.percentile(kl, 99)),
+        kl_max=float(kl.max()),
+        top1=float(agree.mean()),
+        ppl=ppl,
+        ppl_base=ppl_base,
+        ppl_ratio=ppl / ppl_base,
+        tokens=len(kl),
+    )

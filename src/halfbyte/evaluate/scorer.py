@@ -1,0 +1,114 @@
+"""Logits of every token of many windows, several windows in a batch where they are short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import UsageError
+from halfbyte.evaluate.windows import Window
+from halfbyte.model import Model, load
+from halfbyte.plan import Batch
+
+BATCH_TOKENS = 256
+_MOST_LOGITS = 1 << 25
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Tokens of a batch that are predicted: their ids `[n]`, and the logits before each `[n, vocab_size]`."""
+
+    targets: NDArray[np.int32]
+    logits: NDArray[np.float32]
+
+
+class Scorer:
+    """A model loaded for windows of at most so many tokens.
+
+    Args:
+        model: A folder or hub id.
+        window: The longest window.
+    """
+
+    def __init__(self, model: str | Path, window: int, *, device: str = "auto", weights: str | None = None) -> None:
+        count = max(1, BATCH_TOKENS // window)
+        self.model: Model = load(
+            model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights, kv_dtype="f32"
+        )
+        vocabulary = self.model.spec.vocab_size
+        self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))
+        if window <= self.batch_tokens // 2:
+            self._together = min(count, self.batch_tokens // window)
+        else:
+            self._together = 1
+
+    def score(self, windows: Sequence[Window]) -> Iterator[Scored]:
+        """What the model says to every scored token, in order. The logits are valid until the next is asked for."""
+        for first in range(0, len(windows), self._together):
+            yield from self._batches(windows[first : first + self._together])
+
+    def _batches(self, windows: Sequence[Window]) -> Iterator[Scored]:
+        """Several short windows at once, or one in pieces."""
+        if len(windows) > 1:
+            yield self._run(windows, 0, max(len(window.ids) for window in windows))
+            return
+        for start in range(0, len(windows[0].ids), self.batch_tokens):
+            yield self._run(windows, start, start + self.batch_tokens)
+
+    def _run(self, windows: Sequence[Window], start: int, stop: int) -> Scored:
+        pieces = [window.ids[start:stop] for window in windows]
+        wanted = [_predicting(window, start, start + len(piece)) for window, piece in zip(windows, pieces, strict=True)]
+        logits = self.model.executor.run(self._batch(windows, pieces, start, wanted))
+        targets = [w.ids[start + 1 :][: len(rows)][rows] for w, rows in zip(windows, wanted, strict=True)]
+        return Scored(np.concatenate(targets), logits)
+
+    def _batch(
+        self, windows: Sequence[Window], pieces: list[NDArray[np.int32]], start: int, wanted: list[NDArray[np.bool_]]
+    ) -> Batch:
+        plan, switch = self.model.plan, self.model.spec.rope_switch
+        lengths = [len(piece) for piece in pieces]
+        long = [int(switch is not None and len(window.ids) > switch) for window in windows]
+        numbers = np.arange(len(pieces), dtype=np.int32)
+        return Batch(
+            token_ids=np.concatenate(pieces).astype(np.int32),
+            positions=np.concatenate([np.arange(start, start + n, dtype=np.int32) for n in lengths]),
+            sequences=np.repeat(numbers, lengths),
+            rope_sets=np.repeat(np.array(long, np.int32), lengths),
+            block_tables={
+                g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1)
+                for g in plan.groups
+            },
+            logit_rows=np.flatnonzero(
+                np.concatenate([_padded(w, n) for w, n in zip(wanted, lengths, strict=True)])
+            ).astype(np.int32),
+        )
+
+
+def _predicting(window: Window, start: int, stop: int) -> NDArray[np.bool_]:
+    """Which tokens from `start` to `stop` (the window's last excepted) have a scored token after them."""
+    positions = np.arange(start, min(stop, len(window.ids) - 1))
+    return positions + 1 >= window.first_scored
+
+
+def _padded(mask: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
+    return np.concatenate([mask, np.zeros(length - len(mask), bool)])
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> Float64:
+    """Natural logarithms of the softmax of each row, in float64.
+
+    Raises:
+        UsageError: The model gave NaN.
+    """
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    if np.isnan(values).any():
+        raise UsageError("The model gives logits that are no numbers.", "Its weights are damaged.")
+    return values

@@ -1,0 +1,92 @@
+"""One table of many models: a column a window length, with bits a weight; as Markdown, CSV, JSON or a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from xml.sax.saxutils import escape
+
+_WIDTH, _HEIGHT, _MARGIN = 720, 420, 56
+_COLOURS = ("#1b1b1b", "#0b6e99", "#c4472c", "#3f7d3a", "#7b4fa3", "#b8860b", "#5a6570")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's perplexities, one a window length."""
+
+    name: str
+    bits_per_weight: float
+    ppl: tuple[float, ...]
+    stderr: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Perplexity of models at several window lengths, all on the same tokens."""
+
+    windows: tuple[int, ...]
+    rows: tuple[Row, ...]
+    text: str
+    tokens: int
+
+    def markdown(self) -> str:
+        """A pipe table, perplexities with three decimals."""
+        head = ["window", "bits a weight", *map(str, self.windows)]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+        lines += [[row.name, f"{row.bits_per_weight:.3f}", *(f"{p:.3f}" for p in row.ppl)] for row in self.rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def csv(self) -> str:
+        """A line a model and window."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["model", "bits_per_weight", "window", "ppl", "stderr"])
+        for row in self.rows:
+            for window, ppl, stderr in zip(self.windows, row.ppl, row.stderr, strict=True):
+                writer.writerow([row.name, row.bits_per_weight, window, ppl, stderr])
+        return out.getvalue()
+
+    def json(self) -> str:
+        """The whole table as an object."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def svg(self) -> str:
+        """A plot: each model's perplexity over that of the first, against the window length."""
+        return _plot(self)
+
+
+def _plot(table: Table) -> str:
+    base = table.rows[0].ppl
+    lines = [[p / b for p, b in zip(row.ppl, base, strict=True)] for row in table.rows]
+    low, high = min(min(line) for line in lines), max(max(line) for line in lines)
+    span = max(high - low, 1e-3)
+    step = (_WIDTH - 2 * _MARGIN) / max(len(table.windows) - 1, 1)
+
+    def x(i: int) -> float:
+        return _MARGIN + i * step
+
+    def y(value: float) -> float:
+        return _HEIGHT - _MARGIN - (value - low) / span * (_HEIGHT - 2 * _MARGIN)
+
+    parts = [_text(_WIDTH / 2, 24, f"Perplexity over that of {table.rows[0].name}, {table.tokens:,} tokens", "middle")]
+    parts += [_text(x(i), _HEIGHT - _MARGIN + 22, str(w), "middle") for i, w in enumerate(table.windows)]
+    for value in (low, low + span / 2, high):
+        parts.append(f'<path d="M{_MARGIN} {y(value):.1f}H{_WIDTH - _MARGIN}" stroke="#ddd"/>')
+        parts.append(_text(_MARGIN - 6, y(value) + 4, f"{value:.3f}", "end"))
+    for i, (row, line) in enumerate(zip(table.rows, lines, strict=True)):
+        colour = _COLOURS[i % len(_COLOURS)]
+        points = " ".join(f"{x(k):.1f},{y(value):.1f}" for k, value in enumerate(line))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(_text(_MARGIN + 10, 48 + 18 * i, f"{row.name}, {row.bits_per_weight:.2f} bits", "start", colour))
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="13">\n'
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>\n{body}\n</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str, colour: str = "#333") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'

@@ -1,0 +1,125 @@
+"""The folder beside the target where unfinished work is kept, so that it can be taken up again.
+
+It holds each finished layer's parts, and the residual streams that the next layer starts from. A layer counts as
+finished when the file that says how many are is replaced, which happens last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.formats import Parts
+
+Array = NDArray[np.float32]
+
+_STATE = "state.json"
+
+
+class WorkFolder:
+    """Finished layers of one task; a folder of another task is emptied.
+
+    Args:
+        path: The folder, made if need be.
+        task: What is being done, as JSON can hold it: method, formats, calibration, source.
+    """
+
+    def __init__(self, path: Path, task: Mapping[str, Any]) -> None:
+        self.path = path
+        self._task = json.loads(json.dumps(task))
+        if self._read().get("task") != self._task:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            self.finish(0)
+
+    @property
+    def finished(self) -> int:
+        """Layers that are done."""
+        return int(self._read()["finished"])
+
+    def finish(self, layers: int) -> None:
+        """Record that this many layers are done."""
+        temporary = self.path / f"{_STATE}.new"
+        temporary.write_text(json.dumps({"task": self._task, "finished": layers}))
+        temporary.replace(self.path / _STATE)
+
+    def save(self, name: str, parts: Parts) -> None:
+        """Keep a tensor's parts."""
+        np.savez(self._file(name), **{f"part{suffix}": part for suffix, part in parts.items()})  # type: ignore[arg-type]
+
+    def parts(self, name: str) -> Parts:
+        """A tensor's parts again."""
+        with np.load(self._file(name), allow_pickle=False) as file:
+            return {key.removeprefix("part"): file[key] for key in file.files}
+
+    def stream(self, name: str, layer: int, shape: tuple[int, ...]) -> Stream:
+        """The residual streams before a layer; those before the layer before it are deleted."""
+        (self.path / f"{name}-{layer - 2}.f32").unlink(missing_ok=True)
+        return Stream(self.path / f"{name}-{layer}.f32", shape)
+
+    def remove(self) -> None:
+        """Delete everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.npz"
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.path / _STATE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+
+class Stream:
+    """Float32 arrays of one shape in a file, one a text: neither memory nor a memory map holds them all."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path, self._shape = path, shape
+        self._count = int(np.prod(shape))
+        path.touch()
+
+    def __getitem__(self, text: int) -> Array:
+        values: Array = np.fromfile(self._path, np.float32, self._count, offset=4 * self._count * text)
+        return values.reshape(self._shape)
+
+    def __setitem__(self, text: int, values: Array) -> None:
+        with self._path.open("r+b") as file:
+            file.seek(4 * self._count * text)
+            values.astype(np.float32, copy=False).tofile(file)
+
+
+class Kept:
+    """Named arrays of each text, in memory or, given a path, on the disk; `fixed` ones are everybody's and not kept."""
+
+    def __init__(self, path: Path | None, fixed: Mapping[str, NDArray[Any]]) -> None:
+        self._path, self._fixed = path, fixed
+        self._values: dict[int, dict[str, NDArray[Any]]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, text: int) -> dict[str, NDArray[Any]]:
+        if self._path is None:
+            return {**self._fixed, **self._values[text]}
+        with np.load(self._file(text), allow_pickle=False) as file:
+            return {**self._fixed, **{name: file[name] for name in file.files}}
+
+    def __setitem__(self, text: int, values: Mapping[str, NDArray[Any]]) -> None:
+        own = {name: array for name, array in values.items() if name not in self._fixed}
+        self._count = max(self._count, text + 1)
+        if self._path is None:
+            self._values[text] = own
+        else:
+            np.savez(self._file(text), **own)  # type: ignore[arg-type]
+
+    def _file(self, text: int) -> Path:
+        return Path(f"{self._path}-{text}.npz")

@@ -1,0 +1,98 @@
+"""Protocols, figures and tables of evaluation, without a trained model."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfbyte.errors import UsageError
+from halfbyte.evaluate.answers import compare, read_questions
+from halfbyte.evaluate.divergence import _compare, _summary
+from halfbyte.evaluate.perplexity import mean_perplexity
+from halfbyte.evaluate.scorer import log_probabilities
+from halfbyte.evaluate.table import Row, Table
+from halfbyte.evaluate.windows import Protocol, protocol
+
+IDS = np.arange(100, 1100, dtype=np.int32)
+
+
+def scored(cut: Protocol) -> list[list[int]]:
+    return [window.ids[window.first_scored :].tolist() for window in cut.cut(IDS)]
+
+
+def test_windows_score_all_but_each_first_token() -> None:
+    found = scored(Protocol("windows", 300))
+    assert [len(part) for part in found] == [299, 299, 299, 99]
+    assert found[1][0] == 401
+    assert [len(part) for part in scored(Protocol("gptq", 300))] == [299, 299, 299]
+
+
+def test_llama_cpp_scores_the_second_half_after_bos() -> None:
+    windows = Protocol("llama.cpp", 512, bos=1).cut(IDS)
+    assert len(windows) == 1
+    assert windows[0].ids[0] == 1
+    assert windows[0].ids[1] == 101
+    assert len(windows[0].ids) - windows[0].first_scored == 255
+    assert IDS[0] == 100
+
+
+def test_sliding_scores_each_token_once() -> None:
+    found = scored(Protocol("sliding", 256, 64))
+    assert [token for part in found for token in part] == list(range(101, 1100))
+    assert [len(part) for part in found[:3]] == [255, 64, 64]
+
+
+def test_protocols_bring_their_lengths() -> None:
+    assert protocol("llama.cpp").window == 512
+    assert (protocol("sliding").window, protocol("sliding").stride) == (2048, 512)
+    with pytest.raises(UsageError, match="too few"):
+        protocol("gptq").cut(IDS)
+    with pytest.raises(UsageError, match="Windows of 1"):
+        Protocol("windows", 1).cut(IDS)
+
+
+def test_perplexity_of_known_losses() -> None:
+    ppl, stderr = mean_perplexity(np.log(np.array([2.0, 8.0, 2.0, 8.0])))
+    assert ppl == pytest.approx(4.0)
+    assert stderr == pytest.approx(4.0 * np.std(np.log([2, 8, 2, 8]), ddof=1) / 2)
+
+
+def test_divergence_of_known_distributions() -> None:
+    p, q = np.array([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2]]), np.array([[0.25, 0.5, 0.25], [0.2, 0.6, 0.2]])
+    columns = _compare(np.log(q).astype(np.float32), np.log(p).astype(np.float32), np.array([0, 1]))
+    found = _summary(columns)
+    assert found.kl_max == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2), rel=1e-5)
+    assert found.kl_mean == pytest.approx(found.kl_max / 2, rel=1e-5)
+    assert found.top1 == 0.5
+    assert found.ppl_ratio == pytest.approx(np.sqrt(2), rel=1e-5)
+    assert found.tokens == 2
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    rows = log_probabilities(np.array([[1e4, 0.0, -1e4]], np.float32))
+    assert rows[0].tolist() == [0.0, -1e4, -2e4]
+    with pytest.raises(UsageError, match="no numbers"):
+        log_probabilities(np.array([[np.nan, 0.0]], np.float32))
+
+
+def test_questions_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "a?", "answer": "b"}\n\n{"question": "c?"}\n')
+    with pytest.raises(UsageError, match="line 2"):
+        read_questions(file)
+    file.write_text('{"question": "a?", "answer": "b"}\n')
+    assert read_questions(file)[0].answer == "b"
+    assert compare([True, True, False], [True, False, True]).kept == 1
+
+
+def test_a_table_in_every_form() -> None:
+    table = Table((16, 2048), (Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2)), Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2))), "x", 99)
+    assert "| a<b | 4.500 | 74.000 | 33.000 |" in table.markdown()
+    assert "a<b,4.5,2048,33.0,0.2" in table.csv()
+    assert json.loads(table.json())["rows"][0]["ppl"] == [72.5, 32.25]
+    plot = ElementTree.fromstring(table.svg())
+    assert len(plot.findall("{http://www.w3.org/2000/svg}polyline")) == 2

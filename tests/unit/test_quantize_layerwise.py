@@ -1,0 +1,122 @@
+"""Calibrated quantizing of whole tiny models: every family, resuming, AWQ's equivalence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from halfbyte.checkpoint import open_checkpoint
+from halfbyte.formats import get_format
+from halfbyte.models import build_spec
+from halfbyte.quantize import awq
+from halfbyte.quantize.forward import Forward
+from halfbyte.quantize.layerwise import Layerwise, Task
+from halfbyte.quantize.work import WorkFolder
+from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
+
+LENGTH, TEXTS = 32, 6
+IDS = np.random.default_rng(3).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
+
+
+def folder(model: Tiny, path: Path) -> Path:
+    path.mkdir()
+    save_file({name: np.ascontiguousarray(values) for name, values in model.tensors.items()}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(model.config, default=str))
+    return path
+
+
+def task(spec: Any, method: Any, scaled: bool = False) -> Task:
+    formats = {name: get_format("q4g32z") for name, shape in spec.shapes.items() if len(shape) == 2}
+    for layer in spec.layers:
+        formats |= dict.fromkeys((layer.input_norm, layer.mlp_norm), get_format("f32"))
+    return Task(method, formats, IDS, scaled)
+
+
+def logits(forward: Forward, spec: Any, weights: dict[str, np.ndarray]) -> np.ndarray:
+    stream = forward.start(IDS[0], weights[spec.embed])
+    for steps in (*forward.layers, forward.head):
+        stream = forward.advance(steps, forward.enter(steps, stream), weights.__getitem__)
+    return stream
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_walk_computes_what_transformers_does(family: str) -> None:
+    model = tiny(family)
+    ours = logits(Forward(model.spec, model.format, LENGTH), model.spec, model.tensors)
+    np.testing.assert_allclose(ours, model.logits(IDS[0].tolist()), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_awq_scales_change_nothing_before_rounding(family: str) -> None:
+    model = tiny(family)
+    spec, random = model.spec, np.random.default_rng(1)
+    forms = {name: get_format("q4g32z") for name, shape in spec.shapes.items() if len(shape) == 2}
+    weights = dict(model.tensors)
+    for layer in spec.layers:
+        inputs = {}
+        for name in (*layer.qkv, layer.o, *layer.gate_up, layer.down):
+            x = random.standard_normal((64, spec.shapes[name][1])).astype(np.float32)
+            x *= np.exp(random.standard_normal(x.shape[1])).astype(np.float32)
+            inputs[name] = awq.Inputs(x.T @ x, np.abs(x).mean(axis=0))
+        awq.scale_layer(spec, layer, weights, inputs, forms)  # type: ignore[arg-type]
+    forward = Forward(spec, model.format, LENGTH)
+    changed = [name for name, values in weights.items() if not np.array_equal(values, model.tensors[name])]
+    assert any(name.endswith("down_proj.weight") for name in changed)
+    np.testing.assert_allclose(logits(forward, spec, weights), logits(forward, spec, model.tensors), rtol=1e-3, atol=1e-3)
+
+
+def test_gemma_keeps_its_input_norms(tmp_path: Path) -> None:
+    assert all("norm_qkv" not in layer.scale_pairs for layer in tiny("gemma-3-1b").spec.layers)
+    assert all("norm_qkv" in layer.scale_pairs for layer in tiny("phi-4-mini").spec.layers)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gets_closer_than_by_rounding(family: str, method: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    checkpoint = open_checkpoint(folder(model, tmp_path / "model"))
+    spec = build_spec(checkpoint.config, {}, checkpoint.shapes)
+    work = WorkFolder(tmp_path / "work", {})
+    job = task(spec, method)
+    Layerwise(checkpoint, spec, job, work, lambda what, done, total: None).run()
+    weights, rounded = dict(model.tensors), dict(model.tensors)
+    for name, form in job.formats.items():
+        if method == "gptq" and form.name == "f32":
+            continue
+        weights[name] = form.decode(work.parts(name), spec.shapes[name])
+        rounded[name] = form.decode(form.encode(model.tensors[name]), spec.shapes[name])
+    forward = Forward(spec, checkpoint.format, LENGTH)
+    original = logits(forward, spec, model.tensors)
+    errors = [float(np.square(logits(forward, spec, w) - original).mean()) for w in (weights, rounded)]
+    assert errors[0] < (0.9 if method == "gptq" else 1.1) * errors[1]
+
+
+def test_interrupted_work_goes_on_and_gives_the_same(tmp_path: Path) -> None:
+    model = tiny("llama-3.2-1b")
+    checkpoint = open_checkpoint(folder(model, tmp_path / "model"))
+    spec = build_spec(checkpoint.config, {}, checkpoint.shapes)
+    seen: list[str] = []
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        seen.append(what)
+        if done == 1:
+            raise KeyboardInterrupt
+
+    whole, broken = WorkFolder(tmp_path / "whole", {}), WorkFolder(tmp_path / "broken", {"task": 1})
+    Layerwise(checkpoint, spec, task(spec, "gptq"), whole, lambda what, done, total: None).run()
+    with pytest.raises(KeyboardInterrupt):
+        Layerwise(checkpoint, spec, task(spec, "gptq"), broken, interrupt).run()
+    again = WorkFolder(tmp_path / "broken", {"task": 1})
+    assert again.finished == 2
+    Layerwise(checkpoint, spec, task(spec, "gptq"), again, lambda what, done, total: seen.append(what)).run()
+    assert seen.count("layer 1 of 2") == 1
+    for name, shape in spec.shapes.items():
+        if len(shape) == 2:
+            for suffix, part in whole.parts(name).items():
+                np.testing.assert_array_equal(part, again.parts(name)[suffix])
+    assert WorkFolder(tmp_path / "broken", {"task": 2}).finished == 0

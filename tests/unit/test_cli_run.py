@@ -41,9 +41,9 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     model = use_fake(monkeypatch, ["x"])
     arguments = (
         "run x -m org/name --revision v1 --offline --device reference --weights q4g64 --kv-cache f32 --context 512 "
-        "--activations f32 --threads 3 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 --top-p 0.9 "
-        "--min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 --logit-bias 5=-1.5 "
-        "--logit-bias 6=2 --seed 11 --json --logprobs 2"
+        "--activations f32 --threads 3 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 "
+        "--top-p 0.9 --min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 "
+        "--frequency-penalty 0.3 --logit-bias 5=-1.5 --logit-bias 6=2 --seed 11 --json --logprobs 2"
     )
     assert halfbyte(*arguments.split()).exit_code == 0
     loading = {"revision": "v1", "offline": True, "context": 512, "weights": "q4g64", "kv_dtype": "f32"}

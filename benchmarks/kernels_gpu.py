@@ -1,7 +1,8 @@
 """GPU kernels in the shapes of real models: time, bytes and share of the measured bandwidth of every kind of dispatch.
 
     python benchmarks/kernels_gpu.py model phi-4-mini llama-3.2-1b     whole models, synthetic weights
-    python benchmarks/kernels_gpu.py tune phi-4-mini                   matrix × vector sizes, a few layers
+    python benchmarks/kernels_gpu.py tune phi-4-mini --layers 8        sizes of the matrix × vector products
+    python benchmarks/kernels_gpu.py tune-attention phi-4-mini --layers 4 --context 8192
 
 A kind is all dispatches of one label in a model's program, run back to back over their own weights, so that caches
 see what they see in use. Every model's numbers come after a check: its programs for one and for many tokens agree.
@@ -217,13 +218,47 @@ def tune(device: Device, name: str, args: argparse.Namespace) -> None:
     table.gemv = plain
 
 
+def tune_attention(device: Device, name: str, args: argparse.Namespace) -> None:
+    """Times sizes of the attention of one token at several lengths of the context."""
+    plain = table.attend
+    clock = Clock(device)
+    run = executor(device, name, args)
+    lengths = [n for n in (512, 2048, 8192) if n <= run.plan.context]
+    tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in run.plan.groups}
+    run.load(Batch(*(np.full(1, v, np.int32) for v in (1, run.plan.context - 1, 0, 0)), tables, np.zeros(1, np.int32)))
+    built = []
+    for wg, keys, split, most, slice_ in itertools.product((128, 256), (1, 2, 4), (32, 64, 128), (16, 32, 64), (1, 2, 3, 4)):
+
+        def tried(choice: Any, *, wg=wg, keys=keys, split=split, most=most, slice_=slice_, **shape: int) -> dict[str, Any]:
+            sizes = plain(choice, **shape)
+            group = sizes["SLICE"] * sizes["SLICES"]
+            slices = {"SLICE": slice_, "SLICES": group // slice_} if group % slice_ == 0 else {}
+            return {**sizes, **slices, "WG": wg, "KEYS": keys, "SPLIT_KEYS": split, "MAX_SPLITS": most}
+
+        table.attend = tried
+        built.append((run.lower_single()[0], f"WG={wg} KEYS={keys} SPLIT_KEYS={split} MAX_SPLITS={most} SLICE={slice_}"))
+    table.attend = plain
+    built.insert(0, (run.lower_single()[0], "now"))
+    for length in lengths:
+        run.load(Batch(*(np.full(1, v, np.int32) for v in (1, length - 1, 0, 0)), tables, np.zeros(1, np.int32)))
+        busy(run, 0.4)
+        timed = []
+        for program, sizes in built:
+            commands = [c for _, c in kinds(program, Extent(1, 1, length))["attend"]]
+            many = commands * max(1, 96 // len(commands))
+            timed.append((clock.median(many, repeats=5) / len(many), sizes))
+        print(f"attention over {length} keys: now {timed[0][0] * 1e6:.2f} µs")
+        for seconds, sizes in sorted(timed)[:8]:
+            print(f"   {seconds * 1e6:.2f} µs {sizes}", flush=True)
+
+
 def _brief(sizes: dict[str, Any]) -> str:
     return " ".join(f"{name}={sizes[name]}" for name in ("WG", "TEAM", "ROWS", "UNROLL"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("model", "tune"))
+    parser.add_argument("what", choices=("model", "tune", "tune-attention"))
     parser.add_argument("models", nargs="+")
     parser.add_argument("--software", action="store_true", help="take a software GPU")
     parser.add_argument("--layers", type=int)
@@ -233,13 +268,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a prefill chunk")
     parser.add_argument("--off", nargs="*", default=[], help="kernel variants not to use")
     parser.add_argument("--tables", action="store_true", help="a table of every kind of dispatch")
-    parser.add_argument("--prefetch", type=int, default=table.PREFETCH_NBYTES, help="bytes of weights read during attention")
     args = parser.parse_args()
-    table.PREFETCH_NBYTES = args.prefetch
     device = open_device(software=args.software)
     print(device.name, device.adapter.driver, device.capabilities, file=sys.stderr)
     for name in args.models:
-        (model if args.what == "model" else tune)(device, name, args)
+        {"model": model, "tune": tune, "tune-attention": tune_attention}[args.what](device, name, args)
 
 
 if __name__ == "__main__":

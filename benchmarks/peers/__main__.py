@@ -130,16 +130,27 @@ def _run(
                 about[name] = {"versions": remotes[name].versions, "settings": remotes[name].settings}
             except PeerError as error:
                 failed[name] = str(error)
-        if HALFBYTE not in remotes:
-            sys.exit(f"Halfbyte does not run: {failed[HALFBYTE]}")
         agreed: dict[str, Agreement] = {}
-        for name, found in measure.agreements(remotes, model.spec.vocab_size).items():
+        for name, found in _agreements(model, remotes, failed).items():
             if isinstance(found, Agreement):
                 agreed[name] = found
             else:
                 failed[name] = str(found)
         timed = {name: remotes[name] for name in agreed}
         return [row for task in tasks for row in _rows(model, timed, task, threads, repeat, agreed, failed)]
+
+
+def _agreements(
+    model: SyntheticModel, remotes: dict[str, Remote], failed: dict[str, str]
+) -> dict[str, Agreement | PeerError]:
+    """Who computes what Halfbyte does; without Halfbyte there is nothing to compare."""
+    try:
+        if HALFBYTE in remotes:
+            return measure.agreements(remotes, model.spec.vocab_size)
+        why = failed[HALFBYTE]
+    except PeerError as error:
+        why = str(error)
+    sys.exit(f"Halfbyte does not run: {why}")
 
 
 def _rows(

@@ -19,13 +19,12 @@ class Engine:
         self._device = {"INFERENCE_NUM_THREADS": threads}
         scheduler = api.SchedulerConfig()
         scheduler.enable_prefix_caching = True
-        scheduler.cache_size = 1
         scheduler.max_num_batched_tokens = context
         self._pipeline = api.LLMPipeline(
             path, "CPU", scheduler_config=scheduler, KV_CACHE_PRECISION="f16", **self._device
         )
         self.versions = {"openvino-genai": version("openvino-genai"), "openvino": openvino.get_version()}
-        self.settings = {"cache": "f16", "prefix_caching": "on", "cache_size": "1 GB"}
+        self.settings = {"cache": "f16", "prefix_caching": "on"}
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         compiled = openvino.Core().compile_model(f"{self._path}/openvino_model.xml", "CPU", self._device)

@@ -90,7 +90,6 @@ class Lowering:
         self._free: dict[int, list[Buffer]] = {}
         self._folded: set[str] = set()
         self._arrived: Buffer | None = None
-        self._sink = Buffer(self.target.device.buffer(16, "sink"))
         self.head_at = 0
 
     def lower(self, steps: Sequence[ops.Op], *, keep: str = "") -> list[Dispatch]:
@@ -389,30 +388,14 @@ class Lowering:
         into = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
         x, window = step.kv_heads * sizes["SLICES"], step.window
         arrived = self._counters(self.capacity * x) if finish else None
-        ahead = self._weights_ahead() if constants["FUSED"] else []
-        constants["AHEAD"] = [(i, buffer.handle.size // 16) for i, buffer in enumerate(ahead)]
-        readers = _ceil(sum(_ceil(count, 4096) for _, count in constants["AHEAD"]), x)
-        every = {**buffers, **into, "arrived": arrived, "sink": self._sink}
-        every |= {f"ahead{i}": buffer for i, buffer in enumerate(ahead)}
-        self.add("attend", constants, every, lambda e: (x, _splits(e, window, sizes) + readers, e.tokens), "attend")
+        every = {**buffers, **into, "arrived": arrived}
+        self.add("attend", constants, every, lambda e: (x, _splits(e, window, sizes), e.tokens), "attend")
         if not finish:
             groups = _ceil(value.stride // 4, 64)
             merging = {"partial": partial, "weight": weight, **into}
             self.add("merge", {**constants, "WG": 64}, merging, lambda e: (groups, e.tokens, 1), "merge")
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
-
-    def _weights_ahead(self) -> list[Buffer]:
-        """The codes of the matrices that come after attention, as far as they fit the device's cache."""
-        room, found = table.PREFETCH_NBYTES, []
-        for step in self._steps[self._index + 1 : self._index + 6]:
-            if not isinstance(step, ops.Linear | ops.GatedLinear) or room <= 0:
-                continue
-            codes = self.target.weights.matrix(step.weights).pieces[0].buffers.get("w_q")
-            room -= codes.handle.size if codes else 0
-            if codes and room >= 0:
-                found.append(codes)
-        return found
 
     def _finishes(self, head_dim: int, slice_: int) -> bool:
         """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""

@@ -3,8 +3,7 @@
 // With FUSED the queries and the newest key are normed and rotated here, and the newest key and value are written.
 // Writes `partial` [tokens, heads, MAX_SPLITS, HDP] and `weight` [tokens, heads, MAX_SPLITS] (maximum, sum). With
 // FINISH the last workgroup to get there, known by a counter, merges the splits of its heads into the result.
-// AHEAD: further workgroups read the weights that are needed next, so that they come from the cache then.
-// Grid: (KV_HEADS · slices, splits and AHEAD's, tokens).
+// Grid: (KV_HEADS · slices, splits, tokens).
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS=["read","read_write"][FUSED]
 #if FUSED
@@ -23,12 +22,6 @@ var<workgroup> head_values: array<f32, ${WG * 8}>;
 #include merged
 var<workgroup> order: u32;
 #endif
-#for i, count in AHEAD
-@bind var<storage, read> ahead${i}: array<vec4<u32>>;
-#endfor
-#if AHEAD
-@bind var<storage, read_write> sink: array<u32>;
-#endif
 var<workgroup> group_max: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 var<workgroup> group_total: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 
@@ -37,6 +30,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let t = wg.z;
     let kv_head = wg.x / ${SLICES}u;
     let first_head = wg.x * ${SLICE}u;
+    let lane = lid % ${TL}u;
+    let team = lid / ${TL}u;
+#if FUSED
+    // All loads that need nothing else come first: those of the cache wait for the position and the block table.
+    let head = select(${HEADS}u + kv_head, first_head + team, team < ${SLICE}u);
+    let raw = raw8(t, head, lane);
+    let newest_v = raw8(t, ${HEADS + KV_HEADS}u + kv_head, lane);
+    let turn = angles8(t, lane);
+#endif
     let position = u32(state[${POSITIONS}u + t]);
     let sequence = u32(state[${SEQ}u + t]);
 #if WINDOW
@@ -48,29 +50,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let splits = split_count(keys);
     let each = (keys + splits - 1u) / splits;
     if (wg.y >= splits) {
-#if AHEAD
-        var reader = (wg.y - splits) * ${KV_HEADS * SLICES}u + wg.x;
-        var read = vec4<u32>(0u);
-#for i, count in AHEAD
-        if (reader < ${(count + 4095) // 4096}u) {
-#for j in range(16)
-            read ^= ahead${i}[min(reader * 4096u + ${256 * j}u + lid, ${count - 1}u)];
-#endfor
-            reader = 0xFFFFFFFFu;
-        } else if (reader != 0xFFFFFFFFu) {
-            reader -= ${(count + 4095) // 4096}u;
-        }
-#endfor
-        if (all(read == vec4<u32>(0x9E3779B9u))) {
-            sink[0] = 1u;
-        }
-#endif
         return;
     }
     let start = oldest + wg.y * each;
     let end = min(start + each, position + 1u);
-    let lane = lid % ${TL}u;
-    let team = lid / ${TL}u;
     let inside = lane < ${HDP // 8}u;
     let column = min(lane, ${HDP // 8 - 1}u);
 #for u in range(KEYS)
@@ -79,14 +62,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var next_v${u} = v_cache[at${u}];
 #endfor
 #if FUSED
-    let head = select(${HEADS}u + kv_head, first_head + team, team < ${SLICE}u);
-    let turned = rotated8(lid, t, head);
+    let turned = rotated8(lid, head, raw, turn);
     if (team <= ${SLICE}u && inside) {
         for (var i = 0u; i < 8u; i++) {
             fresh[team * ${HDP}u + lane * 8u + i] = select(turned.b[i & 3u], turned.a[i & 3u], i < 4u);
         }
     }
-    let newest_v = raw8(t, ${HEADS + KV_HEADS}u + kv_head, lane);
     if (team == ${SLICE}u && inside && wg.x % ${SLICES}u == 0u && end == position + 1u) {
         let at = cache_row(sequence, kv_head, position) + lane;
         k_cache[at] = packed(turned.a, turned.b);

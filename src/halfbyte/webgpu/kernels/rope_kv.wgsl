@@ -11,7 +11,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let t = wg.y;
     let lane = lid % ${TL}u;
     let head = wg.x * ${WG // TL}u + lid / ${TL}u;
-    let turned = rotated8(lid, t, min(head, ${HEADS + KV_HEADS - 1}u));
+    let turning = min(head, ${HEADS + KV_HEADS - 1}u);
+    let turned = rotated8(lid, turning, raw8(t, turning, lane), angles8(t, lane));
     if (head >= ${HEADS + 2 * KV_HEADS}u || lane >= ${HDP // 8}u) {
         return;
     }

@@ -9,49 +9,59 @@
 #include team NAME="head" TEAM=TL
 var<workgroup> head_values: array<f32, ${WG * 8}>;
 
+// Eight values of a head as the projection gave them.
 fn raw8(t: u32, head: u32, lane: u32) -> Values {
-    var v: array<f32, 8>;
-    for (var i = 0u; i < 8u; i++) {
-        let d = lane * 8u + i;
-        v[i] = select(0.0, qkv[t * ${ROW}u + min(head * ${HD}u + d, ${ROW - 1}u)], d < ${HD}u);
-    }
-    return Values(vec4<f32>(v[0], v[1], v[2], v[3]), vec4<f32>(v[4], v[5], v[6], v[7]));
+    var v: Values;
+#for i in range(8)
+    v.${"ab"[i // 4]}[${i % 4}] = select(
+        0.0, qkv[t * ${ROW}u + min(head * ${HD}u + lane * 8u + ${i}u, ${ROW - 1}u)], lane * 8u + ${i}u < ${HD}u);
+#endfor
+    return v;
 }
 
-fn rotated1(t: u32, base: u32, d: u32) -> f32 {
-    let v = head_values[base + d];
-    if (d >= ${2 * HALF}u) {
-        return v;
+struct Angles { cos: Values, sin: Values }
+
+// (cos, sin) for the lane's eight dimensions; the sines of the first half are negative.
+fn angles8(t: u32, lane: u32) -> Angles {
+    var turn: Angles;
+#for i in range(8)
+    {
+        let d = lane * 8u + ${i}u;
+        let first = d < ${HALF}u;
+        let at = t * ${2 * HALF}u + min(select(d - ${HALF}u, d, first), ${HALF - 1}u);
+        turn.cos.${"ab"[i // 4]}[${i % 4}] = select(1.0, table[at], d < ${2 * HALF}u);
+        turn.sin.${"ab"[i // 4]}[${i % 4}] = select(0.0, select(1.0, -1.0, first) * table[at + ${HALF}u], d < ${2 * HALF}u);
     }
-    let first = d < ${HALF}u;
-    let i = select(d - ${HALF}u, d, first);
-    let other = head_values[base + select(i, d + ${HALF}u, first)];
-    let c = table[t * ${2 * HALF}u + i];
-    let s = table[t * ${2 * HALF}u + ${HALF}u + i];
-    return v * c + select(other, -other, first) * s;
+#endfor
+    return turn;
 }
 
-// The lane's eight values of a query (head < HEADS) or key; in uniform control flow.
-fn rotated8(lid: u32, t: u32, head: u32) -> Values {
+// The lane's eight values of a query (head < HEADS) or key, normed and rotated; in uniform control flow.
+fn rotated8(lid: u32, head: u32, raw: Values, turn: Angles) -> Values {
     let lane = lid % ${TL}u;
-    var v = raw8(t, head, lane);
+    var v = raw;
 #if QK_NORM
     let factor = inverseSqrt(head_sum(lid, dot(v.a, v.a) + dot(v.b, v.b)) / ${float(HD)} + ${EPS});
+#for i in range(8)
+    {
+        let at = min(lane * 8u + ${i}u, ${HD - 1}u);
+        v.${"ab"[i // 4]}[${i % 4}] *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
+    }
+#endfor
 #endif
     workgroupBarrier();
-    for (var i = 0u; i < 8u; i++) {
-        let d = lane * 8u + i;
-        var value = select(v.b[i & 3u], v.a[i & 3u], i < 4u);
-#if QK_NORM
-        let at = min(d, ${HD - 1}u);
-        value *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
-#endif
-        head_values[lid * 8u + i] = value;
-    }
+#for i in range(8)
+    head_values[lid * 8u + ${i}u] = v.${"ab"[i // 4]}[${i % 4}];
+#endfor
     workgroupBarrier();
     let base = (lid - lane) * 8u;
-    let d = lane * 8u;
-    return Values(
-        vec4<f32>(rotated1(t, base, d), rotated1(t, base, d + 1u), rotated1(t, base, d + 2u), rotated1(t, base, d + 3u)),
-        vec4<f32>(rotated1(t, base, d + 4u), rotated1(t, base, d + 5u), rotated1(t, base, d + 6u), rotated1(t, base, d + 7u)));
+    var other: Values;
+#for i in range(8)
+    {
+        let d = lane * 8u + ${i}u;
+        let partner = select(d - ${HALF}u, d + ${HALF}u, d < ${HALF}u);
+        other.${"ab"[i // 4]}[${i % 4}] = head_values[base + select(d, partner, d < ${2 * HALF}u)];
+    }
+#endfor
+    return Values(v.a * turn.cos.a + other.a * turn.sin.a, v.b * turn.cos.b + other.b * turn.sin.b);
 }

@@ -16,7 +16,6 @@ WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
 """Attention over many keys is split among twice as many workgroups."""
-PREFETCH_NBYTES = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
-from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.folder import is_gguf, open_checkpoint
+from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.errors import UsageError
 from halfbyte.formats import WeightSource
@@ -150,15 +151,16 @@ class Model:
 
     Attributes:
         name: How it was asked for.
-        path: Its folder.
+        path: Its folder or GGUF file.
         device: Where it runs; `why_device` says why there.
         nbytes: Bytes of its weights as stored on the device.
         load_s: Seconds that loading took.
+        notes: What a user should know about how its weights are held.
     """
 
     def __init__(
         self, *, name: str, path: Path, spec: ModelSpec, plan: Plan, executor: Executor, tokenizer: Tokenizer,
-        device: str, why_device: str, load_s: float,
+        device: str, why_device: str, load_s: float, notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = path
@@ -168,6 +170,7 @@ class Model:
         self.device = device
         self.why_device = why_device
         self.load_s = load_s
+        self.notes = notes
         self.executor = executor
         self.engine = Engine(executor, rope_switch=spec.rope_switch)
 
@@ -278,7 +281,7 @@ def load(
     """Load a model.
 
     Args:
-        model: A folder, a hub id (`org/name`), or None for the pocket model that comes with the package.
+        model: A folder, a GGUF file, a hub id (`org/name`), or None for the pocket model that comes with the package.
         device: `auto`, `cpu`, or `reference` (NumPy: slow, for checking).
         revision: Branch, tag or commit of a hub id.
         offline: Use only what was downloaded before.
@@ -304,15 +307,15 @@ def load(
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
-    tokenizer = Tokenizer.from_folder(path)
-    source: Checkpoint | Packed = Packed(checkpoint, weights) if weights else checkpoint
+    tokenizer = Tokenizer(checkpoint.tokenizer_files())
+    source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
     plan = _plan(spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
     executor = make_executor("cpu" if device == "auto" else device, plan, source, threads, activations)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
         device="cpu" if device == "auto" else device,
         why_device="the CPU runs every model" if device == "auto" else "it was asked for",
-        load_s=time.perf_counter() - started,
+        load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
     )  # fmt: skip
 
 
@@ -321,7 +324,7 @@ def _locate(model: str | Path | None, revision: str | None, offline: bool) -> Pa
         if revision:
             raise UsageError("a revision needs a model.", "Name one with its hub id.")
         return POCKET
-    if Path(model).is_dir():
+    if Path(model).is_dir() or is_gguf(Path(model)):
         return Path(model)
     from halfbyte.checkpoint import hub
 

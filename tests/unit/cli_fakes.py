@@ -64,6 +64,7 @@ class FakeModel:
     device: str = "cpu"
     why_device: str = "it was asked for"
     nbytes: int = 17_400_000
+    notes: tuple[str, ...] = ()
 
     def stream(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> FakeStream:
         self.asked.append((prompt if isinstance(prompt, str) else [dict(message) for message in prompt], options))

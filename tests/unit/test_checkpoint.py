@@ -185,8 +185,8 @@ def test_several_files_need_an_index(folder: Path) -> None:
 
 
 def test_another_quantization_is_named(folder: Path) -> None:
-    make(folder, config=CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4}})
-    with pytest.raises(UnsupportedModelError, match="quantized with 'awq'"):
+    make(folder, config=CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 4}})
+    with pytest.raises(UnsupportedModelError, match="quantized with 'exl3'"):
         open_checkpoint(folder)
 
 
@@ -300,7 +300,7 @@ def write(source: Path, target: Path, **options: Any) -> Checkpoint:
         return packed.weight(name).parts
 
     options.setdefault("parts", parts)
-    write_folder(target, outgoing, settings=source, source="test", **options)
+    write_folder(target, outgoing, settings=open_checkpoint(source).settings(), origin=source, source="test", **options)
     return open_checkpoint(target)
 
 

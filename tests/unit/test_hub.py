@@ -191,7 +191,7 @@ def partial_files(cache: Path) -> list[Path]:
 
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     assert hub.resolve(str(tmp_path)) == tmp_path
-    with pytest.raises(UsageError, match="is a folder and has no revision 'v1'"):
+    with pytest.raises(UsageError, match="is on this machine and has no revision 'v1'"):
         hub.resolve(str(tmp_path), revision="v1")
 
 
@@ -207,9 +207,15 @@ def test_what_looks_like_a_path_is_never_looked_up(
 
 
 def test_a_file_is_not_a_model(server: Hub, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match="is a file, not a model folder"):
-        hub.resolve(str(tmp_path / "model.gguf"))
+        hub.resolve(str(tmp_path / "model.bin"))
+
+
+def test_a_gguf_file_is_used_as_it_is(server: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"")
+    assert hub.resolve(str(path)) == path
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Model folders with a tokenizer.json made in the tests: from real GGUF vocabularies, and small ones of each kind."""
+"""Model folders with a tokenizer.json made in the tests: a small one of each kind."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from gguf import GGUFReader
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
 SPM_DECODER = {
     "type": "Sequence",
@@ -28,21 +24,6 @@ SPM_NORMALIZER = {
     ],
 }
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-
-def gguf_definition(path: Path) -> dict[str, Any]:
-    """The tokenizer.json that says what a GGUF file's vocabulary says. No BOS is added, as in the `.out` files."""
-    reader = GGUFReader(path)
-    fields = {name: reader.fields[name].contents() for name in reader.fields if name.startswith("tokenizer.ggml")}
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    if fields["tokenizer.ggml.model"] == "gpt2":
-        merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-        return byte_level_definition(tokens, merges, control)
-    user_defined = [token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
-    normal = [token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL]
-    scores = dict(zip(tokens, fields["tokenizer.ggml.scores"], strict=True))
-    return spm_definition(tokens, spm_merges(normal, tokens, scores), control, user_defined)
 
 
 def spm_merges(pieces: Iterable[str], tokens: Sequence[str], scores: dict[str, float]) -> list[tuple[str, str]]:

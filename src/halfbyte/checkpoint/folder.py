@@ -2,7 +2,8 @@
 
 A folder holds `config.json` and either `model.safetensors`, or shards with `model.safetensors.index.json`,
 or one other *.safetensors file. With `halfbyte.json` its tensors may be packed: the tensor `x.weight` is
-then stored as `x.weight.q`, `x.weight.scale` and so on, as its format's layout says.
+then stored as `x.weight.q`, `x.weight.scale` and so on, as its format's layout says. GGUF files and what other
+tools quantized are checkpoints too: gguf_model.py, foreign.py.
 """
 
 from __future__ import annotations
@@ -22,17 +23,31 @@ from halfbyte.checkpoint.safetensors import SafetensorsFile
 from halfbyte.errors import InvalidModelError, ModelNotFoundError, UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.spec import ModelSpec
+from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+SETTINGS = (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a model folder, besides weights, that Halfbyte reads."""
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(tensor name, bytes done, bytes in all)."""
 
+_NAME_ONE = "Name a folder with config.json and *.safetensors, or a GGUF file."
 _DENSE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _HASH_CHUNK = 1 << 24
 
 
@@ -65,6 +80,11 @@ class Checkpoint:
         self.path, self.config, self.generation_config, self.manifest = path, config, generation_config, manifest
         self._files = files
         self._tensors = _plain(files) if manifest is None else _recorded(path, manifest, files)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how it is read."""
+        return ()
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -101,6 +121,14 @@ class Checkpoint:
         """Give back the memory of a tensor's pages; they are read again when touched."""
         for suffix in self._stored(name).suffixes:
             self._files[name + suffix].release(name + suffix)
+
+    def tokenizer_files(self) -> TokenizerFiles:
+        """What lies in the folder for `text.Tokenizer`. Raises as `read_tokenizer_files` does."""
+        return read_tokenizer_files(self.path)
+
+    def settings(self) -> dict[str, bytes]:
+        """Contents of the folder's configuration and tokenizer files, by name."""
+        return {name: (self.path / name).read_bytes() for name in SETTINGS if (self.path / name).is_file()}
 
     def check(self, spec: ModelSpec) -> None:
         """Compare names, shapes and formats with what the model needs.
@@ -155,25 +183,50 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a model folder and check all its files' headers; no weights are read yet.
+    """Open a model folder or a GGUF file and check all headers; no weights are read yet.
+
+    A folder without *.safetensors may hold one GGUF model, in one file or split.
 
     Raises:
-        ModelNotFoundError: There is no such folder, or it holds no model.
+        ModelNotFoundError: There is no such folder or file, or it holds no model.
         InvalidModelError: A file is damaged or contradicts another.
         UnsupportedModelError: Weights only as pickles, or quantized in a way Halfbyte cannot read.
     """
+    gguf = path if is_gguf(path) else _only_gguf(path)
+    if gguf is not None:
+        from halfbyte.checkpoint.gguf_model import open_gguf
+
+        return open_gguf(gguf)
     if not path.is_dir():
         what = "is a file, not a model folder" if path.exists() else "does not exist"
-        raise ModelNotFoundError(f"{path} {what}.", "Name a folder with config.json and *.safetensors.")
+        raise ModelNotFoundError(f"{path} {what}.", _NAME_ONE)
     if not (path / CONFIG_NAME).is_file():
-        raise ModelNotFoundError(f"{path} has no {CONFIG_NAME}.", "Name a folder with config.json and *.safetensors.")
+        raise ModelNotFoundError(f"{path} has no {CONFIG_NAME}.", _NAME_ONE)
     config = read_json(path / CONFIG_NAME)
     generation = path / GENERATION_CONFIG_NAME
     generation_config = read_json(generation) if generation.is_file() else {}
     manifest = read_manifest(path / MANIFEST_NAME) if (path / MANIFEST_NAME).is_file() else None
-    if manifest is None:
-        _refuse_foreign_quantization(path, config)
-    return Checkpoint(path, config, generation_config, manifest, _open_weights(path))
+    files = _open_weights(path)
+    if manifest is None and config.get("quantization_config"):
+        from halfbyte.checkpoint.foreign import open_foreign
+
+        return open_foreign(path, config, generation_config, files)
+    return Checkpoint(path, config, generation_config, manifest, files)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether this is a file with the name of a GGUF file."""
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def _only_gguf(path: Path) -> Path | None:
+    """The (first) file of the one GGUF model that a folder without *.safetensors holds, if so."""
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    files = sorted(file for file in path.iterdir() if is_gguf(file))
+    if len({_SPLIT.sub("", file.name) for file in files}) > 1:
+        raise ModelNotFoundError(f"{path} has {len(files)} GGUF files.", f"Name one of them, such as {files[0]}.")
+    return files[0] if files else None
 
 
 def shard_names(index: Path) -> dict[str, str]:
@@ -195,16 +248,6 @@ def _is_plain_name(name: Any) -> bool:
     if not isinstance(name, str) or not name.endswith(".safetensors") or "\0" in name or name.startswith("."):
         return False
     return PurePosixPath(name).name == name and PureWindowsPath(name).name == name
-
-
-def _refuse_foreign_quantization(path: Path, config: dict[str, Any]) -> None:
-    scheme = config.get("quantization_config")
-    if scheme:
-        method = scheme.get("quant_method", "unknown") if isinstance(scheme, dict) else scheme
-        raise UnsupportedModelError(
-            f"{path} is quantized with {shown(method)}, which Halfbyte cannot read.",
-            "Use the model's bf16, f16 or f32 checkpoint.",
-        )
 
 
 def _open_weights(path: Path) -> dict[str, SafetensorsFile]:

@@ -17,9 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.checkpoint.checks import read_json
-from halfbyte.checkpoint.folder import CONFIG_NAME, INDEX_NAME, PICKLES, WEIGHTS_NAME, open_checkpoint, shard_names
+from halfbyte.checkpoint.folder import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    PICKLES,
+    SETTINGS,
+    WEIGHTS_NAME,
+    is_gguf,
+    open_checkpoint,
+    shard_names,
+)
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
-from halfbyte.checkpoint.writer import SETTINGS
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
 
 logger = logging.getLogger("halfbyte")
@@ -60,10 +68,10 @@ class _UnreachableError(DownloadError):
 
 
 def resolve(model: str, *, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder of a model: the one named, or the cached snapshot of a hub id, downloaded if need be.
+    """Where a model lies: the folder or GGUF file named, or the cached snapshot of a hub id, downloaded if need be.
 
     Args:
-        model: A folder, or `org/name`, or `org/name@revision`.
+        model: A folder, a GGUF file, or `org/name`, or `org/name@revision`.
         revision: Branch, tag or commit of a hub id; `main` by default.
         offline: Whether only the local cache may be used; so too with HF_HUB_OFFLINE=1.
 
@@ -74,15 +82,15 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
         UsageError: A revision that cannot be meant.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         if revision is not None:
             raise UsageError(
-                f"{model} is a folder and has no revision {revision!r}.", "Name a revision only with a hub id."
+                f"{model} is on this machine and has no revision {revision!r}.", "Name a revision only with a hub id."
             )
         return folder
     if _looks_like_path(model, folder):
         what = "is a file, not a model folder" if folder.exists() else "does not exist"
-        raise ModelNotFoundError(f"{model} {what}.", "Name a folder with config.json and *.safetensors, or a hub id.")
+        raise ModelNotFoundError(f"{model} {what}.", "Name a folder with *.safetensors, a GGUF file, or a hub id.")
     repo, wanted = _parse(model, revision)
     cached = _cached(repo, wanted)
     if offline or _offline():

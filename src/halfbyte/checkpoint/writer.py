@@ -21,23 +21,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from halfbyte.checkpoint.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, Progress
+from halfbyte.checkpoint.folder import INDEX_NAME, WEIGHTS_NAME, Progress
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord
 from halfbyte.errors import HalfbyteError, UsageError
 from halfbyte.formats import Format, Parts
 
 MAX_SHARD_BYTES = 4_000_000_000
-SETTINGS = (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Files of a model folder, besides weights, that Halfbyte reads."""
-
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
@@ -67,7 +56,8 @@ def write_folder(
     tensors: Sequence[Outgoing],
     parts: Callable[[str], Parts],
     *,
-    settings: Path,
+    settings: Mapping[str, bytes],
+    origin: Path,
     source: str,
     quality: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -80,7 +70,8 @@ def write_folder(
         target: The folder to make. It may exist if it is empty, or is Halfbyte's own and `overwrite` is set.
         tensors: What to write, in order.
         parts: Gives a tensor's parts by its name; asked once for each, in order.
-        settings: The folder whose configuration and tokenizer files are copied.
+        settings: Contents of configuration and tokenizer files, by name.
+        origin: Where the model comes from: what must not be replaced.
         source: What the manifest says the model was made from.
         quality: Measured figures for the manifest.
         max_shard_bytes: The most bytes of tensors in one file, unless a tensor is larger by itself.
@@ -90,21 +81,20 @@ def write_folder(
         HalfbyteError: The disk is full or the folder cannot be written; nothing is left of the attempt.
     """
     total = sum(tensor.format.nbytes(tensor.shape) for tensor in tensors)
-    _check_target(target, settings, overwrite)
+    _check_target(target, origin, overwrite)
     with _disk_errors(target, total), _temporary_beside(target) as folder:
         records = _write_weights(folder, _shards(tensors, max_shard_bytes), parts, total, progress)
         weights = sum(int(np.prod(tensor.shape)) for tensor in tensors)
         manifest = Manifest(records, round(8 * total / max(weights, 1), 4), source, quality or {})
-        for name in SETTINGS:
-            if (settings / name).is_file():
-                _write(folder / name, (settings / name).read_bytes())
+        for name, data in settings.items():
+            _write(folder / name, data)
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
         _put_in_place(folder, target)
     return manifest
 
 
-def _check_target(target: Path, settings: Path, overwrite: bool) -> None:
-    if target.is_dir() and target.resolve() in (settings.resolve(), *settings.resolve().parents):
+def _check_target(target: Path, origin: Path, overwrite: bool) -> None:
+    if target.is_dir() and target.resolve() in (origin.resolve(), *origin.resolve().parents):
         raise UsageError(f"{target} is where the source model lies.", "Name another folder.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return

@@ -11,7 +11,7 @@ from halfbyte.models.spec import ModelSpec
 
 
 def model_folder(model: str | None, *, revision: str | None = None, offline: bool = False) -> Path:
-    """The folder of a model; the pocket model's for None. Raises what `resolve` raises."""
+    """The folder or GGUF file of a model; the pocket model's for None. Raises what `resolve` raises."""
     if model is not None:
         return resolve(model, revision=revision, offline=offline)
     from halfbyte.model import POCKET

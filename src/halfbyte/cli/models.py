@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Repo = Annotated[str, typer.Argument(metavar="ID", help="Hugging Face id, such as meta-llama/Llama-3.2-1B-Instruct.")]
 Name = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Model folder or Hugging Face id.", show_default="the pocket model"),
+    typer.Argument(
+        metavar="MODEL", help="Model folder, GGUF file or Hugging Face id.", show_default="the pocket model"
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit.", show_default="main")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -31,7 +31,7 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         show_default="the pocket model",
-        help="Folder or Hugging Face id.",
+        help="Folder, GGUF file or Hugging Face id.",
         autocompletion=installed_models,
         rich_help_panel=_MODEL,
     ),

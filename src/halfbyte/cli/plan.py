@@ -25,13 +25,14 @@ def plan(
     json: opt.Json = False,
 ) -> None:
     """Show the steps a model is run by, with their costs."""
+    from halfbyte.checkpoint.foreign import Runnable
     from halfbyte.cli.folder import open_model
     from halfbyte.plan import make_plan
     from halfbyte.plan.show import summary, table, to_json
 
     checkpoint, spec = open_model(model, revision=revision, offline=offline)
     checkpoint.check(spec)
-    made = make_plan(spec, checkpoint.format, tokens=tokens, context=context, kv_dtype=kv_cache, fused=fused)
+    made = make_plan(spec, Runnable(checkpoint).format, tokens=tokens, context=context, kv_dtype=kv_cache, fused=fused)
     if json:
         print_json(to_json(made))
         return

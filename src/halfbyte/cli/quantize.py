@@ -16,7 +16,9 @@ _METHOD = "Method"
 _FORMAT = "Formats"
 _CALIBRATION = "Calibration"
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder or Hugging Face id, in bf16, f16 or f32.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id, in bf16, f16 or f32.")
+]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")]
 Method = Annotated[
     Literal["rtn", "awq", "awq+", "gptq"],

@@ -100,6 +100,8 @@ def _requests(
 def _say_loaded(model: Model, seconds: float) -> None:
     note(f"{model.name}: {size(model.nbytes)}, loaded in {seconds:.2f} s")
     note(f"running on {model.device}: {model.why_device}")
+    for line in model.notes:
+        note(line)
 
 
 def _answer_all(

@@ -1,7 +1,7 @@
 """Weight formats: how a matrix is stored, one stem a file.
 
 A format is found by its name (`f32`, `bf16`, `q4g32`, `q4g128z`): each module of this package offers
-`parse(name)`, which gives a `Format` or None. Codecs are NumPy; the C++ and WGSL beside them say the
+`NAMES` and `parse(name)`, which gives a `Format` or None. Codecs are NumPy; the C++ and WGSL beside them say the
 same for their device.
 """
 
@@ -82,11 +82,11 @@ def get_format(name: str) -> Format:
     Raises:
         UnsupportedModelError: No format has that name.
     """
-    for module in pkgutil.iter_modules(__path__):
-        found: Format | None = importlib.import_module(f"{__name__}.{module.name}").parse(name)
-        if found is not None:
-            return found
-    raise UnsupportedModelError(
-        f"unknown weight format {name!r}.",
-        "Known are f32, f16, bf16 and q4g32, q4g64, q4g128 (with z for zero points).",
-    )
+    known: list[str] = []
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        form: Format | None = module.parse(name)
+        if form is not None:
+            return form
+        known += module.NAMES
+    raise UnsupportedModelError(f"unknown weight format {name!r}.", f"Known are {', '.join(known)}.")

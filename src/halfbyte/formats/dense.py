@@ -50,6 +50,9 @@ class Dense:
         return math.prod(shape) * np.dtype(_STORED[self.name][1]).itemsize
 
 
+NAMES = tuple(_STORED)
+
+
 def parse(name: str) -> Dense | None:
     """The plain format called `name`, if it is one."""
     return Dense(name) if name in _STORED else None

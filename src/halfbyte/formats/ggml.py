@@ -285,6 +285,9 @@ _FORMATS = {
 }  # fmt: skip
 
 
+NAMES = tuple(_FORMATS)
+
+
 def parse(name: str) -> BlockFormat | None:
     """The format called `name`, if it is one of this module's."""
     return _FORMATS.get(name)

@@ -130,9 +130,7 @@ def _six_bit(values: Floats, weights: Floats) -> tuple[U8, F32]:
     return codes.astype(np.uint8), scale.astype(np.float32)
 
 
-def _move_code(
-    values: Floats, weights: Floats, codes: Floats, cross: Floats, power: Floats
-) -> tuple[Floats, Floats]:
+def _move_code(values: Floats, weights: Floats, codes: Floats, cross: Floats, power: Floats) -> tuple[Floats, Floats]:
     """Give one column of codes (changed in place) its best value under the others' scale; returns the new sums."""
     others, rest = cross - weights * values * codes, power - weights * codes * codes
     usable = (others > 0) & (rest > 0)
@@ -202,6 +200,7 @@ _FORMATS = {
         BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6, "q6_k"),
     )
 }
+NAMES = tuple(_FORMATS)
 
 
 def parse(name: str) -> BlockFormat | None:

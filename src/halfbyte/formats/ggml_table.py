@@ -57,6 +57,7 @@ _FORMATS = {
         BlockFormat("mxfp4", 32, 17, _decode_mxfp4, group_codes=_codes_mxfp4),
     )
 }
+NAMES = tuple(_FORMATS)
 
 
 def parse(name: str) -> BlockFormat | None:

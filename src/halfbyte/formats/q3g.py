@@ -20,7 +20,6 @@ z = round(-min/s). Codes and zero points are rounded against the float16 scale t
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -137,7 +136,10 @@ def unpack(packed: U8) -> U8:
     return codes.reshape(rows, -1)
 
 
+_FORMATS = {form.name: form for form in (Q3G(group, zeros) for group in (32, 64, 128) for zeros in (False, True))}
+NAMES = tuple(_FORMATS)
+
+
 def parse(name: str) -> Q3G | None:
     """The 3-bit format called `name`, if it is one."""
-    match = re.fullmatch(r"q3g(32|64|128)(z?)", name)
-    return Q3G(int(match[1]), bool(match[2])) if match else None
+    return _FORMATS.get(name)

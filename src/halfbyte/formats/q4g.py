@@ -15,7 +15,6 @@ Values must be finite.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,7 +70,7 @@ class Q4G:
         return self.from_codes(codes.reshape(rows, -1)[:, :columns], stored, zero)
 
     def from_codes(self, codes: NDArray[np.uint8], scale: NDArray[np.floating], zero: NDArray[np.float32]) -> Parts:
-        """Parts from codes `[rows, columns]` and each group's scale, exact in float16, and zero point `[rows, groups]`."""
+        """Parts from codes `[rows, columns]`, and scales (float16 numbers) and zero points `[rows, groups]`."""
         rows, columns = codes.shape
         groups = self.groups(columns)
         padded = np.zeros((rows, groups * self.group), np.uint8)
@@ -136,7 +135,10 @@ def unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([halves & 15, halves >> 4], axis=2).reshape(packed.shape[0], -1)
 
 
+_FORMATS = {form.name: form for form in (Q4G(group, zeros) for group in (32, 64, 128) for zeros in (False, True))}
+NAMES = tuple(_FORMATS)
+
+
 def parse(name: str) -> Q4G | None:
     """The 4-bit format called `name`, if it is one."""
-    match = re.fullmatch(r"q4g(32|64|128)(z?)", name)
-    return Q4G(int(match[1]), bool(match[2])) if match else None
+    return _FORMATS.get(name)

@@ -12,7 +12,6 @@ stored. -128 does not come from here, but may from elsewhere. Values must be fin
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +60,10 @@ class Q8G:
         return np.ascontiguousarray(codes.reshape(rows, -1)[:, :columns])
 
 
+_FORMATS = {form.name: form for form in (Q8G(group) for group in (32, 64, 128))}
+NAMES = tuple(_FORMATS)
+
+
 def parse(name: str) -> Q8G | None:
     """The 8-bit format called `name`, if it is one."""
-    match = re.fullmatch(r"q8g(32|64|128)", name)
-    return Q8G(int(match[1])) if match else None
+    return _FORMATS.get(name)

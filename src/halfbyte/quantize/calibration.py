@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.errors import UsageError
 
 TOKENS = 65_536
 LENGTH = 512
 
 
-def read_calibration(model: Path, file: Path, *, tokens: int = TOKENS, length: int = LENGTH) -> NDArray[np.int32]:
+def read_calibration(model: Checkpoint, file: Path, *, tokens: int = TOKENS, length: int = LENGTH) -> NDArray[np.int32]:
     """Token ids `[texts, length]`, at most `tokens` in all, from texts spread evenly over a file.
 
     Args:
-        model: The folder whose tokenizer is used.
+        model: Whose tokenizer is used.
         file: UTF-8 text.
 
     Raises:
@@ -29,7 +30,7 @@ def read_calibration(model: Path, file: Path, *, tokens: int = TOKENS, length: i
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as text: {error}.", "Give a file of UTF-8 text.") from error
-    ids = np.array(Tokenizer.from_folder(model).encode(text, add_special_tokens=False), np.int32)
+    ids = np.array(Tokenizer(model.tokenizer_files()).encode(text, add_special_tokens=False), np.int32)
     whole = len(ids) // length
     wanted = min(whole, tokens // length)
     if wanted < 1:

@@ -1,4 +1,4 @@
-"""`quantize`: a model folder in, a smaller one out."""
+"""`quantize`: a model in, a folder with a smaller one out."""
 
 from __future__ import annotations
 
@@ -72,12 +72,13 @@ def quantize(
     progress: Progress | None = None,
     **options: Any,
 ) -> Manifest:
-    """Write the model in `source` to the folder `target` with its matrices in few bits; returns the manifest.
+    """Write a model with its matrices in few bits to the folder `target`; returns the manifest.
 
     Only tensors that text generation needs are written. The work of the calibrated methods is kept beside the target
     until that is complete, and taken up again when the same is asked for.
 
     Args:
+        source: A folder or GGUF file.
         name: What the manifest says the model was made from; by default the source folder's name.
         overwrite: Whether a folder that Halfbyte wrote may be replaced.
         progress: Called as progress(what, done, all): bytes while writing, layers before.
@@ -130,8 +131,9 @@ class _Job:
             changed = tensor in made or is_packed(form)
             tensors.append(Outgoing(tensor, shape, form, self.options.method if changed else "copy"))
         return write_folder(
-            self.target, tensors, parts, settings=self.source, source=name, overwrite=overwrite, progress=self.progress
-        )
+            self.target, tensors, parts, settings=self.checkpoint.settings(), origin=self.source, source=name,
+            overwrite=overwrite, progress=self.progress,
+        )  # fmt: skip
 
     def _recipe(self) -> Recipe:
         """The format of each tensor, as options or the budget say."""
@@ -156,7 +158,7 @@ class _Job:
                 f"{self.options.method} with these options needs calibration text.", "Name a file with --calibration."
             )
         length = min(texts.LENGTH, self.spec.context)
-        return texts.read_calibration(self.source, self.options.calibration, tokens=tokens, length=length)
+        return texts.read_calibration(self.checkpoint, self.options.calibration, tokens=tokens, length=length)
 
     def _task(self, packed: Packed) -> Any:
         from halfbyte.quantize.layerwise import Task

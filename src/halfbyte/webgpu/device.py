@@ -18,6 +18,7 @@ from wgpu.backends.wgpu_native import _api, ffi, lib
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from halfbyte.errors import DeviceError, UsageError
+from halfbyte.plan.show import quantity
 
 FEATURES = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "timestamp-query-inside-passes")
 USAGE = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
@@ -131,10 +132,11 @@ class Device:
         size = max(16, -(-nbytes // 16) * 16)
         if size > self.capabilities.max_buffer:
             raise DeviceError(
-                f"{label or 'a buffer'} takes {size / 1e6:.0f} MB, but {self.name} allows {self.capabilities.max_buffer / 1e6:.0f}.",
+                f"{label or 'a buffer'} takes {quantity(size, 'B')}, but {self.name} allows "
+                f"{quantity(self.capabilities.max_buffer, 'B')}.",
                 "Use a smaller context, or device='cpu'.",
             )
-        with self.guarded(f"there is no room for {size / 1e6:.0f} MB ({label})"):
+        with self.guarded(f"there is no room for {quantity(size, 'B')} ({label}) beside {quantity(self.allocated_nbytes, 'B')}"):
             made = self.handle.create_buffer(size=size, usage=usage, label=label)
         self.allocated_nbytes += size
         return made

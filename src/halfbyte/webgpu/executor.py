@@ -17,6 +17,7 @@ from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
+from halfbyte.plan.show import quantity
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
@@ -38,7 +39,7 @@ class GpuExecutor:
         plan: What to run; fused here if it is not.
         weights: Where its weights come from; each is uploaded once.
         device: An open device; the first real GPU if None.
-        off: Names of kernel variants not to use.
+        off: Names of kernel variants not to use; those that the self-test found wrong if None.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -46,12 +47,12 @@ class GpuExecutor:
     """
 
     def __init__(
-        self, plan: Plan, weights: WeightSource, *, device: Device | None = None, off: Collection[str] = (),
+        self, plan: Plan, weights: WeightSource, *, device: Device | None = None, off: Collection[str] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
         self.plan = fuse(plan)
         self.device = device or open_device()
-        self.choice = table.choose(self.device.capabilities, off=off)
+        self.choice = table.choose(self.device.capabilities, off=_faulty(self.device) if off is None else off)
         _check_fits(self.device, self.plan)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
@@ -73,6 +74,11 @@ class GpuExecutor:
     def single(self) -> tuple[Program, int, Value]:
         """The program of one token, where its head begins, and its logits."""
         return self._single
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes that the caches take now; they grow with the conversation."""
+        return self._caches.nbytes
 
     def run(self, batch: Batch) -> Float32:
         """Run one batch; logits `[r, vocab_size]`.
@@ -164,13 +170,19 @@ def _columns(count: int) -> int:
     return next((columns for columns in COLUMNS if count <= columns), 0)
 
 
+def _faulty(device: Device) -> frozenset[str]:
+    from halfbyte.webgpu.selftest import faulty_variants
+
+    return faulty_variants(device)
+
+
 def _check_fits(device: Device, plan: Plan) -> None:
     """Refuse what no buffer of the device can hold, before anything is loaded."""
     largest = min(device.capabilities.max_binding, device.capabilities.max_buffer)
     cache = max(tensor.nbytes for tensor in plan.of_kind("cache"))
     if cache > largest:
         raise DeviceError(
-            f"the cache of a layer for {plan.context} tokens takes {cache / 1e6:.0f} MB, but {device.name} allows "
-            f"{largest / 1e6:.0f} MB in one buffer.",
+            f"the cache of a layer for {plan.context} tokens takes {quantity(cache, 'B')}, but {device.name} allows "
+            f"{quantity(largest, 'B')} in one buffer.",
             f"Use a context of at most {plan.context * largest // cache} tokens.",
         )

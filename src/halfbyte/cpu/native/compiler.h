@@ -1,4 +1,4 @@
-// What differs between compilers: forced inlining (of functions, of lambdas), a pause in a spin loop.
+// What differs between compilers: forced inlining (of functions, of lambdas), a pause in a spin loop, prefetching.
 #pragma once
 
 #if defined(_MSC_VER)
@@ -28,6 +28,17 @@ static HB_INLINE void pause() {
     __builtin_ia32_pause();
 #elif defined(HB_ARM)
     __asm__ volatile("yield");
+#endif
+}
+
+// Asks for a cache line that will be read soon; it need not exist.
+static HB_INLINE void prefetch(const void* line) {
+#if defined(_MSC_VER) && defined(HB_X86)
+    _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+#elif defined(_MSC_VER)
+    __prefetch(line);
+#else
+    __builtin_prefetch(line);
 #endif
 }
 

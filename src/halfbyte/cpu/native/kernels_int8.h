@@ -45,6 +45,12 @@ static void quantize(const Activations& x, Range blocks, const Quantized& to) {
     }
 }
 
+// Hardware prefetchers stop at the end of each 4 kB page; a single token leaves too little work to hide the pause.
+static HB_INLINE void prefetch_block(const uint8_t* block, int64_t nbytes) {
+    constexpr int64_t kAhead = 1024, kLine = 64;
+    for (int64_t line = 0; line < nbytes; line += kLine) prefetch(block + kAhead + line);
+}
+
 // out[Tokens][16]
 template <class Format, int Tokens>
 static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out) {
@@ -57,6 +63,7 @@ static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t 
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
         const typename Lanes::Ints zero = w.zeros ? Lanes::ints(w.zero(tile, g)) : Format::template middle<Lanes>();
         for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
+            if constexpr (Tokens == 1) prefetch_block(w.block(tile, b), w.block_bytes);
             typename Lanes::Ints sum[Tokens];
             for (int t = 0; t < Tokens; ++t) sum[t] = zero * Lanes::ints(minus_sums[b * Tokens + t]);
             Format::template bytes<Lanes>(w.block(tile, b), [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {

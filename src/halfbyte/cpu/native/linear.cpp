@@ -14,6 +14,10 @@ namespace {
 constexpr int64_t kTokensAtOnce = 256;
 constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
 
+// Most tiles of a job with this many tokens; its products fit kJobFloats.
+int64_t job_tiles(int64_t tokens) { return tokens <= kDirectTokens ? kDirectJobTiles : kJobTiles; }
+static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
+
 // Weight matrices of equal width, their rows one after another.
 class Stack {
 public:
@@ -68,8 +72,9 @@ private:
     static void multiply_part(const Context& c, const Part& part, Range rows, const Activations& x, const Use& use) {
         const MatrixView& w = part.matrix->view();
         const int64_t begin = (rows.begin - part.first) / kTileRows, end = (rows.end - part.first + kTileRows - 1) / kTileRows;
-        for (int64_t tile = begin; tile < end; tile += kJobTiles) {
-            const ProductJob job{&w, tile, std::min(kJobTiles, end - tile), x, c.local, c.local + kJobFloats};
+        const int64_t most = job_tiles(x.tokens);
+        for (int64_t tile = begin; tile < end; tile += most) {
+            const ProductJob job{&w, tile, std::min(most, end - tile), x, c.local, c.local + kJobFloats};
             c.kernels->product[static_cast<int>(w.storage)](job);
             for (int64_t i = 0; i < job.tiles; ++i) {
                 const int64_t first = part.first + (tile + i) * kTileRows;
@@ -160,30 +165,30 @@ public:
     void run(const Context& c) const override {
         const Range tiles = c.worker.share((out_.columns + kTileRows - 1) / kTileRows);
         for_tokens(c, weights_, x_, [&](const Activations& x, int64_t first) {
-            for (int64_t tile = tiles.begin; tile < tiles.end; tile += kJobTiles) {
-                const int64_t end = std::min(tile + kJobTiles, tiles.end) * kTileRows;
+            const int64_t most = job_tiles(x.tokens);
+            for (int64_t tile = tiles.begin; tile < tiles.end; tile += most) {
+                const int64_t end = std::min(tile + most, tiles.end) * kTileRows;
                 gate(c, x, first, {tile * kTileRows, std::min(end, out_.columns)});
             }
         });
     }
 
 private:
-    static constexpr int64_t kStride = kJobTiles * kTileRows;
-
     void gate(const Context& c, const Activations& x, int64_t first, Range rows) const {
         float* gates = c.local + kJobFloats + kPanelFloats;
         float* ups = gates + kJobFloats;
+        const int64_t stride = rows.size();
         collect(c, x, rows, gates);
         collect(c, x, {rows.begin + out_.columns, rows.end + out_.columns}, ups);
         for (int64_t t = 0; t < x.tokens; ++t)
-            c.kernels->gate(gates + t * kStride, ups + t * kStride, activation_, out_.row(first + t) + rows.begin, rows.size());
+            c.kernels->gate(gates + t * stride, ups + t * stride, activation_, out_.row(first + t) + rows.begin, rows.size());
     }
 
-    // Products of some rows as out[tokens][kStride].
+    // Products of some rows as out[tokens][rows].
     void collect(const Context& c, const Activations& x, Range rows, float* out) const {
         weights_.multiply(c, rows, x, [&](const float* products, Range part) {
             for (int64_t t = 0; t < x.tokens; ++t)
-                std::memcpy(out + t * kStride + part.begin - rows.begin, products + t * kTileRows, part.size() * sizeof(float));
+                std::memcpy(out + t * rows.size() + part.begin - rows.begin, products + t * kTileRows, part.size() * sizeof(float));
         });
     }
 

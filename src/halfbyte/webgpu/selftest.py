@@ -1,0 +1,201 @@
+"""Does this GPU, with this driver, compute what the kernels say? Asked at first use, remembered in the user's cache folder.
+
+Two tiny models run through every kind of program with all kernel variants, and are compared with the oracle. Where they
+disagree, the variants are switched off in turn until they agree; those at fault are named in a warning and stay off.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import DeviceError
+from halfbyte.formats import Weight, WeightSource, get_format
+from halfbyte.models import build_spec
+from halfbyte.plan import Batch, Plan, make_plan, ops
+from halfbyte.plan.plan import LOGITS
+from halfbyte.reference.ops import run_op
+from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.kernels.table import VARIANTS
+from halfbyte.webgpu.shader import kernels_hash
+from halfbyte.webgpu.synthetic import SyntheticWeights
+
+TOLERANCE = {True: 0.08, False: 0.002}
+"""Largest error allowed, as a share of the largest logit, with int8 and without: where sums differ in their last bit,
+an int8 value may round to its neighbour, and the layers after it make more of that."""
+
+_COMMON = {"num_hidden_layers": 2, "vocab_size": 160, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+MODELS: tuple[dict[str, Any], ...] = (
+    {**_COMMON, "model_type": "phi3", "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2,
+     "head_dim": 32},
+    {**_COMMON, "model_type": "gemma3_text", "hidden_size": 72, "intermediate_size": 104, "num_attention_heads": 4,
+     "num_key_value_heads": 1, "head_dim": 20, "sliding_window": 24, "query_pre_attn_scalar": 20, "final_logit_softcapping": 30.0,
+     "layer_types": ["sliding_attention", "full_attention"]},
+)  # fmt: skip
+RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
+"""(first position, tokens) of the batches: many, one, few, one."""
+
+
+def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[str]:
+    """Names of the kernel variants that must stay off on a device.
+
+    Args:
+        cache: Where results are remembered; the user's cache folder if None.
+
+    Raises:
+        DeviceError: Even the plain kernels are wrong there.
+    """
+    path = cache or _cache_path()
+    key = f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
+    known = _read(path)
+    if key not in known:
+        known[key] = sorted(find_faulty(device))
+        _write(path, known)
+    return frozenset(known[key])
+
+
+def find_faulty(device: Device) -> frozenset[str]:
+    """As `faulty_variants`, asked anew: the fewest variants without which everything agrees."""
+    offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities)]
+    for count in range(len(offered) + 1):
+        if 2 < count < len(offered):
+            continue
+        for off in combinations(offered, count):
+            if error(device, off) <= TOLERANCE["int8" not in off]:
+                for name in off:
+                    _log.warning("%s computes wrong results with %s kernels; they stay off.", device.name, name)
+                return frozenset(off)
+    raise DeviceError(f"{device.name} computes wrong results (driver {device.adapter.driver}).", "Update its driver, or use device='cpu'.")
+
+
+def error(device: Device, off: tuple[str, ...]) -> float:
+    """Largest difference from the oracle over both models, as a share of the largest logit; infinite for a failure."""
+    try:
+        return max(_error(device, config, off) for config in MODELS)
+    except DeviceError as failure:
+        _log.info("self-test without %s: %s", off or "nothing", failure)
+        return float("inf")
+
+
+def _error(device: Device, config: dict[str, Any], off: tuple[str, ...]) -> float:
+    spec = build_spec(config, {}, ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else [])
+    weights = _Spiked(SyntheticWeights(spec, "q4g32"))
+    plan = make_plan(spec, lambda name: weights.weight(name).format, tokens=96, context=128, block_size=16)
+    gpu, oracle = GpuExecutor(plan, weights, device=device, off=off), Oracle(plan, weights, int8="int8" not in off)
+    worst = 0.0
+    for batch in _batches(plan):
+        expected = oracle.run(batch)
+        difference = np.abs(gpu.run(batch) - expected).max() / np.abs(expected).max()
+        worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
+    return worst
+
+
+def _batches(plan: Plan) -> Iterator[Batch]:
+    random = np.random.default_rng(5)
+    tables = {group.blocks: np.arange(group.columns, dtype=np.int32)[None] for group in plan.groups}
+    for start, count in RUNS:
+        zeros = np.zeros(count, np.int32)
+        yield Batch(
+            random.integers(0, 160, count, np.int32), np.arange(start, start + count, dtype=np.int32), zeros, zeros, tables,
+            np.arange(max(0, count - 3), count, dtype=np.int32),
+        )  # fmt: skip
+
+
+class _Spiked:
+    """Weights with outliers, and norms that differ from value to value: on tame values wrong kernels look right."""
+
+    def __init__(self, source: SyntheticWeights) -> None:
+        self._source = source
+
+    def weight(self, name: str) -> Weight:
+        """The weight called `name`."""
+        weight = self._source.weight(name)
+        values = weight.decode()
+        if len(weight.shape) == 1:
+            values += np.linspace(-0.5, 0.5, len(values), dtype=np.float32)
+            return Weight(weight.format, weight.shape, {"": values})
+        values[::7, 3::29] *= 5
+        return Weight(weight.format, weight.shape, weight.format.encode(values))
+
+    def release(self, name: str) -> None:
+        """Nothing is kept."""
+
+
+class Oracle:
+    """The reference executor, with the inputs of packed matrices rounded to int8 blocks as the GPU's are.
+
+    Args:
+        int8: False leaves them as they are.
+    """
+
+    def __init__(self, plan: Plan, weights: WeightSource, *, int8: bool) -> None:
+        self.plan = plan
+        self._weights = weights
+        self._int8 = int8
+        self._caches = {t.name: np.zeros(t.shape, np.float16 if t.dtype == "f16" else np.float32) for t in plan.of_kind("cache")}
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits `[r, vocab_size]`."""
+        values: dict[str, NDArray[Any]] = {**self.plan.constants, **self._caches, **batch.state()}
+
+        def get(name: str) -> NDArray[Any]:
+            return values[name] if name in values else self._weights.weight(name).decode()
+
+        for step in self.plan.steps:
+            rounded = self._int8 and isinstance(step, ops.Linear | ops.GatedLinear) and self._packed(step.weights)
+            source = {step.x: round_to_int8(values[step.x])} if rounded else {}  # type: ignore[attr-defined]
+            out = run_op(step, lambda name, source=source: source.get(name) if name in source else get(name))  # type: ignore[misc]
+            if out is not None:
+                values[step.outputs[0]] = out
+        return values[LOGITS]
+
+    def _packed(self, names: tuple[str, ...]) -> bool:
+        return all(get_format(self.plan.tensors[name].dtype).name.startswith("q") for name in names)
+
+
+def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows rounded to int8 in blocks of 32 with a scale each, as kernels take them."""
+    rows, width = x.shape
+    padded = np.zeros((rows, -(-width // 32) * 32), np.float32)
+    padded[:, :width] = x
+    blocks = padded.reshape(rows, -1, 32)
+    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+    codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    return (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
+
+
+def _cache_path() -> Path:
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "halfbyte" / "gpu-selftest.json"
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: names for key, names in known.items() if isinstance(names, list)} if isinstance(known, dict) else {}
+
+
+def _write(path: Path, known: dict[str, list[str]]) -> None:
+    """Remember results; a folder that cannot be written only means that the next start asks again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(known, indent=1))
+        scratch.replace(path)
+    except OSError as problem:
+        _log.info("the self-test's result was not kept: %s", problem)
+
+
+_log = logging.getLogger(__name__)

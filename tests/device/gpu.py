@@ -1,0 +1,23 @@
+"""A software GPU for tests, and what feeds it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from halfbyte.plan import Batch, Plan
+from halfbyte.webgpu.device import BASELINE, Device, open_device
+
+
+@cache
+def software_gpu(*, baseline: bool = False) -> Device:
+    """The software adapter, all it offers or a browser's default limits without subgroups."""
+    return open_device(software=True, subgroups=not baseline, limits=BASELINE if baseline else None)
+
+
+def one(plan: Plan, token: int, position: int, *, rope_set: int = 0) -> Batch:
+    """A batch of one token of the first sequence, its logits wanted."""
+    tables = {g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups}
+    ids, positions, sequences, sets, rows = (np.array([v], np.int32) for v in (token, position, 0, rope_set, 0))
+    return Batch(ids, positions, sequences, sets, tables, rows)

@@ -1,0 +1,121 @@
+"""Bad luck with a GPU: none, too small, lost, or wrong; and matrices in several pieces."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfbyte.errors import DeviceError, UsageError
+from halfbyte.reference import ReferenceExecutor
+from halfbyte.webgpu import device as device_module
+from halfbyte.webgpu import selftest
+from halfbyte.webgpu.device import BASELINE, choose_adapter, open_device
+from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.shader import compose
+from tests.device.gpu import one, software_gpu
+from tests.models.tiny import feed, tiny
+
+
+def test_a_software_gpu_is_taken_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    software = [a for a in device_module.find_adapters() if a.software]
+    monkeypatch.setattr(device_module, "find_adapters", lambda: software)
+    with pytest.raises(DeviceError, match="only a software GPU was found"):
+        choose_adapter()
+    assert choose_adapter(software=True).software
+
+
+def test_no_gpu_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "find_adapters", list)
+    with pytest.raises(DeviceError, match="no GPU was found. Install the driver"):
+        choose_adapter()
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match="there is no GPU 99. Found: 0: "):
+        choose_adapter(99)
+
+
+def test_a_context_too_large_for_a_buffer_is_refused_with_figures() -> None:
+    device = open_device(software=True, limits=replace(BASELINE, max_binding=4096, max_buffer=4096))
+    with pytest.raises(DeviceError, match=r"for 128 tokens takes 8.19 kB.*allows 4.1 kB.*context of at most 64 tokens"):
+        GpuExecutor(tiny("llama-3.1-8b").plan(), tiny("llama-3.1-8b"), device=device, off=())
+
+
+def test_matrices_beyond_a_binding_are_split() -> None:
+    small = open_device(software=True, limits=replace(BASELINE, max_binding=20_000, subgroup=8))
+    model = replace(tiny("llama-3.2-3b"), weight_format="f32")
+    gpu = GpuExecutor(model.plan(context=32, tokens=32), model, device=small, off=("int8",))
+    assert len(gpu.target.weights.matrix(("model.embed_tokens.weight",)).pieces) == 2
+    reference = ReferenceExecutor(model.plan(context=32, tokens=32), model)
+    ids = list(range(10, 30))
+    for start, stop in ((0, 19), (19, 20)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < 1e-4
+
+
+def test_a_lost_device_is_an_error_and_the_process_goes_on() -> None:
+    model = tiny("llama-3.1-8b")
+    lost = open_device(software=True)
+    gpu = GpuExecutor(model.plan(), model, device=lost, off=())
+    lost.handle.destroy()
+    with pytest.raises(DeviceError, match="llvmpipe"):
+        gpu.run(one(gpu.plan, 5, 0))
+    again = GpuExecutor(model.plan(), model, device=software_gpu(), off=())
+    assert np.isfinite(again.run(one(again.plan, 5, 0))).all()
+
+
+def test_the_cache_grows_with_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 16)
+    model = tiny("llama-3.1-8b")
+    gpu = GpuExecutor(model.plan(block_size=8), model, device=software_gpu(), off=("int8",))
+    reference = ReferenceExecutor(model.plan(block_size=8), model)
+    ids, small = list(range(10, 50)), gpu.cache_nbytes
+    tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in gpu.plan.groups}
+    for position, token in enumerate(ids):
+        used = {name: np.where(np.arange(t.shape[1]) <= position // 8, t, -1) for name, t in tables.items()}
+        batch = replace(one(gpu.plan, token, position), block_tables=used)
+        got, expected = gpu.run(batch), reference.run(batch)
+        assert np.abs(got - expected).max() < 1e-4
+    assert small < gpu.cache_nbytes < sum(t.nbytes for t in gpu.plan.of_kind("cache"))
+
+
+def test_a_wrong_kernel_is_switched_off_by_name_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def broken_subgroups(_: object, off: tuple[str, ...]) -> float:
+        asked.append(off)
+        return 0.0 if "subgroups" in off else 1.0
+
+    monkeypatch.setattr(selftest, "error", broken_subgroups)
+    file = tmp_path / "cache" / "selftest.json"
+    with caplog.at_level(logging.WARNING):
+        assert selftest.faulty_variants(software_gpu(), cache=file) == {"subgroups"}
+    assert "computes wrong results with subgroups kernels" in caplog.text
+    first = len(asked)
+    assert selftest.faulty_variants(software_gpu(), cache=file) == {"subgroups"}
+    assert len(asked) == first
+
+
+def test_a_gpu_that_is_wrong_throughout_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(selftest, "error", lambda *_: 1.0)
+    with pytest.raises(DeviceError, match="computes wrong results"):
+        selftest.faulty_variants(software_gpu(), cache=tmp_path / "selftest.json")
+
+
+def test_the_self_test_passes_here() -> None:
+    assert selftest.error(software_gpu(), ()) < selftest.TOLERANCE[True]
+
+
+def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sabotaged(kernel: str, constants: dict[str, object]) -> str:
+        source = compose(kernel, constants)
+        return source.replace("inverseSqrt(", "1.3 * inverseSqrt(") if kernel == "gemv" else source
+
+    monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
+    assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]

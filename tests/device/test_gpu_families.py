@@ -1,0 +1,123 @@
+"""Every family's arithmetic on a GPU: full passes, chunks, decoding, quantized weights; against the NumPy oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.plan import Batch, Plan
+from halfbyte.reference import ReferenceExecutor
+from halfbyte.webgpu.decode import ResidentDecoder
+from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.selftest import Oracle
+from halfbyte.runtime.sampler import SamplingParams
+from tests.device.gpu import one, software_gpu
+from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
+
+FLOAT = ("int8",)
+TOLERANCE = 1e-4
+
+
+def prompt(length: int) -> list[int]:
+    return np.random.default_rng(length).integers(3, VOCABULARY - 8, length).tolist()
+
+
+def rope_set(model: Tiny, total: int) -> int:
+    return int(model.spec.rope_switch is not None and total > model.spec.rope_switch)
+
+
+def executors(model: Tiny, *, off: tuple[str, ...] = FLOAT, baseline: bool = False, **capacities: Any) -> tuple[Any, Any]:
+    gpu = GpuExecutor(model.plan(**capacities), model, device=software_gpu(baseline=baseline), off=off)
+    return gpu, ReferenceExecutor(model.plan(**capacities), model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_decode_agree_across_the_context(family: str) -> None:
+    model, ids = tiny(family), prompt(90)
+    gpu, reference = executors(model, block_size=8, context=96)
+    start = 0
+    for length in (40, 5, 1, 30, 1, 1, 3, 1):
+        chunk, rope = ids[start : start + length], rope_set(model, 90)
+        got, expected = (feed(e, chunk, start=start, rope_set=rope) for e in (gpu, reference))
+        assert np.abs(expected).max() > 0.5
+        assert np.abs(got - expected).max() < TOLERANCE, (start, length)
+        start += length
+
+
+@pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1"])
+def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
+    model, ids = tiny(family), prompt(50)
+    gpu, reference = executors(model, baseline=True)
+    for start, stop in ((0, 45), (45, 46), (46, 50)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("weight_format", ["f16", "bf16", "q4g32", "q4g64z", "q4g128"])
+def test_stored_formats_agree(weight_format: str) -> None:
+    model, ids = replace(tiny("phi-3.5-mini"), weight_format=weight_format), prompt(20)
+    gpu, reference = executors(model)
+    for start, stop in ((0, 16), (16, 17), (17, 20)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < TOLERANCE
+
+
+def firsts(plan: Plan, count: int) -> Batch:
+    """As many sequences as tokens, each at its beginning: no token's rounding touches another."""
+    tables = {g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups}
+    each, zeros = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
+    return Batch(np.array(prompt(count), np.int32), zeros, each, zeros, tables, each)
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize(("family", "weight_format"), [("phi-4-mini", "q4g32"), ("gemma-3-1b", "q4g64z"), ("llama-3.2-3b", "q4g128")])
+def test_int8_activations_round_as_they_should(family: str, weight_format: str, baseline: bool) -> None:
+    """A sum that differs in its last bit may round one value to its neighbour, in few tokens; all others agree."""
+    model = replace(tiny(family), weight_format=weight_format)
+    gpu, _ = executors(model, off=(), baseline=baseline, sequences=48, context=32)
+    oracle = Oracle(gpu.plan, model, int8=True)
+    for count in (1, 3, 40):
+        batch = firsts(gpu.plan, count)
+        expected = oracle.run(batch)
+        errors = np.abs(gpu.run(batch) - expected).max(axis=1) / np.abs(expected).max()
+        assert np.median(errors) < 1e-4
+        assert errors.max() < 0.05
+
+
+def test_a_cache_in_f16_is_near() -> None:
+    model, ids = tiny("llama-3.2-1b"), prompt(30)
+    gpu, reference = executors(model, kv_dtype="f16")
+    for start, stop in ((0, 29), (29, 30)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1"])
+def test_sixty_four_greedy_tokens_stay_on_the_gpu_and_are_the_same(family: str) -> None:
+    model, ids = tiny(family), prompt(20)
+    gpu, reference = executors(model)
+    rope = rope_set(model, 100)
+    for executor in (gpu, reference):
+        feed(executor, ids[:-1], rope_set=rope)
+    decoder = ResidentDecoder(gpu)
+    got = list(decoder.decode(one(gpu.plan, ids[-1], 19, rope_set=rope), SamplingParams(), tables=lambda _: None, limit=64))
+    token = ids[-1]
+    for i, decoded in enumerate(got):
+        logits = reference.run(one(reference.plan, token, 19 + i, rope_set=rope))[0]
+        token = int(logits.argmax())
+        assert decoded.id == token
+        assert decoded.logprob == pytest.approx(float(logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())), abs=1e-3)
+    assert len(got) == 64
+
+
+def test_sequences_of_one_batch_do_not_see_each_other() -> None:
+    model, ids = tiny("llama-3.2-1b"), prompt(12)
+    gpu, reference = executors(model, sequences=2, context=64)
+    for executor in (gpu, reference):
+        feed(executor, ids, sequence=0)
+        feed(executor, ids[::-1], sequence=1)
+    got, expected = (feed(e, [5], start=12, sequence=1) for e in (gpu, reference))
+    assert np.abs(got - expected).max() < TOLERANCE

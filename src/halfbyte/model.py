@@ -310,7 +310,7 @@ def load(
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
     source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
     plan = _plan(spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
-    executor = _executor("cpu" if device == "auto" else device, plan, source, threads, activations)
+    executor = make_executor("cpu" if device == "auto" else device, plan, source, threads, activations)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
         device="cpu" if device == "auto" else device,
@@ -349,7 +349,10 @@ def _plan(
     return make_plan(spec, formats, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
 
 
-def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None) -> Executor:
+def make_executor(
+    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None
+) -> Executor:
+    """What runs a plan on a device, `cpu` or `reference`. Raises UsageError for options that the device has not."""
     if device == "reference":
         if threads is not None or activations == "int8":
             raise UsageError("the reference has neither threads nor 8-bit activations.", "Choose device cpu for these.")

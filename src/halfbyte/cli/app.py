@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from halfbyte.cli.bench import app as bench
 from halfbyte.cli.chat import chat
 from halfbyte.cli.command import Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
@@ -23,6 +24,7 @@ app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
 app.command(cls=Command)(quantize)
 app.command(cls=Command)(doctor)
+app.add_typer(bench, name="bench")
 app.add_typer(eval_app, name="eval")
 app.add_typer(models, name="models")
 

@@ -172,6 +172,13 @@ def test_rows_are_printed_and_appended(tmp_path: Path) -> None:
     assert [json.loads(line)["schema"] for line in file.read_text().splitlines()] == [1, 1]
 
 
+def test_without_arguments_it_measures_the_pocket_model(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("halfbyte.report.bench.bench", lambda *given: asked.extend(given) or iter([record]))
+    assert halfbyte("bench").exit_code == 0
+    assert (asked[0].name, asked[2]) == ("pocket", [Case(128, 32)])
+
+
 def test_ctrl_c_keeps_finished_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record: Record) -> None:
     def interrupted(*_: Any) -> Iterator[Record]:
         yield record

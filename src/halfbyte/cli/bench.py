@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
@@ -61,7 +62,15 @@ Output = Annotated[
 Before = Annotated[Path, typer.Argument(metavar="A", help="What bench --output wrote.")]
 After = Annotated[Path, typer.Argument(metavar="B", help="Another.")]
 
-app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure speed, or compare two measurements.")
+
+class _Bench(Group):
+    """Measures without arguments too, where other groups show their help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return TyperGroup.parse_args(self, ctx, args)
+
+
+app = typer.Typer(cls=_Bench, rich_markup_mode=None, help="Measure speed, or compare two measurements.")
 
 
 @app.callback(invoke_without_command=True)

@@ -163,5 +163,5 @@ def cases(prompts: Iterable[int], new: Iterable[int], depths: Iterable[int], bat
     made = [Case(p, n, d, b) for b in batches for d in depths for p in prompts for n in new]
     for case in made:
         if min(case.prompt_tokens, case.new_tokens, case.batch) < 1 or case.depth < 0:
-            raise UsageError(f"{case} cannot be measured.", "All are at least 1, depths at least 0.")
+            raise UsageError(f"{case} cannot be measured.", "Depths are at least 0, the others at least 1.")
     return made

@@ -65,11 +65,6 @@ def tokens_per_s(record: Record) -> Figure | None:
     return _over(record.samples, lambda s: record.case.batch * len(s.step_s) / sum(s.step_s) if s.step_s else None)
 
 
-def step_ms(record: Record) -> Figure | None:
-    """Milliseconds a decoding step, the mean of each repetition."""
-    return _over(record.samples, lambda s: 1000 * sum(s.step_s) / len(s.step_s) if s.step_s else None)
-
-
 def bandwidth_share(record: Record) -> Figure | None:
     """Bytes that decoding reads a second, of those that the machine gave in the same run."""
     speed = tokens_per_s(record)
@@ -78,7 +73,7 @@ def bandwidth_share(record: Record) -> Figure | None:
     return Figure(100 * record.bytes_per_token * speed.value / median(record.read_bandwidth))
 
 
-def _percentile(percent: float) -> Callable[[Record], Figure | None]:
+def percentile_ms(percent: float) -> Callable[[Record], Figure | None]:
     """Of all decoding steps of all repetitions, in milliseconds: the smallest that so many per cent do not exceed."""
 
     def found(record: Record) -> Figure | None:
@@ -115,9 +110,9 @@ COLUMNS = (
     Column("total s", lambda r: _over(r.samples, lambda s: s.total_s), 3),
     Column("prefill ms", prefill_ms, 1, spread=True),
     Column("first token ms", lambda r: _over(r.samples, lambda s: 1000 * s.first_token_s), 1),
-    Column("ms/token p50", _percentile(50), 3),
-    Column("p95", _percentile(95), 3),
-    Column("p99", _percentile(99), 3),
+    Column("ms/token p50", percentile_ms(50), 3),
+    Column("p95", percentile_ms(95), 3),
+    Column("p99", percentile_ms(99), 3),
     Column("tokens/s", tokens_per_s, 1, spread=True),
     Column("load s", lambda r: Figure(r.load_s), 2),
     Column("MB/token", lambda r: Figure(r.bytes_per_token / 1e6), 1),

@@ -20,8 +20,13 @@ def machine() -> dict[str, Any]:
     found = describe()
     return {
         "processor": found.brand, "instruction_set": found.isa, "cores": found.cores,
-        "memory_bytes": found.memory_bytes, "system": platform.platform(),
+        "memory_bytes": found.memory_bytes, "system": _system(),
     }  # fmt: skip
+
+
+def _system() -> str:
+    """The kernel's name and number, without what its builder added."""
+    return f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}"
 
 
 def versions() -> dict[str, str]:

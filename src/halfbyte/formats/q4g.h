@@ -50,11 +50,11 @@ struct Format : Grouped<kMiddle> {
     // Calls use(k, bytes) for the codes k … k+3 of a part of a block.
     template <class Lanes, int Part, class Use>
     static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        for (int word = 0; word < 4; ++word) {
+        unrolled<4>([&](auto word) HB_LAMBDA {
             const typename Lanes::Bits bits = Lanes::bits(block + word * 64);
             use(4 * word, Lanes::template fields<0>(bits, 15));
             use(4 * word + 16, Lanes::template fields<4>(bits, 15));
-        }
+        });
     }
 
 private:

@@ -33,7 +33,7 @@ struct Format : Grouped<0> {
     }
     template <class Lanes, int Part, class Use>
     static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        for (int word = 0; word < 8; ++word) use(4 * word, Lanes::bits(block + word * 64));
+        unrolled<8>([&](auto word) HB_LAMBDA { use(4 * word, Lanes::bits(block + word * 64)); });
     }
     template <class Lanes>
     static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {

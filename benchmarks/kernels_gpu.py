@@ -111,14 +111,21 @@ def table_of(clock: Clock, program: Program, extent: Extent) -> Iterator[dict[st
         each = clock.median(commands * rounds) / (len(commands) * rounds)
         moved = nbytes([dispatch for dispatch, _ in found])
         yield {
-            "kind": label, "count": len(found), "us": each * 1e6, "total_us": each * len(found) * 1e6,
+            "kind": label,
+            "count": len(found),
+            "us": each * 1e6,
+            "total_us": each * len(found) * 1e6,
             "TB/s": moved / len(found) / each / 1e12,
         }
 
 
 def show(rows: Iterator[dict[str, Any]]) -> None:
     for row in rows:
-        print(f"  {row['kind']:<26} ×{row['count']:<4} {row['us']:8.2f} µs  {row['total_us']:9.1f} µs in all  {row['TB/s']:5.2f} TB/s", flush=True)
+        print(
+            f"  {row['kind']:<26} ×{row['count']:<4} {row['us']:8.2f} µs  {row['total_us']:9.1f} µs in all"
+            f"  {row['TB/s']:5.2f} TB/s",
+            flush=True,
+        )
 
 
 def median(values: list[float]) -> float:
@@ -156,24 +163,29 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
         "decode_tok_s": median([decode(run, args.context, args.new) for _ in range(REPEATS)]),
         "decode_each_read_tok_s": median([decode(run, args.context, args.new, each=True) for _ in range(3)]),
         "decode_gpu_ms": clock.median(run.single[0].commands(extent)) * 1e3,
-        "dispatches": len(run.single[0]), "host_ms": host_ms(run, extent),
+        "dispatches": len(run.single[0]),
+        "host_ms": host_ms(run, extent),
         "prefill_tok_s": {n: n / median(t[1:]) for n, t in prefills.items() if t},
-        "ttft_512_ms": median(prefills[512][1:]) * 1e3, "check": difference,
-    }  # fmt: skip
+        "ttft_512_ms": median(prefills[512][1:]) * 1e3,
+        "check": difference,
+    }
     print(json.dumps(result), flush=True)
     if args.tables:
         show(table_of(clock, run.single[0], extent))
         body = run.body(0)
         tokens = min(run.plan.tokens, 2048)
-        print(f"  prefill of {tokens}: {clock.median(body.commands(Extent(tokens, 1, tokens)), repeats=3) * 1e3:.1f} ms GPU")
+        seconds = clock.median(body.commands(Extent(tokens, 1, tokens)), repeats=3)
+        print(f"  prefill of {tokens}: {seconds * 1e3:.1f} ms GPU")
         show(table_of(clock, body, Extent(tokens, 1, tokens)))
     return result
 
 
 def candidates(chosen: dict[str, Any], outputs_owned: bool) -> Iterator[dict[str, Any]]:
-    for wg, team, rows, unroll in itertools.product((64, 128, 256, 512, 1024), (8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8, 12)):
+    for wg, team, rows, unroll in itertools.product(
+        (64, 128, 256, 512, 1024), (8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8, 12)
+    ):
         units = rows * (chosen["UNITS"] // chosen["ROWS"])
-        if outputs_owned and wg // team * rows != 32 or not 3 <= units * unroll <= 16:
+        if (outputs_owned and wg // team * rows != 32) or not 3 <= units * unroll <= 16:
             continue
         if not outputs_owned and (wg not in (64, 256) or team < 16):
             continue
@@ -227,16 +239,22 @@ def tune_attention(device: Device, name: str, args: argparse.Namespace) -> None:
     tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in run.plan.groups}
     run.load(Batch(*(np.full(1, v, np.int32) for v in (1, run.plan.context - 1, 0, 0)), tables, np.zeros(1, np.int32)))
     built = []
-    for wg, keys, split, most, slice_ in itertools.product((128, 256), (1, 2, 4), (32, 64, 128), (16, 32, 64), (1, 2, 3, 4)):
+    for wg, keys, split, most, slice_ in itertools.product(
+        (128, 256), (1, 2, 4), (32, 64, 128), (16, 32, 64), (1, 2, 3, 4)
+    ):
 
-        def tried(choice: Any, *, wg=wg, keys=keys, split=split, most=most, slice_=slice_, **shape: int) -> dict[str, Any]:
+        def tried(
+            choice: Any, *, wg=wg, keys=keys, split=split, most=most, slice_=slice_, **shape: int
+        ) -> dict[str, Any]:
             sizes = plain(choice, **shape)
             group = sizes["SLICE"] * sizes["SLICES"]
             slices = {"SLICE": slice_, "SLICES": group // slice_} if group % slice_ == 0 else {}
             return {**sizes, **slices, "WG": wg, "KEYS": keys, "SPLIT_KEYS": split, "MAX_SPLITS": most}
 
         table.attend = tried
-        built.append((run.lower_single()[0], f"WG={wg} KEYS={keys} SPLIT_KEYS={split} MAX_SPLITS={most} SLICE={slice_}"))
+        built.append(
+            (run.lower_single()[0], f"WG={wg} KEYS={keys} SPLIT_KEYS={split} MAX_SPLITS={most} SLICE={slice_}")
+        )
     table.attend = plain
     built.insert(0, (run.lower_single()[0], "now"))
     for length in lengths:

@@ -303,14 +303,14 @@ def load(
     started = time.perf_counter()
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is unknown.", f"It is one of {', '.join(DEVICES)}.")
-    path = _locate(model, revision, offline)
+    path = locate(model, revision, offline)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
     source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
     plan = _plan(spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
-    executor = _executor("cpu" if device == "auto" else device, plan, source, threads, activations)
+    executor = make_executor("cpu" if device == "auto" else device, plan, source, threads, activations)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
         device="cpu" if device == "auto" else device,
@@ -319,7 +319,8 @@ def load(
     )  # fmt: skip
 
 
-def _locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
+def locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
+    """The folder or file of a model as `load` takes it, downloaded if need be. Raises what `load` raises."""
     if model is None:
         if revision:
             raise UsageError("a revision needs a model.", "Name one with its hub id.")
@@ -349,7 +350,10 @@ def _plan(
     return make_plan(spec, formats, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
 
 
-def _executor(device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None) -> Executor:
+def make_executor(
+    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None
+) -> Executor:
+    """What runs a plan on a device, `cpu` or `reference`. Raises UsageError for options that the device has not."""
     if device == "reference":
         if threads is not None or activations == "int8":
             raise UsageError("the reference has neither threads nor 8-bit activations.", "Choose device cpu for these.")

@@ -16,8 +16,14 @@ def software_gpu(*, baseline: bool = False) -> Device:
     return open_device(software=True, subgroups=not baseline, limits=BASELINE if baseline else None)
 
 
+def block_tables(plan: Plan) -> dict[str, np.ndarray]:
+    """Each sequence's share of the blocks, in order."""
+    return {
+        g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups
+    }
+
+
 def one(plan: Plan, token: int, position: int, *, rope_set: int = 0) -> Batch:
     """A batch of one token of the first sequence, its logits wanted."""
-    tables = {g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups}
     ids, positions, sequences, sets, rows = (np.array([v], np.int32) for v in (token, position, 0, rope_set, 0))
-    return Batch(ids, positions, sequences, sets, tables, rows)
+    return Batch(ids, positions, sequences, sets, block_tables(plan), rows)

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from halfbyte.plan import Batch, Plan
+from halfbyte.plan.ops import RopeTable
 from halfbyte.reference import ReferenceExecutor
+from halfbyte.runtime.sampler import SamplingParams
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.lower import Lowering
+from halfbyte.webgpu.program import Extent, Program
 from halfbyte.webgpu.selftest import Oracle
-from halfbyte.runtime.sampler import SamplingParams
-from tests.device.gpu import one, software_gpu
+from tests.device.gpu import block_tables, one, software_gpu
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 
 FLOAT = ("int8",)
+Pair = tuple[GpuExecutor, ReferenceExecutor]
 TOLERANCE = 1e-4
 
 
@@ -29,7 +33,7 @@ def rope_set(model: Tiny, total: int) -> int:
     return int(model.spec.rope_switch is not None and total > model.spec.rope_switch)
 
 
-def executors(model: Tiny, *, off: tuple[str, ...] = FLOAT, baseline: bool = False, **capacities: Any) -> tuple[Any, Any]:
+def executors(model: Tiny, *, off: tuple[str, ...] = FLOAT, baseline: bool = False, **capacities: Any) -> Pair:
     gpu = GpuExecutor(model.plan(**capacities), model, device=software_gpu(baseline=baseline), off=off)
     return gpu, ReferenceExecutor(model.plan(**capacities), model)
 
@@ -47,7 +51,7 @@ def test_prefill_and_decode_agree_across_the_context(family: str) -> None:
         start += length
 
 
-@pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1"])
+@pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b"])
 def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
     model, ids = tiny(family), prompt(50)
     gpu, reference = executors(model, baseline=True)
@@ -67,17 +71,24 @@ def test_stored_formats_agree(weight_format: str) -> None:
 
 def firsts(plan: Plan, count: int) -> Batch:
     """As many sequences as tokens, each at its beginning: no token's rounding touches another."""
-    tables = {g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups}
+    tables = block_tables(plan)
     each, zeros = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
     return Batch(np.array(prompt(count), np.int32), zeros, each, zeros, tables, each)
 
 
-@pytest.mark.parametrize("baseline", [False, True])
-@pytest.mark.parametrize(("family", "weight_format"), [("phi-4-mini", "q4g32"), ("gemma-3-1b", "q4g64z"), ("llama-3.2-3b", "q4g128")])
+@pytest.mark.parametrize(
+    ("family", "weight_format", "baseline"),
+    [
+        ("phi-4-mini", "q4g32", False),
+        ("gemma-3-1b", "q4g64z", False),
+        ("llama-3.2-3b", "q4g128", False),
+        ("llama-3.2-3b", "q4g32z", True),
+    ],
+)
 def test_int8_activations_round_as_they_should(family: str, weight_format: str, baseline: bool) -> None:
     """A sum that differs in its last bit may round one value to its neighbour, in few tokens; all others agree."""
     model = replace(tiny(family), weight_format=weight_format)
-    gpu, _ = executors(model, off=(), baseline=baseline, sequences=48, context=32)
+    gpu, _ = executors(model, off=(), baseline=baseline, sequences=48, context=64)
     oracle = Oracle(gpu.plan, model, int8=True)
     for count in (1, 3, 40):
         batch = firsts(gpu.plan, count)
@@ -103,13 +114,14 @@ def test_sixty_four_greedy_tokens_stay_on_the_gpu_and_are_the_same(family: str) 
     for executor in (gpu, reference):
         feed(executor, ids[:-1], rope_set=rope)
     decoder = ResidentDecoder(gpu)
-    got = list(decoder.decode(one(gpu.plan, ids[-1], 19, rope_set=rope), SamplingParams(), tables=lambda _: None, limit=64))
+    first = one(gpu.plan, ids[-1], 19, rope_set=rope)
+    got = list(decoder.decode(first, SamplingParams(), tables=lambda _: None, limit=64))
     token = ids[-1]
     for i, decoded in enumerate(got):
         logits = reference.run(one(reference.plan, token, 19 + i, rope_set=rope))[0]
         token = int(logits.argmax())
         assert decoded.id == token
-        assert decoded.logprob == pytest.approx(float(logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())), abs=1e-3)
+        assert decoded.logprob == pytest.approx(-float(np.log(np.exp(logits - logits.max()).sum())), abs=1e-3)
     assert len(got) == 64
 
 
@@ -121,3 +133,47 @@ def test_sequences_of_one_batch_do_not_see_each_other() -> None:
         feed(executor, ids[::-1], sequence=1)
     got, expected = (feed(e, [5], start=12, sequence=1) for e in (gpu, reference))
     assert np.abs(got - expected).max() < TOLERANCE
+
+
+def test_rotation_is_exact_at_the_end_of_a_long_context() -> None:
+    """A GPU's own sine is not: the angle of position 131,071 is 20,861 turns."""
+    model = tiny("llama-3.1-8b")
+    gpu = GpuExecutor(model.plan(), model, device=software_gpu(), off=FLOAT)
+    step = next(step for step in gpu.plan.steps if isinstance(step, RopeTable))
+    positions = np.array([0, 1, 2, 4095, 65_537, 100_003, 131_071], np.int32)
+    zeros = np.zeros_like(positions)
+    gpu.load(Batch(zeros, positions, zeros, zeros, block_tables(gpu.plan), zeros[:1]))
+    lowering = Lowering(gpu.target, 8, 8)
+    program = Program(gpu.device, lowering.lower([step], keep=step.out))
+    gpu.recorder.submit(program.commands(Extent(len(positions), 1, 1)))
+    buffer = lowering.values[step.out].f32
+    assert buffer is not None
+    frequencies = gpu.plan.constants[step.inv_freq]
+    got = gpu.device.read(buffer.handle, positions.size * 2 * frequencies.size * 4).view(np.float32)
+    angle = (positions[:, None].astype(np.float32) * frequencies[0]).astype(np.float64)
+    expected = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert np.abs(got.reshape(expected.shape) - expected).max() < 5e-7
+
+
+def test_blocks_may_be_handed_out_while_tokens_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 16)
+    model = tiny("mistral-7b-v0.1")
+    gpu, reference = (e for e in executors(model, block_size=8))
+    whole = block_tables(gpu.plan)
+    shown: list[int] = []
+
+    def tables(position: int) -> dict[str, np.ndarray] | None:
+        shown.append(position)
+        used = {name: np.where(np.arange(t.shape[1]) <= position // 8, t, -1) for name, t in whole.items()}
+        return used if position % 8 == 0 else None
+
+    first = replace(
+        one(gpu.plan, 5, 0), block_tables={n: np.where(np.arange(t.shape[1]) < 1, t, -1) for n, t in whole.items()}
+    )
+    got = [t.id for t in ResidentDecoder(gpu).decode(first, SamplingParams(), tables=tables, limit=60)]
+    token, expected = 5, []
+    for position in range(60):
+        token = int(reference.run(one(reference.plan, token, position))[0].argmax())
+        expected.append(token)
+    assert got == expected
+    assert shown == list(range(60))

@@ -90,7 +90,9 @@ def test_questions_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_table_in_every_form() -> None:
-    table = Table((16, 2048), (Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2)), Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2))), "x", 99)
+    table = Table(
+        (16, 2048), (Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2)), Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2))), "x", 99
+    )
     assert "| a<b | 4.500 | 74.000 | 33.000 |" in table.markdown()
     assert "a<b,4.5,2048,33.0,0.2" in table.csv()
     assert json.loads(table.json())["rows"][0]["ppl"] == [72.5, 32.25]

@@ -69,7 +69,10 @@ def test_each_method_is_better_than_the_one_before(problem: tuple[np.ndarray, np
     plain = fit(weight, form(name), clips=PLAIN).round(weight)
     weighted = fit(weight, form(name), np.diagonal(hessian)).round(weight)
     once, refined = (gptq(weight, hessian, form(name), passes=passes) for passes in (0, 2))
-    errors = [error(weight, values, hessian) for values in (plain, weighted, once[1].values(once[0]), refined[1].values(refined[0]))]
+    errors = [
+        error(weight, values, hessian)
+        for values in (plain, weighted, once[1].values(once[0]), refined[1].values(refined[0]))
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < 0.7 * errors[0]
     assert errors[3] < 0.95 * errors[2]

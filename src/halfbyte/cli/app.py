@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from halfbyte.cli.bench import app as bench
 from halfbyte.cli.chat import chat
 from halfbyte.cli.command import Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
 from halfbyte.cli.eval import app as eval_app
 from halfbyte.cli.models import app as models
 from halfbyte.cli.plan import plan
+from halfbyte.cli.profile import profile
 from halfbyte.cli.quantize import quantize
 from halfbyte.cli.run import run
 
@@ -21,8 +23,10 @@ app = typer.Typer(
 app.command(cls=Command)(run)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
+app.command(cls=Command)(profile)
 app.command(cls=Command)(quantize)
 app.command(cls=Command)(doctor)
+app.add_typer(bench, name="bench")
 app.add_typer(eval_app, name="eval")
 app.add_typer(models, name="models")
 

@@ -1,7 +1,8 @@
 """Spending a budget of bits where a model is most sensitive.
 
-Each matrix is rounded to nearest by itself in a coarse format, the KL divergence that causes is measured on calibration
-text, and for other formats it is taken as proportional to the error of the matrix's output, Δ·H·Δᵀ. Divergences of
+Each matrix is quantized by itself in a coarse format (GPTQ), the KL divergence that causes is measured on calibration
+text, and for other formats it is taken as proportional to the error of the matrix's output, Δ·H·Δᵀ, when rounding to
+nearest. Divergences of
 several matrices are taken as additive. Bits are then bought one step at a time, always where a bit saves most.
 """
 
@@ -18,7 +19,8 @@ from halfbyte.errors import UsageError
 from halfbyte.formats import Format, get_format
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.ops import Linear, Op
-from halfbyte.quantize.forward import Forward
+from halfbyte.quantize.forward import Forward, names_of
+from halfbyte.quantize.gptq import gptq
 from halfbyte.quantize.grid import Array, fit, is_grouped
 
 PROBE = "q3g64z"
@@ -103,25 +105,32 @@ class _Probes:
     def _choices(self, name: str) -> list[Choice]:
         weight = self._weight(name)
         hessian = self.hessians.get(name)
-        probe, least = self._error(weight, PROBE, hessian)
-        scale = self._divergence(name, probe) / max(least, 1e-30)
+        scale = self._divergence(name, self._probe(weight, hessian)) / max(self._error(weight, PROBE, hessian), 1e-30)
         choices = []
         for form_name in CHOICES:
             form = get_format(form_name)
             if form_name == "q6_k" and weight.shape[1] % 256:
                 continue
-            error = self._error(weight, form_name, hessian)[1]
+            error = self._error(weight, form_name, hessian)
             nbytes = form.nbytes(weight.shape) + _HEADER_BYTES * len(form.layout(weight.shape))
             choices.append(Choice(form_name, 8 * nbytes, scale * error))
         return choices
 
-    def _error(self, weight: Array, form_name: str, hessian: Array | None) -> tuple[Array, float]:
-        """The matrix rounded to nearest in a format, and the error of its output."""
+    def _probe(self, weight: Array, hessian: Array | None) -> Array:
+        """A matrix in the coarse format."""
+        form = get_format(PROBE)
+        if hessian is None or not is_grouped(form):
+            return _stored(weight, form)
+        codes, grid = gptq(weight, hessian, form, passes=0)
+        return grid.values(codes)
+
+    def _error(self, weight: Array, form_name: str, hessian: Array | None) -> float:
+        """The error of a matrix's output when it is rounded to nearest in a format."""
         form = get_format(form_name)
         importance = None if hessian is None else np.diagonal(hessian)
         rounded = fit(weight, form, importance).round(weight) if is_grouped(form) else _stored(weight, form)
         difference = rounded - weight
-        return rounded, float(np.vdot(difference if hessian is None else difference @ hessian, difference))
+        return float(np.vdot(difference if hessian is None else difference @ hessian, difference))
 
     def _divergence(self, name: str, values: Array) -> float:
         """Mean KL divergence from the original's distribution when one matrix has other values."""
@@ -140,10 +149,11 @@ class _Probes:
         self, steps: list[Op], streams: list[Array], weight: Callable[[str], Array], hessians: dict[str, Array]
     ) -> list[Array]:
         """Streams after some steps; the Hessians of the products among them are added up."""
+        weights = {name: weight(name) for name in names_of(steps, self.spec)}
         out = []
         for stream in streams:
             values = self.forward.enter(steps, stream)
-            out.append(self.forward.advance(steps, values, weight))
+            out.append(self.forward.advance(steps, values, weights.__getitem__))
             for step in steps:
                 if isinstance(step, Linear):
                     term = values[step.x].T @ values[step.x]

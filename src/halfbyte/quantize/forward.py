@@ -40,7 +40,7 @@ class Forward:
         self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", fused=False)
         sections = _sections(self.plan, len(spec.layers))
         self._start, self.layers, self.head = sections[0], sections[1:-1], sections[-1]
-        self.fixed = self._make_fixed(length)
+        self.fixed = self._make_fixed(length, int(spec.rope_switch is not None and length > spec.rope_switch))
 
     def start(self, ids: NDArray[np.int32], table: Array) -> Array:
         """The residual stream of one text, `[tokens, hidden_size]`, from its embedding table."""
@@ -66,11 +66,10 @@ class Forward:
             out = _attend(step, values) if isinstance(step, Attention) else run(step, values, weights)
         return out
 
-    def _make_fixed(self, length: int) -> Values:
+    def _make_fixed(self, length: int, rope_set: int) -> Values:
         """State, constants and rotary tables, the same for every text of this length."""
         values: Values = dict(self.plan.constants)
-        zeros = np.zeros(length, np.int32)
-        values |= {STATE_SEQUENCES: zeros, STATE_ROPE_SETS: zeros}
+        values |= {STATE_SEQUENCES: np.zeros(length, np.int32), STATE_ROPE_SETS: np.full(length, rope_set, np.int32)}
         values |= {STATE_POSITIONS: np.arange(length, dtype=np.int32), STATE_ROWS: np.arange(length, dtype=np.int32)}
         for group in self.plan.groups:
             values[group.blocks] = np.arange(group.columns, dtype=np.int32)[None]
@@ -108,6 +107,11 @@ def stages(section: Sequence[Op]) -> list[list[Op]]:
             cut.append([])
         cut[-1].append(step)
     return cut
+
+
+def names_of(steps: Sequence[Op], spec: ModelSpec) -> list[str]:
+    """The weights that steps read."""
+    return [name for step in steps for name in step.inputs if name in spec.shapes]
 
 
 def _sections(plan: Plan, layers: int) -> list[list[Op]]:

@@ -63,7 +63,13 @@ def for_model(spec: ModelSpec, body: str | None, embed: str | None, head: str | 
     """One format for a model's decoder layers, others for its embedding table and output matrix (None: as stored).
 
     Tied to the embedding table, the output matrix is one tensor with it and gets the table's format.
+
+    Raises:
+        UnsupportedModelError: No format has one of these names.
     """
+    for wanted in (body, embed, head):
+        if wanted is not None:
+            get_format(wanted)
     names = {name: body for name, shape in spec.shapes.items() if len(shape) == 2}
     names[spec.lm_head] = head
     names[spec.embed] = embed

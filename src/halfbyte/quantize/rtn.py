@@ -22,8 +22,6 @@ def clipped(packed: Packed, name: str) -> Parts:
     values = packed.checkpoint.weight(name).decode()
     packed.release(name)
     if not np.isfinite(values).all():
-        raise InvalidModelError(
-            f"The tensor {name!r} holds NaN or infinity.", "Download the checkpoint again."
-        )
+        raise InvalidModelError(f"The tensor {name!r} holds NaN or infinity.", "Download the checkpoint again.")
     grid = fit(values, form)
     return form.from_codes(grid.codes(values), grid.scale, grid.zero)

@@ -60,9 +60,15 @@ class ResidentDecoder:
         return supported(sampling)
 
     def decode(
-        self, batch: Batch, sampling: Sampling, *, tables: Tables, limit: int, prompt_ids: Sequence[int] = (),
+        self,
+        batch: Batch,
+        sampling: Sampling,
+        *,
+        tables: Tables,
+        limit: int,
+        prompt_ids: Sequence[int] = (),
         generated_ids: Sequence[int] = (),
-    ) -> Generator[Decoded, None, None]:  # fmt: skip
+    ) -> Generator[Decoded, None, None]:
         """Yield the tokens that follow a batch of one token; closing the generator drops what is in flight.
 
         Args:
@@ -77,7 +83,9 @@ class ResidentDecoder:
         """
         executor = self._executor
         program, _, logits = executor.single
-        sampler = self._sampler or Sampler(executor.device, executor.target.pipelines, executor.layout, executor.target.state, logits)
+        sampler = self._sampler or Sampler(
+            executor.device, executor.target.pipelines, executor.layout, executor.target.state, logits
+        )
         self._sampler = sampler
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)

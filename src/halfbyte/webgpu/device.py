@@ -136,7 +136,9 @@ class Device:
                 f"{quantity(self.capabilities.max_buffer, 'B')}.",
                 "Use a smaller context, or device='cpu'.",
             )
-        with self.guarded(f"there is no room for {quantity(size, 'B')} ({label}) beside {quantity(self.allocated_nbytes, 'B')}"):
+        with self.guarded(
+            f"there is no room for {quantity(size, 'B')} ({label}) beside {quantity(self.allocated_nbytes, 'B')}"
+        ):
             made = self.handle.create_buffer(size=size, usage=usage, label=label)
         self.allocated_nbytes += size
         return made
@@ -162,7 +164,7 @@ class Device:
                 self.handle.queue.write_buffer(buffer, offset + raw.size - tail, padded)
 
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
-        """Bytes of a buffer once everything submitted before is done. For tests and set-up: it makes a staging buffer."""
+        """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
         with self.guarded("reading from the GPU failed"):
             size = -(-nbytes // 4) * 4
             return np.frombuffer(self.handle.queue.read_buffer(buffer, offset, size), np.uint8)[:nbytes]
@@ -256,7 +258,7 @@ _prepared = False
 
 
 def _prepare_instance() -> None:
-    """Ask for an instance without wgpu's own checks, which cost time in every dispatch; the first one asked for stays."""
+    """Ask for an instance without wgpu's own checks, which cost time in every dispatch; the first one stays."""
     global _prepared
     if _prepared:
         return

@@ -21,11 +21,12 @@ from halfbyte.plan.show import quantity
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.lower import ROW_TILE, Lowering, Target, Value
-from halfbyte.webgpu.program import Buffer, Extent, Program, Recorder
+from halfbyte.webgpu.lower import ROW_TILE, Lowering
+from halfbyte.webgpu.program import Buffer, Command, Extent, Program, Recorder
 from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.staging import Staging
 from halfbyte.webgpu.state import StateLayout
+from halfbyte.webgpu.target import Target, Value
 from halfbyte.webgpu.weights import WeightStore
 
 COLUMNS = (1, 2, 4, 8)
@@ -47,9 +48,14 @@ class GpuExecutor:
     """
 
     def __init__(
-        self, plan: Plan, weights: WeightSource, *, device: Device | None = None, off: Collection[str] | None = None,
+        self,
+        plan: Plan,
+        weights: WeightSource,
+        *,
+        device: Device | None = None,
+        off: Collection[str] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.plan = fuse(plan)
         self.device = device or open_device()
         self.choice = table.choose(self.device.capabilities, off=_faulty(self.device) if off is None else off)
@@ -61,9 +67,16 @@ class GpuExecutor:
         constants = {name: store.constant(values, name) for name, values in self.plan.constants.items()}
         state = Buffer(self.device.buffer(self.layout.size * 4, "state"))
         self.target = Target(
-            self.device, self.plan, Pipelines(self.device), store, self.layout, state, self._caches.buffers, constants,
+            self.device,
+            self.plan,
+            Pipelines(self.device),
+            store,
+            self.layout,
+            state,
+            self._caches.buffers,
+            constants,
             self.choice,
-        )  # fmt: skip
+        )
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
         self._bodies: dict[int, tuple[Program, Value]] = {}
         self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
@@ -95,7 +108,9 @@ class GpuExecutor:
         staging = self._reader(rows, logits)
         if logits.f32 is None:
             raise TypeError("logits are float32")
-        submission = self.recorder.submit(commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)])
+        submission = self.recorder.submit(
+            commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)]
+        )
         staging.request(submission)
         values = staging.take(rows * logits.stride * 4).view(np.float32)
         return values.reshape(rows, logits.stride)[:, : logits.width]
@@ -111,7 +126,7 @@ class GpuExecutor:
         for name, at in self.layout.tables.items():
             self.device.write(self.target.state.handle, at * 4, self.layout.table(name, tables[name]))
 
-    def _commands(self, batch: Batch) -> tuple[list, Value]:  # type: ignore[type-arg]
+    def _commands(self, batch: Batch) -> tuple[list[Command], Value]:
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
         if tokens == 1 and rows <= 1:

@@ -15,55 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from halfbyte.plan import Plan, ops
+from halfbyte.plan import ops
 from halfbyte.plan.plan import LOGITS
-from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
-from halfbyte.webgpu.shader import Pipelines
-from halfbyte.webgpu.state import StateLayout
-from halfbyte.webgpu.weights import Matrix, Piece, WeightStore
+from halfbyte.webgpu.target import Target, Value, padded
+from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
 ROW_TILE = 64
 """Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
 
 Grid = Callable[[Extent], Dimensions]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What everything lowered for one executor shares."""
-
-    device: Device
-    plan: Plan
-    pipelines: Pipelines
-    weights: WeightStore
-    layout: StateLayout
-    state: Buffer
-    caches: dict[str, Buffer]
-    constants: dict[str, Buffer]
-    choice: table.Choice
-
-
-@dataclass
-class Value:
-    """A tensor on the device, `[capacity, stride]`: float32, int8 blocks, or both.
-
-    Attributes:
-        eps: Set where the blocks still lack a norm: its epsilon.
-    """
-
-    width: int
-    f32: Buffer | None = None
-    x8: Buffer | None = None
-    xm: Buffer | None = None
-    eps: float | None = None
-
-    @property
-    def stride(self) -> int:
-        """Values from row to row."""
-        return padded(self.width)
 
 
 @dataclass
@@ -107,7 +70,11 @@ class Lowering:
     def _last_reads(self, steps: Sequence[ops.Op]) -> dict[str, int]:
         """The last step that reads each tensor; attention reads for the step before it where the two are one kernel."""
         fused = self._attends_fused()
-        return {name: i + (fused and isinstance(step, ops.RopeKvWrite)) for i, step in enumerate(steps) for name in step.inputs}
+        return {
+            name: i + (fused and isinstance(step, ops.RopeKvWrite))
+            for i, step in enumerate(steps)
+            for name in step.inputs
+        }
 
     def _readers(self, name: str) -> list[ops.Op]:
         return [step for step in self._steps if name in step.inputs]
@@ -143,7 +110,9 @@ class Lowering:
         self.values[name] = value
         return value
 
-    def add(self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str) -> None:
+    def add(
+        self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
+    ) -> None:
         """Append a dispatch."""
         choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
         pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
@@ -158,13 +127,21 @@ class Lowering:
         norm = self._foldable_norm(step.out) if len(matrix.pieces) == 1 else None
         value = self._value(step.out, matrix.columns)
         folded = self._fold(norm, value) if norm else {}
+        x = _ceil(value.stride // 4, 64)
         for piece in matrix.pieces:
             constants = {
-                "WG": 64, "K": matrix.columns, "STRIDE4": value.stride // 4, "SCALE": step.scale, "ROW0": piece.first,
-                "ROWS": piece.rows, "EMIT": bool(norm), **_format(piece),
-            }  # fmt: skip
-            x = _ceil(value.stride // 4, 64)
-            self.add("embed", constants, {**piece.buffers, "out": value.f32, **folded}, lambda e: (x, e.tokens, 1), "embed")
+                "WG": 64,
+                "K": matrix.columns,
+                "STRIDE4": value.stride // 4,
+                "SCALE": step.scale,
+                "ROW0": piece.first,
+                "ROWS": piece.rows,
+                "EMIT": bool(norm),
+                **_format(piece),
+            }
+            self.add(
+                "embed", constants, {**piece.buffers, "out": value.f32, **folded}, lambda e: (x, e.tokens, 1), "embed"
+            )
 
     def _lower_RopeTable(self, step: ops.RopeTable) -> None:  # noqa: N802
         half = self.target.plan.tensors[step.out].shape[2]
@@ -212,13 +189,23 @@ class Lowering:
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, source.width, f32=f32, int8=int8 and not second)
         buffers = {
-            "x": source.f32, "weight": self.target.weights.vector(step.weight, step.offset), "out": value.f32,
-            "residual": self.values[step.residual].f32 if step.residual else None, "x8_out": value.x8, "xm_out": value.xm,
-        }  # fmt: skip
+            "x": source.f32,
+            "weight": self.target.weights.vector(step.weight, step.offset),
+            "out": value.f32,
+            "residual": self.values[step.residual].f32 if step.residual else None,
+            "x8_out": value.x8,
+            "xm_out": value.xm,
+        }
         constants = {
-            "GATHER": gathered, "NORM": True, "RESIDUAL": bool(step.residual), "OUT": bool(value.f32), "EPS": step.eps,
-            "SECOND": bool(second), "OUT2": False, "EMIT": bool(value.x8),
-        }  # fmt: skip
+            "GATHER": gathered,
+            "NORM": True,
+            "RESIDUAL": bool(step.residual),
+            "OUT": bool(value.f32),
+            "EPS": step.eps,
+            "SECOND": bool(second),
+            "OUT2": False,
+            "EMIT": bool(value.x8),
+        }
         if second:
             f32, int8 = self._wanted(second.out)
             after = self._value(second.out, source.width, f32=f32, int8=int8)
@@ -235,7 +222,9 @@ class Lowering:
             return following
         return None
 
-    def _add_norm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], source: Value, label: str) -> None:
+    def _add_norm(
+        self, constants: dict[str, Any], buffers: dict[str, Buffer | None], source: Value, label: str
+    ) -> None:
         sizes = table.norm(self.target.choice, width=source.width)
         shape = {"W": source.width, "STRIDE4": source.stride // 4}
         self.add("norm", {**sizes, **shape, **constants}, buffers, lambda e: (self._count(e), 1, 1), label)
@@ -243,7 +232,7 @@ class Lowering:
     def _quantize(self, value: Value) -> None:
         """Make the int8 blocks of a value from its float32."""
         value.x8, value.xm = (self._take(self.capacity * value.stride // share) for share in (1, 2))
-        constants = {name: False for name in ("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2")} | {"EMIT": True}
+        constants = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2"), False) | {"EMIT": True}
         self._add_norm(constants, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize")
 
     def _lower_Linear(self, step: ops.Linear) -> None:  # noqa: N802
@@ -267,7 +256,14 @@ class Lowering:
             packed = self._packed(matrix.pieces[0])
             emit = bool(self.columns and packed and int8 and not f32 and matrix.rows % 64 == 0)
             value = self._value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
-            flags = {"GATED": True, "RESIDUAL": False, "OUT": not emit, "EMIT": emit, "NORM": False, "ACTIVATION": step.activation}
+            flags = {
+                "GATED": True,
+                "RESIDUAL": False,
+                "OUT": not emit,
+                "EMIT": emit,
+                "NORM": False,
+                "ACTIVATION": step.activation,
+            }
             buffers = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
             self._add_product(step, matrix, matrix.pieces[0], flags, buffers, value.stride)
         value = self.values[step.out]
@@ -281,7 +277,13 @@ class Lowering:
         for piece in matrix.pieces:
             self._add_product(step, matrix, piece, flags, {"out": both.f32}, both.stride)
         value = self._value(step.out, matrix.rows // 2)
-        constants = {"WG": 64, "N": value.width, "X_STRIDE": both.stride, "STRIDE": value.stride, "ACTIVATION": step.activation}
+        constants = {
+            "WG": 64,
+            "N": value.width,
+            "X_STRIDE": both.stride,
+            "STRIDE": value.stride,
+            "ACTIVATION": step.activation,
+        }
         x = _ceil(value.width, 64)
         self.add("gate", constants, {"x": both.f32, "out": value.f32}, lambda e: (x, e.tokens, 1), "gate")
 
@@ -289,16 +291,30 @@ class Lowering:
         return piece.storage.packed and self.target.choice.int8
 
     def _add_product(
-        self, step: ops.Linear | ops.GatedLinear, matrix: Matrix, piece: Piece, flags: dict[str, Any],
-        buffers: dict[str, Buffer | None], stride: int,
-    ) -> None:  # fmt: skip
+        self,
+        step: ops.Linear | ops.GatedLinear,
+        matrix: Matrix,
+        piece: Piece,
+        flags: dict[str, Any],
+        buffers: dict[str, Buffer | None],
+        stride: int,
+    ) -> None:
         x = self.values[step.x]
         int8 = self._packed(piece)
         outputs = piece.rows // 2 if flags["GATED"] else piece.rows
         constants = {
-            **_format(piece), **flags, "INT8": int8, "N": outputs, "FIRST": piece.first, "STRIDE": stride, "K": matrix.columns,
-            "X_STRIDE": x.stride, "X_BLOCKS": x.stride // 32, "DEFERRED": x.eps is not None, "EPS": x.eps,
-        }  # fmt: skip
+            **_format(piece),
+            **flags,
+            "INT8": int8,
+            "N": outputs,
+            "FIRST": piece.first,
+            "STRIDE": stride,
+            "K": matrix.columns,
+            "X_STRIDE": x.stride,
+            "X_BLOCKS": x.stride // 32,
+            "DEFERRED": x.eps is not None,
+            "EPS": x.eps,
+        }
         taken = {"x8": x.x8, "xm": x.xm} if int8 else {"x": x.f32}
         label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
         add = self._add_gemv if self.columns else self._add_gemm
@@ -306,9 +322,14 @@ class Lowering:
 
     def _add_gemv(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
         sizes = table.gemv(
-            self.target.choice, outputs=constants["N"], blocks=constants["X_BLOCKS"], int8=constants["INT8"],
-            gated=constants["GATED"], emit=constants["EMIT"], columns=self.columns,
-        )  # fmt: skip
+            self.target.choice,
+            outputs=constants["N"],
+            blocks=constants["X_BLOCKS"],
+            int8=constants["INT8"],
+            gated=constants["GATED"],
+            emit=constants["EMIT"],
+            columns=self.columns,
+        )
         groups = _ceil(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
         y = _ceil(groups, MOST_WORKGROUPS)
         self.add("gemv", {**constants, **sizes}, buffers, lambda e: (_ceil(groups, y), y, 1), f"gemv {label}")
@@ -317,7 +338,9 @@ class Lowering:
         sizes = table.gemm(self.target.choice, rows=self.capacity)
         x = _ceil(constants["N"], 32 if constants["GATED"] else 64)
         tile = 16 * sizes["RM"]
-        self.add("gemm", {**constants, **sizes}, buffers, lambda e: (x, _ceil(self._count(e), tile), 1), f"gemm {label}")
+        self.add(
+            "gemm", {**constants, **sizes}, buffers, lambda e: (x, _ceil(self._count(e), tile), 1), f"gemm {label}"
+        )
 
     def _lower_RopeKvWrite(self, step: ops.RopeKvWrite) -> None:  # noqa: N802
         sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
@@ -336,34 +359,46 @@ class Lowering:
     def _rotation(self, step: ops.RopeKvWrite) -> dict[str, Any]:
         half = self.target.plan.tensors[step.table].shape[2]
         return {
-            **self._cache_constants(step, step.blocks, step.k_cache), "HALF": half, "ROW": self.values[step.qkv].stride,
-            "QK_NORM": bool(step.q_weight), "EPS": step.eps,
-        }  # fmt: skip
+            **self._cache_constants(step, step.blocks, step.k_cache),
+            "HALF": half,
+            "ROW": self.values[step.qkv].stride,
+            "QK_NORM": bool(step.q_weight),
+            "EPS": step.eps,
+        }
 
     def _rotation_buffers(self, step: ops.RopeKvWrite) -> dict[str, Buffer | None]:
         vector = self.target.weights.vector
         norms = {"q_norm": step.q_weight, "k_norm": step.k_weight}
         return {
-            "qkv": self.values[step.qkv].f32, "table": self.values[step.table].f32,
+            "qkv": self.values[step.qkv].f32,
+            "table": self.values[step.table].f32,
             **{name: vector(weight, step.offset) if weight else None for name, weight in norms.items()},
-        }  # fmt: skip
+        }
 
     def _cache_constants(self, step: Any, blocks: str, cache: str) -> dict[str, Any]:
         plan = self.target.plan
         return {
-            "HEADS": step.heads, "KV_HEADS": step.kv_heads, "HD": step.head_dim, "HDP": -(-step.head_dim // 8) * 8,
-            "BLOCK_SIZE": plan.block_size, "TABLE": self.target.layout.tables[blocks],
-            "COLUMNS": plan.tensors[blocks].shape[1], "F16": plan.tensors[cache].dtype == "f16",
-        }  # fmt: skip
+            "HEADS": step.heads,
+            "KV_HEADS": step.kv_heads,
+            "HD": step.head_dim,
+            "HDP": -(-step.head_dim // 8) * 8,
+            "BLOCK_SIZE": plan.block_size,
+            "TABLE": self.target.layout.tables[blocks],
+            "COLUMNS": plan.tensors[blocks].shape[1],
+            "F16": plan.tensors[cache].dtype == "f16",
+        }
 
     def _cache_buffers(self, step: Any) -> dict[str, Buffer | None]:
         return {"k_cache": self.target.caches[step.k_cache], "v_cache": self.target.caches[step.v_cache]}
 
     def _lower_Attention(self, step: ops.Attention) -> None:  # noqa: N802
         constants = {
-            **self._cache_constants(step, step.blocks, step.k_cache), "WINDOW": step.window or 0, "SCALE": step.scale,
-            "SOFTCAP": step.softcap or 0, "Q_ROW": self.values[step.q].stride,
-        }  # fmt: skip
+            **self._cache_constants(step, step.blocks, step.k_cache),
+            "WINDOW": step.window or 0,
+            "SCALE": step.scale,
+            "SOFTCAP": step.softcap or 0,
+            "Q_ROW": self.values[step.q].stride,
+        }
         if self.columns:
             self._attend_split(step, constants)
         else:
@@ -412,9 +447,12 @@ class Lowering:
         value = self._value(step.out, step.heads * step.head_dim)
         buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "out": value.f32}
         self.add(
-            "attend_tiled", {**constants, **sizes, "STRIDE": value.stride}, buffers,
-            lambda e: (_ceil(e.tokens, sizes["ROWS"]), step.heads, 1), "attend",
-        )  # fmt: skip
+            "attend_tiled",
+            {**constants, **sizes, "STRIDE": value.stride},
+            buffers,
+            lambda e: (_ceil(e.tokens, sizes["ROWS"]), step.heads, 1),
+            "attend",
+        )
         if self._wanted(step.out)[1]:
             self._quantize(value)
 
@@ -425,11 +463,6 @@ class Lowering:
         constants = {"WG": 256, "COUNT": count, "CAP": step.cap}
         x = min(_ceil(count, 256), MOST_WORKGROUPS)
         self.add("softcap", constants, {"x": source.f32, "out": value.f32}, lambda e: (x, 1, 1), "softcap")
-
-
-def padded(width: int) -> int:
-    """A width in whole blocks of 32."""
-    return -(-width // 32) * 32
 
 
 def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:

@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 
 from halfbyte.webgpu.device import Device
-from halfbyte.webgpu.lower import Value
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent, Program
 from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.state import StateLayout
+from halfbyte.webgpu.target import Value
 
 PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
 GREEDY_BELOW = 1e-5
@@ -75,7 +75,14 @@ class Sampler:
     def __init__(self, device: Device, pipelines: Pipelines, layout: StateLayout, state: Buffer, logits: Value) -> None:
         self._device = device
         self._pipelines = pipelines
-        self._constants = {**layout.offsets, **{name: i for i, name in enumerate(PARAMS)}, "V": logits.width, "GROUPS": GROUPS, "WG": 256, "RING": RING}
+        self._constants = {
+            **layout.offsets,
+            **{name: i for i, name in enumerate(PARAMS)},
+            "V": logits.width,
+            "GROUPS": GROUPS,
+            "WG": 256,
+            "RING": RING,
+        }
         self._logits = logits
         self._programs: dict[_Mode, Program] = {}
 
@@ -85,9 +92,14 @@ class Sampler:
         width = logits.width * 4
         self.result = made(RING * RESULT_NBYTES)
         self._buffers = {
-            "state": state, "parts": made(GROUPS * 16), "found": made(4), "params": made(64), "seed": made(8),
-            "result": self.result, "logits": self._f32(logits),
-        }  # fmt: skip
+            "state": state,
+            "parts": made(GROUPS * 16),
+            "found": made(4),
+            "params": made(64),
+            "seed": made(8),
+            "result": self.result,
+            "logits": self._f32(logits),
+        }
         self._large = {"counts": width, "bias": width, "scores": width, "candidates": 2 * width}
 
     def _f32(self, logits: Value) -> Buffer:
@@ -105,7 +117,9 @@ class Sampler:
         if mode not in self._programs:
             self._programs[mode] = Program(self._device, self._dispatches(mode))
         if mode.penalized:
-            self._device.write(self._buffers["counts"].handle, 0, _counts(self._logits.width, sampling, prompt_ids, generated_ids))
+            self._device.write(
+                self._buffers["counts"].handle, 0, _counts(self._logits.width, sampling, prompt_ids, generated_ids)
+            )
             self._device.write(self._buffers["bias"].handle, 0, _bias(self._logits.width, sampling))
         return self._programs[mode]
 
@@ -136,11 +150,16 @@ def _mode(sampling: Sampling) -> _Mode:
 def _params(sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.array(
         [
-            sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty,
-            sampling.presence_penalty, sampling.frequency_penalty,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
         ],
         np.float32,
-    )  # fmt: skip
+    )
 
 
 def _counts(

@@ -1,4 +1,4 @@
-"""Does this GPU, with this driver, compute what the kernels say? Asked at first use, remembered in the user's cache folder.
+"""Does this GPU, with this driver, compute what the kernels say? Asked at first use, and remembered.
 
 Two tiny models run through every kind of program with all kernel variants, and are compared with the oracle. Where they
 disagree, the variants are switched off in turn until they agree; those at fault are named in a warning and stay off.
@@ -34,14 +34,37 @@ TOLERANCE = {True: 0.08, False: 0.002}
 """Largest error allowed, as a share of the largest logit, with int8 and without: where sums differ in their last bit,
 an int8 value may round to its neighbour, and the layers after it make more of that."""
 
-_COMMON = {"num_hidden_layers": 2, "vocab_size": 160, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+_COMMON = {
+    "num_hidden_layers": 2,
+    "vocab_size": 160,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
 MODELS: tuple[dict[str, Any], ...] = (
-    {**_COMMON, "model_type": "phi3", "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2,
-     "head_dim": 32},
-    {**_COMMON, "model_type": "gemma3_text", "hidden_size": 72, "intermediate_size": 104, "num_attention_heads": 4,
-     "num_key_value_heads": 1, "head_dim": 20, "sliding_window": 24, "query_pre_attn_scalar": 20, "final_logit_softcapping": 30.0,
-     "layer_types": ["sliding_attention", "full_attention"]},
-)  # fmt: skip
+    {
+        **_COMMON,
+        "model_type": "phi3",
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
+    {
+        **_COMMON,
+        "model_type": "gemma3_text",
+        "hidden_size": 72,
+        "intermediate_size": 104,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 20,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 20,
+        "final_logit_softcapping": 30.0,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+)
 RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
 
@@ -56,7 +79,9 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
         DeviceError: Even the plain kernels are wrong there.
     """
     path = cache or _cache_path()
-    key = f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
+    key = (
+        f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
+    )
     known = _read(path)
     if key not in known:
         known[key] = sorted(find_faulty(device))
@@ -75,7 +100,10 @@ def find_faulty(device: Device) -> frozenset[str]:
                 for name in off:
                     _log.warning("%s computes wrong results with %s kernels; they stay off.", device.name, name)
                 return frozenset(off)
-    raise DeviceError(f"{device.name} computes wrong results (driver {device.adapter.driver}).", "Update its driver, or use device='cpu'.")
+    raise DeviceError(
+        f"{device.name} computes wrong results (driver {device.adapter.driver}).",
+        "Update its driver, or use device='cpu'.",
+    )
 
 
 def error(device: Device, off: tuple[str, ...]) -> float:
@@ -88,7 +116,9 @@ def error(device: Device, off: tuple[str, ...]) -> float:
 
 
 def _error(device: Device, config: dict[str, Any], off: tuple[str, ...]) -> float:
-    spec = build_spec(config, {}, ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else [])
+    spec = build_spec(
+        config, {}, ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
+    )
     weights = _Spiked(SyntheticWeights(spec, "q4g32"))
     plan = make_plan(spec, lambda name: weights.weight(name).format, tokens=96, context=128, block_size=16)
     gpu, oracle = GpuExecutor(plan, weights, device=device, off=off), Oracle(plan, weights, int8="int8" not in off)
@@ -106,9 +136,13 @@ def _batches(plan: Plan) -> Iterator[Batch]:
     for start, count in RUNS:
         zeros = np.zeros(count, np.int32)
         yield Batch(
-            random.integers(0, 160, count, np.int32), np.arange(start, start + count, dtype=np.int32), zeros, zeros, tables,
+            random.integers(0, 160, count, np.int32),
+            np.arange(start, start + count, dtype=np.int32),
+            zeros,
+            zeros,
+            tables,
             np.arange(max(0, count - 3), count, dtype=np.int32),
-        )  # fmt: skip
+        )
 
 
 class _Spiked:
@@ -142,7 +176,9 @@ class Oracle:
         self.plan = plan
         self._weights = weights
         self._int8 = int8
-        self._caches = {t.name: np.zeros(t.shape, np.float16 if t.dtype == "f16" else np.float32) for t in plan.of_kind("cache")}
+        self._caches = {
+            t.name: np.zeros(t.shape, np.float16 if t.dtype == "f16" else np.float32) for t in plan.of_kind("cache")
+        }
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits `[r, vocab_size]`."""
@@ -171,7 +207,8 @@ def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     blocks = padded.reshape(rows, -1, 32)
     scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
-    return (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
+    rounded: NDArray[np.float32] = (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
+    return rounded
 
 
 def _cache_path() -> Path:

@@ -70,9 +70,6 @@ class Pipelines:
             self._made[source] = self._compile(kernel, source)
         return self._made[source]
 
-    def __len__(self) -> int:
-        return len(self._made)
-
     def _compile(self, name: str, source: str) -> Pipeline:
         found = _BINDING.findall(source)
         kinds = {"read": "read-only-storage", "read_write": "storage"}
@@ -149,12 +146,14 @@ def _resolve_for(block: Sequence[str], constants: Constants) -> Iterator[str]:
     variables, _, values = block[0].partition("#for")[2].strip().partition(" in ")
     names = variables.split(", ")
     for value in _evaluate(values, constants):
-        yield from _resolve(block[1:], {**constants, **dict(zip(names, value if len(names) > 1 else [value], strict=True))})
+        yield from _resolve(
+            block[1:], {**constants, **dict(zip(names, value if len(names) > 1 else [value], strict=True))}
+        )
 
 
 def _resolve_if(block: Sequence[str], constants: Constants) -> Iterator[str]:
     marks = [0, *(i for i, kind in _at_top(block) if kind in ("elif", "else")), len(block)]
-    for start, end in zip(marks, marks[1:], strict=False):
+    for start, end in itertools.pairwise(marks):
         match = _DIRECTIVE.match(block[start])
         if match and (match[1] == "else" or _evaluate(match[2], constants)):
             yield from _resolve(block[start + 1 : end], constants)

@@ -42,11 +42,6 @@ class Staging:
         handle = self.buffer._internal
         lib.wgpuBufferMapAsync(handle, lib.WGPUMapMode_Read, 0, self.nbytes, self._callback[0])
 
-    @property
-    def ready(self) -> bool:
-        """Whether `take` will not wait."""
-        return self.status is not None
-
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         """A copy of the first bytes.
 
@@ -56,7 +51,9 @@ class Staging:
         while self.status is None:
             self._device.wait(self._submission)
         if self.status != lib.WGPUMapAsyncStatus_Success:
-            raise DeviceError(f"{self._device.name} gave no results back.", "Load the model again, or use device='cpu'.")
+            raise DeviceError(
+                f"{self._device.name} gave no results back.", "Load the model again, or use device='cpu'."
+            )
         handle = self.buffer._internal
         address = lib.wgpuBufferGetConstMappedRange(handle, 0, self.nbytes)
         values = np.frombuffer(ffi.buffer(address, nbytes), np.uint8).copy()

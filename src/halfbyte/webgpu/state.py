@@ -1,4 +1,4 @@
-"""What changes from batch to batch, in one small buffer that every kernel can read: counts, ids, positions, block tables."""
+"""What changes from batch to batch, in one small buffer that kernels read: count, ids, positions, block tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ class StateLayout:
     def __init__(self, plan: Plan) -> None:
         tokens, at = plan.tokens, HEADER
         self.offsets = {"COUNT_AT": 0}
-        for name, count in (("IDS", tokens), ("POSITIONS", tokens), ("SEQ", tokens), ("SETS", tokens), ("ROWS_AT", plan.rows)):
+        for name, count in (
+            ("IDS", tokens),
+            ("POSITIONS", tokens),
+            ("SEQ", tokens),
+            ("SETS", tokens),
+            ("ROWS_AT", plan.rows),
+        ):
             self.offsets[name] = at
             at += count
         self.tables: dict[str, int] = {}
@@ -38,9 +44,12 @@ class StateLayout:
         values = np.zeros(self.size, np.int32)
         values[0] = len(batch.token_ids)
         for name, array in (
-            ("IDS", batch.token_ids), ("POSITIONS", batch.positions), ("SEQ", batch.sequences), ("SETS", batch.rope_sets),
+            ("IDS", batch.token_ids),
+            ("POSITIONS", batch.positions),
+            ("SEQ", batch.sequences),
+            ("SETS", batch.rope_sets),
             ("ROWS_AT", batch.logit_rows),
-        ):  # fmt: skip
+        ):
             values[self.offsets[name] : self.offsets[name] + len(array)] = array
         for name, at in self.tables.items():
             table = self.table(name, batch.block_tables[name])

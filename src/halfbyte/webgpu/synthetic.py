@@ -6,6 +6,7 @@ import math
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.q4g import Q4G
@@ -49,11 +50,13 @@ def _random_parts(stored: Format, shape: tuple[int, int], random: np.random.Gene
     parts: Parts = {}
     for suffix, (kind, part_shape) in stored.layout(shape).items():
         if kind == "F16":
-            parts[suffix] = random.uniform(0.8, 1.2, part_shape).astype(np.float16) / np.float16(4.6 * math.sqrt(shape[1]))
+            parts[suffix] = random.uniform(0.8, 1.2, part_shape).astype(np.float16) / np.float16(
+                4.6 * math.sqrt(shape[1])
+            )
         else:
             parts[suffix] = random.integers(0, 256, part_shape, np.uint8)
     return parts
 
 
-def _repeated(part: np.ndarray, rows: int) -> np.ndarray:  # type: ignore[type-arg]
+def _repeated(part: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
     return np.resize(part, (rows, *part.shape[1:]))

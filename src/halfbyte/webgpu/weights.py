@@ -56,7 +56,9 @@ def storage(stored: Format, columns: int) -> Storage:
             return Storage("q4g", constants, parts, True)
         case Dense(kind):
             fours = -(-columns // 4)
-            return Storage("dense", {"KIND": kind, "ROW4": fours}, {"w": ("", fours * (16 if kind == "f32" else 8))}, False)
+            return Storage(
+                "dense", {"KIND": kind, "ROW4": fours}, {"w": ("", fours * (16 if kind == "f32" else 8))}, False
+            )
     raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name} yet.", "Use device='cpu'.")
 
 
@@ -83,14 +85,11 @@ class Matrix:
     pieces: tuple[Piece, ...]
 
 
-Fill = Callable[[Device, Any, int, int], None]
-
-
 class WeightStore:
     """The weights of a plan on a device, each uploaded when it is first asked for.
 
     Args:
-        source: Where weights come from; None fills random ones on the device.
+        source: Where weights come from.
         progress: Called with the bytes uploaded so far.
     """
 
@@ -144,7 +143,12 @@ class WeightStore:
         limit = min(self._device.capabilities.max_binding, self._device.capabilities.max_buffer)
         most = max(ROW_STEP, limit // widest // ROW_STEP * ROW_STEP)
         pieces = [
-            Piece(first + start, min(most, total - start), stored, self._buffers(stored, min(most, total - start), next(iter(rows))))
+            Piece(
+                first + start,
+                min(most, total - start),
+                stored,
+                self._buffers(stored, min(most, total - start), next(iter(rows))),
+            )
             for start in range(0, total, most)
         ]
         at = 0

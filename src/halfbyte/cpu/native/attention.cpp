@@ -69,7 +69,7 @@ private:
     // A thread's scratch: what its queries see, pointers to them, one partial result, scores.
     int64_t gathered_floats() const { return queries_ * static_cast<int64_t>((sizeof(Range) + sizeof(float*)) / sizeof(float)); }
     int64_t partial_floats() const { return queries_ * (heads_.head_dim + 2); }
-    int64_t scores_stride() const { return (k_.block_size + 15) / 16 * 16; }
+    int64_t scores_stride() const { return (kAttendBlocks * k_.block_size + 31) / 16 * 16; }
 
     // The end of the tile of tokens that starts at `begin`.
     int64_t tile_end(int64_t begin, int64_t tokens) const {
@@ -118,6 +118,7 @@ private:
         AttendJob job{
             .queries = queries,
             .head_dim = heads_.head_dim,
+            .block_size = k_.block_size,
             .query = query,
             .sees = seen,
             .scale = scores_.scale,
@@ -130,12 +131,16 @@ private:
         };
         const int32_t* table = paging_.blocks.row(paging_.sequences[piece.begin]);
         const int64_t first = all.begin / size, blocks = (all.end - 1) / size + 1 - first;
-        for (int64_t b = first + blocks * part / parts; b < first + blocks * (part + 1) / parts; ++b) {
-            const int64_t block = table[b % paging_.blocks.columns];
-            job.keys = k_.head(block, piece.kv_head);
-            job.values = v_.head(block, piece.kv_head);
+        const int64_t last = first + blocks * (part + 1) / parts;
+        for (int64_t b = first + blocks * part / parts; b < last; b += job.blocks) {
+            job.blocks = std::min(kAttendBlocks, last - b);
+            for (int64_t i = 0; i < job.blocks; ++i) {
+                const int64_t block = table[(b + i) % paging_.blocks.columns];
+                job.keys[i] = k_.head(block, piece.kv_head);
+                job.values[i] = v_.head(block, piece.kv_head);
+            }
             job.first_position = b * size;
-            job.positions = std::min(size, all.end - b * size);
+            job.positions = std::min(job.blocks * size, all.end - b * size);
             (k_.half ? c.kernels->attend_f16 : c.kernels->attend_f32)(job);
         }
     }

@@ -45,9 +45,12 @@ struct ProductJob {
     float* panel;  // scratch of kPanelFloats
 };
 
-// What the queries of one kv head have seen so far, and one cache block that they are to see.
+// Most cache blocks that attention looks at in one go.
+constexpr int64_t kAttendBlocks = 8;
+
+// What the queries of one kv head have seen so far, and some cache blocks of consecutive positions that they are to see.
 struct AttendJob {
-    int64_t queries, head_dim;
+    int64_t queries, head_dim, block_size;
     const float* const* query;  // [queries] → [head_dim]
     const Range* sees;          // [queries], positions
     float scale;
@@ -55,11 +58,11 @@ struct AttendJob {
     float* maximum;  // [queries]
     float* total;    // [queries]
     float* sums;     // [queries][head_dim]
-    float* scores;   // scratch [queries][scores_stride]
+    float* scores;   // scratch [queries][scores_stride], and [queries] behind it
     int64_t scores_stride;
-    const std::byte* keys = nullptr;    // [positions][head_dim]
-    const std::byte* values = nullptr;  // [positions][head_dim]
-    int64_t first_position = 0, positions = 0;
+    const std::byte* keys[kAttendBlocks] = {};    // [blocks] → [head_dim][block_size]
+    const std::byte* values[kAttendBlocks] = {};  // [blocks] → [block_size][head_dim]
+    int64_t blocks = 0, first_position = 0, positions = 0;
 };
 
 struct Kernels {

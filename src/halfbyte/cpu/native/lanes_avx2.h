@@ -14,7 +14,7 @@ struct Lanes {
     struct Bits {
         __m256i low, high;
     };
-    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueRows = 4;
+    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueVectors = 1;
     static constexpr int kInt8Tokens = 4, kSignedBias = 0;
 
     struct Ints {

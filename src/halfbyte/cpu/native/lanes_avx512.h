@@ -12,7 +12,7 @@ namespace halfbyte::HB_ISA {
 
 struct Lanes {
     using Bits = __m512i;
-    static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kValueRows = 8;
+    static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kValueVectors = 4;
     static constexpr int kInt8Tokens = 12, kSignedBias = 128;
 
     struct Ints {

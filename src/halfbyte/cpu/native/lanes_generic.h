@@ -2,7 +2,7 @@
 //
 // This is the interface that every instruction set implements and kernels_impl.h is written in. Loads take any
 // address. The constants size register tiles: tokens of a panel product, rows and tokens of a block of dot products,
-// queries whose values are summed together, tokens of a product with 8-bit activations.
+// vectors of values that are summed together, tokens of a product with 8-bit activations.
 #pragma once
 
 #include <bit>
@@ -19,7 +19,7 @@ struct Lanes {
     struct Bits {
         uint32_t v[16];
     };
-    static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kValueRows = 2;
+    static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kValueVectors = 1;
     static constexpr int kInt8Tokens = 2;
     // What `dot_signed` adds to each code, and a sum must therefore start without.
     static constexpr int kSignedBias = 0;

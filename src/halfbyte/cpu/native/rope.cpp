@@ -1,4 +1,5 @@
 // Rotary embeddings, and the writing of keys and values to the cache.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -68,14 +69,33 @@ struct CacheWriter {
     Paging paging;
     Cache cache;
 
-    void store(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
-        const int64_t position = paging.positions[token];
-        const int64_t column = position / cache.block_size % paging.blocks.columns;
-        const int64_t block = paging.blocks.row(paging.sequences[token])[column];
-        std::byte* to = cache.head(block, kv_head) + position % cache.block_size * cache.head_dim * cache.item();
+    void store_value(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
+        std::byte* to = head(token, kv_head) + offset(token) * cache.head_dim * cache.item();
         if (cache.half) kernels.to_half(x, reinterpret_cast<uint16_t*>(to), cache.head_dim);
         else std::memcpy(to, x, cache.head_dim * sizeof(float));
     }
+
+    // Each value of a key goes to a row of its own.
+    void store_key(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
+        constexpr int64_t kAtOnce = 64;
+        uint16_t half[kAtOnce];
+        std::byte* to = head(token, kv_head) + offset(token) * cache.item();
+        for (int64_t first = 0; first < cache.head_dim; first += kAtOnce) {
+            const int64_t count = std::min(kAtOnce, cache.head_dim - first);
+            if (cache.half) kernels.to_half(x + first, half, count);
+            for (int64_t i = 0; i < count; ++i, to += cache.block_size * cache.item()) {
+                if (cache.half) std::memcpy(to, half + i, sizeof *half);
+                else std::memcpy(to, x + first + i, sizeof *x);
+            }
+        }
+    }
+
+private:
+    std::byte* head(int64_t token, int64_t kv_head) const {
+        const int64_t column = paging.positions[token] / cache.block_size % paging.blocks.columns;
+        return cache.head(paging.blocks.row(paging.sequences[token])[column], kv_head);
+    }
+    int64_t offset(int64_t token) const { return paging.positions[token] % cache.block_size; }
 };
 
 class KvWrite final : public Step {
@@ -89,8 +109,8 @@ public:
         for (int64_t item = items.begin; item < items.end; ++item) {
             const int64_t t = item / heads_.kv_heads, head = item % heads_.kv_heads;
             const float* k = qkv_.row(t) + (heads_.heads + head) * n;
-            k_.store(*c.kernels, t, head, k);
-            v_.store(*c.kernels, t, head, k + heads_.kv_heads * n);
+            k_.store_key(*c.kernels, t, head, k);
+            v_.store_value(*c.kernels, t, head, k + heads_.kv_heads * n);
         }
     }
 
@@ -120,9 +140,9 @@ private:
             transform(c, t, x, norms_ ? norms_->q : Weights{}, out_.row(t) + head * heads_.head_dim);
         } else if (kv_head < heads_.kv_heads) {
             transform(c, t, x, norms_ ? norms_->k : Weights{}, c.local);
-            k_.store(*c.kernels, t, kv_head, c.local);
+            k_.store_key(*c.kernels, t, kv_head, c.local);
         } else {
-            v_.store(*c.kernels, t, kv_head - heads_.kv_heads, x);
+            v_.store_value(*c.kernels, t, kv_head - heads_.kv_heads, x);
         }
     }
 

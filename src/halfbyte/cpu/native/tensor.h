@@ -22,14 +22,15 @@ struct Table {
 using Floats = Table<float>;
 using State = std::span<const int32_t>;
 
-// A paged cache [blocks, kv_heads, block_size, head_dim] of f16 or f32.
+// A paged cache [blocks, kv_heads, block_size, head_dim] of f16 or f32. One of keys holds each head's part of a block as
+// [head_dim, block_size] instead.
 struct Cache {
     std::byte* data = nullptr;
     bool half = false;
     int64_t blocks = 0, kv_heads = 0, block_size = 0, head_dim = 0;
 
     int64_t item() const { return half ? 2 : 4; }
-    // The values [block_size, head_dim] of one head in one block.
+    // One head of one block.
     std::byte* head(int64_t block, int64_t kv_head) const {
         return data + (block * kv_heads + kv_head) * block_size * head_dim * item();
     }

@@ -63,9 +63,16 @@ fn merged4(t: u32, i: u32, splits: u32) -> vec4<f32> {
 
 fn store_merged(lid: u32, t: u32, i4: u32, splits: u32, valid: bool) {
     var v = vec4<f32>(0.0);
-    if (valid) {
+    if (valid && i4 < ${HEADS * HD // 4}u) {
         v = merged4(t, i4 * 4u, splits);
     }
+#if HEADS * HD % 4
+    if (i4 == ${HEADS * HD // 4}u) {
+#for j in range(HEADS * HD % 4)
+        v[${j}] = merged1(t, i4 * 4u + ${j}u, splits);
+#endfor
+    }
+#endif
 #if OUT
     if (valid) {
         out[t * ${STRIDE4}u + i4] = v;

@@ -25,16 +25,13 @@
 #endif
 #include team NAME="row" TEAM=WG
 
-fn loaded(at: u32, i: u32) -> vec4<f32> {
-    if (i >= ${(W + 3) // 4}u) {
-        return vec4<f32>(0.0);
-    }
-    let v = x[at + i];
+// Four values of a row, those beyond its width taken as zero: what lies there may be left from another tensor.
+fn inside(i: u32, v: vec4<f32>) -> vec4<f32> {
 #if W % 4
-    let last = vec4<bool>(i < ${W // 4}u) | (vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(${W % 4}u));
-    return select(vec4<f32>(0.0), v, last);
+    let seen = vec4<bool>(i < ${W // 4}u) | (vec4<bool>(i == ${W // 4}u) & (vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(${W % 4}u)));
+    return select(vec4<f32>(0.0), v, seen);
 #else
-    return v;
+    return select(vec4<f32>(0.0), v, i < ${W // 4}u);
 #endif
 }
 
@@ -50,7 +47,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for j in range((STRIDE4 + WG - 1) // WG)
     let i${j} = lid + ${j * WG}u;
     let at${j} = min(i${j}, ${STRIDE4 - 1}u);
-    var v${j} = loaded(from_row, i${j});
+    var v${j} = inside(i${j}, x[from_row + at${j}]);
 #endfor
 #if NORM
     var squares = 0.0;
@@ -64,7 +61,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endif
 #if RESIDUAL
 #for j in range((STRIDE4 + WG - 1) // WG)
-    v${j} += residual[from_row + at${j}];
+    v${j} += inside(i${j}, residual[from_row + at${j}]);
 #endfor
 #endif
 #if OUT

@@ -67,9 +67,14 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = ()) -> Choice:
     """Every variant the device offers but those switched off by name."""
     on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
     return Choice(
-        capabilities.subgroup if "subgroups" in on else 0, "int8" in on, {"int8", "deferred-norm"} <= on,
-        "fused-attention" in on, "merged-attention" in on, "large-workgroups" in on, "wide-tiles" in on,
-    )  # fmt: skip
+        capabilities.subgroup if "subgroups" in on else 0,
+        "int8" in on,
+        {"int8", "deferred-norm"} <= on,
+        "fused-attention" in on,
+        "merged-attention" in on,
+        "large-workgroups" in on,
+        "wide-tiles" in on,
+    )
 
 
 def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, emit: bool, columns: int) -> Constants:
@@ -87,9 +92,14 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
         wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
     units = rows * (2 if gated else 1)
     return {
-        "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": _unroll(blocks, team, units), "COLS": columns,
+        "WG": wg,
+        "TEAM": team,
+        "ROWS": rows,
+        "UNITS": units,
+        "UNROLL": _unroll(blocks, team, units),
+        "COLS": columns,
         "SUBGROUP": choice.subgroup,
-    }  # fmt: skip
+    }
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
@@ -123,11 +133,18 @@ def attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int) -> Const
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
     side_by_side = heads // slice_
+    keys = (4 if slice_ * eights <= 64 else 2) if choice.subgroup else 1
     split = 32 if side_by_side <= 4 else 64
     return {
-        "WG": 256, "TL": team, "SLICE": slice_, "SLICES": group // slice_, "KEYS": 4 if slice_ * eights <= 64 else 2,
-        "SPLIT_KEYS": split, "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))), "SUBGROUP": choice.subgroup,
-    }  # fmt: skip
+        "WG": 256,
+        "TL": team,
+        "SLICE": slice_,
+        "SLICES": group // slice_,
+        "KEYS": keys,
+        "SPLIT_KEYS": split,
+        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))),
+        "SUBGROUP": choice.subgroup,
+    }
 
 
 def attend_tiled(choice: Choice, *, head_dim: int) -> Constants:

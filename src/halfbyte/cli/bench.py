@@ -1,0 +1,183 @@
+"""`halfbyte bench`: how fast a model is here; `halfbyte bench compare`: whether two measurements differ."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+
+import typer
+
+from halfbyte.cli import options as opt
+from halfbyte.cli.command import Command, Group
+from halfbyte.cli.output import note, print_json
+from halfbyte.errors import UsageError
+
+if TYPE_CHECKING:
+    from halfbyte.report.schema import Record
+    from halfbyte.report.subject import Subject
+
+_CASES = "Cases"
+_OUTPUT = "Output"
+
+Form = Literal["table", "markdown", "csv", "json"]
+
+Synthetic = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Random weights in this model's shapes.", rich_help_panel="Model"),
+]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="With --synthetic: fewer layers.", show_default="all", rich_help_panel="Model"
+    ),
+]
+Prompts = Annotated[
+    str, typer.Option("--prompt-tokens", "-p", metavar="N,N,…", help="Prompt lengths.", rich_help_panel=_CASES)
+]
+NewTokens = Annotated[
+    str, typer.Option("--new-tokens", "-n", metavar="N,N,…", help="Tokens to generate.", rich_help_panel=_CASES)
+]
+Depths = Annotated[
+    str, typer.Option("--depth", "-d", metavar="N,N,…", help="Tokens before the prompt.", rich_help_panel=_CASES)
+]
+Batches = Annotated[
+    str, typer.Option("--batch", "-b", metavar="N,N,…", help="Sequences at once.", rich_help_panel=_CASES)
+]
+Repeat = Annotated[
+    int, typer.Option("--repeat", "-r", metavar="N", min=1, help="Repetitions of each.", rich_help_panel=_CASES)
+]
+WarmUp = Annotated[
+    int, typer.Option("--warm-up", metavar="N", min=0, help="Repetitions not counted.", rich_help_panel=_CASES)
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", rich_help_panel=_OUTPUT)]
+Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a case.", rich_help_panel=_OUTPUT)]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Append JSON lines as they come.", rich_help_panel=_OUTPUT),
+]
+Before = Annotated[Path, typer.Argument(metavar="A", help="What bench --output wrote.")]
+After = Annotated[Path, typer.Argument(metavar="B", help="Another.")]
+
+app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure speed, or compare two measurements.")
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    ctx: typer.Context,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    offline: opt.Offline = False,
+    synthetic: Synthetic = None,
+    layers: Layers = None,
+    device: opt.DeviceOption = "auto",
+    weights: opt.Weights = None,
+    kv_cache: opt.KvCacheOption = "f16",
+    activations: opt.ActivationsOption = None,
+    threads: opt.Threads = None,
+    prompt_tokens: Prompts = "128",
+    new_tokens: NewTokens = "32",
+    depth: Depths = "0",
+    batch: Batches = "1",
+    repeat: Repeat = 5,
+    warm_up: WarmUp = 1,
+    markdown: Markdown = False,
+    csv: Csv = False,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Measure how fast a model reads prompts and generates tokens, after checking that it computes the right thing."""
+    if ctx.invoked_subcommand is not None:
+        return
+    form = _form(markdown, csv, json)
+    if synthetic is not None and (model, revision, offline) != (None, None, False):
+        raise UsageError("--synthetic takes no weights from a model.", "Leave out --model, --revision and --offline.")
+    if layers is not None and synthetic is None:
+        raise UsageError("--layers goes with --synthetic.", "Leave it out: a stored model is measured whole.")
+
+    from halfbyte.report import subject as subjects
+    from halfbyte.report.bench import bench as measure
+    from halfbyte.report.schema import cases
+
+    wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
+    settings = subjects.Settings(
+        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up
+    )
+    subject: Subject
+    if synthetic is not None:
+        subject = subjects.synthetic(synthetic, layers=layers, weights=weights)
+    else:
+        subject = subjects.stored(model, revision=revision, offline=offline, weights=weights)
+    done: list[Record] = []
+    with ExitStack() as stack:
+        file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
+        try:
+            for record in measure(subject, settings, wanted, note):
+                done.append(record)
+                _keep(record, file, form)
+        finally:
+            _show(done, form)
+
+
+@app.command(cls=Command)
+def compare(a: Before, b: After, json: opt.Json = False) -> None:
+    """Say whether B takes more or less time than A, or that no difference can be seen."""
+    from dataclasses import asdict
+
+    from halfbyte.report.compare import compare as compared
+    from halfbyte.report.schema import read
+
+    found = compared(read(a), read(b))
+    for line in found:
+        if json:
+            print_json({**asdict(line), "verdict": line.verdict})
+        else:
+            print(line)
+    if not json and not all(line.runs for line in found):
+        note(
+            "Repetitions within one run each: a drift of the machine between the two runs would look like a difference."
+        )
+        note("To exclude that, measure A and B in turns, five times each, appending to the same two files.")
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between, each once.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a list of numbers.", "Write whole numbers with commas: 16,128.") from error
+
+
+def _form(markdown: bool, csv: bool, json: bool) -> Form:
+    forms: dict[Form, bool] = {"markdown": markdown, "csv": csv, "json": json}
+    chosen = [form for form, wanted in forms.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(
+            f"--{chosen[0]} and --{chosen[1]} exclude each other.", "Choose one; --output keeps JSON lines."
+        )
+    return chosen[0] if chosen else "table"
+
+
+def _keep(record: Record, file: TextIO | None, form: Form) -> None:
+    """Write a finished case where it outlives an interruption."""
+    from halfbyte.report.schema import append
+
+    if file is not None:
+        append(file, record)
+    if form == "json":
+        append(sys.stdout, record)
+
+
+def _show(done: list[Record], form: Form) -> None:
+    """Print what is finished, also after Ctrl-C; JSON was printed as it came."""
+    from halfbyte.report import tables
+
+    texts = {"table": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
+    if done and form != "json":
+        print(texts[form](done), end="")

@@ -1,0 +1,206 @@
+"""Measure cases one after another, each repeated after a warm-up, with the machine's read bandwidth around each.
+
+Every repetition has other random prompts, so that no cache is reused but that of the depth asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from halfbyte.errors import ContextFullError
+from halfbyte.plan import Executor, Plan
+from halfbyte.plan.ops import Embed
+from halfbyte.report import host
+from halfbyte.report.check import Agreement, check
+from halfbyte.report.schema import Case, Record, Sample
+from halfbyte.report.subject import Settings, Subject
+from halfbyte.runtime import Engine, SamplingParams
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be measured, and what is the same for all its cases."""
+
+    subject: Subject
+    settings: Settings
+    executor: Executor
+    load_s: float
+    agreement: Agreement
+    hashes: dict[str, str]
+    peak_bytes: int | None
+
+    @property
+    def threads(self) -> int:
+        """Processor threads that work."""
+        return int(getattr(self.executor, "threads", 1))
+
+
+def bench(subject: Subject, settings: Settings, cases: Sequence[Case], say: Say) -> Iterator[Record]:
+    """Check, load, and measure every case; records come as they are finished.
+
+    Args:
+        say: Told what is being done.
+
+    Raises:
+        ContextFullError: A case needs more positions than the model has.
+        DeviceError: The device computes something else than the reference.
+        MemoryError: The model or its cache does not fit.
+    """
+    for case in cases:
+        _check_fits(subject, case)
+    loaded = _load(subject, settings, cases, say)
+    for case in cases:
+        say(f"{subject.name}: {case.label}")
+        yield measure(loaded, case)
+
+
+def _check_fits(subject: Subject, case: Case) -> None:
+    if case.context > subject.spec.context:
+        raise ContextFullError(
+            f"{case.label} needs {case.context:,} positions; {subject.name} has {subject.spec.context:,}.",
+            "Ask for shorter prompts, less depth or fewer new tokens.",
+        )
+
+
+def _load(subject: Subject, settings: Settings, cases: Sequence[Case], say: Say) -> Loaded:
+    say(f"{subject.name}: checking against the reference")
+    agreed = check(subject, settings)
+    say(f"{subject.name}: loading")
+    host.forget_peak()
+    context, sequences = max(case.context for case in cases), max(case.batch for case in cases)
+    plan = subject.plan(context=context, sequences=sequences, kv_dtype=settings.kv_dtype)
+    started = time.perf_counter()
+    executor = subject.executor(plan, settings)
+    load_s = subject.opened_s + time.perf_counter() - started
+    return Loaded(subject, settings, executor, load_s, agreed, subject.hashes(), host.peak_resident_bytes())
+
+
+def measure(loaded: Loaded, case: Case) -> Record:
+    """One case: a warm-up, the repetitions, and the bandwidth before and after them.
+
+    The peak of memory is that of loading or of the repetitions; what measuring the bandwidth takes is left out.
+    """
+    engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch)
+    run = _Repetition(engine, loaded.executor, case, loaded.subject.spec.vocab_size)
+    bandwidth = _bandwidth(loaded)
+    host.forget_peak()
+    for turn in range(loaded.settings.warm_up):
+        run.once(-1 - turn)
+    samples = tuple(run.once(turn) for turn in range(loaded.settings.repeat))
+    peaks = [peak for peak in (loaded.peak_bytes, host.peak_resident_bytes()) if peak is not None]
+    return _record(loaded, case, samples, bandwidth + _bandwidth(loaded), max(peaks, default=None))
+
+
+def _record(
+    loaded: Loaded, case: Case, samples: tuple[Sample, ...], bandwidth: tuple[float, ...], peak: int | None
+) -> Record:
+    subject, settings = loaded.subject, replace(loaded.settings, threads=loaded.threads)
+    return Record(
+        time=datetime.now(UTC).isoformat(timespec="seconds"), case=case, samples=samples, load_s=loaded.load_s,
+        bytes_per_token=decode_bytes(loaded.executor.plan, case), read_bandwidth=bandwidth,
+        peak_bytes=peak, check=asdict(loaded.agreement),
+        machine=host.machine(), versions=host.versions(),
+        model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes}, settings=asdict(settings),
+    )  # fmt: skip
+
+
+def _bandwidth(loaded: Loaded) -> tuple[float, ...]:
+    """The rate of the memory that holds the weights, read by as many threads as the device has; none if unknown."""
+    if loaded.settings.device not in ("cpu", "reference"):
+        return ()
+    from halfbyte.cpu.machine import read_bandwidth
+
+    return (read_bandwidth(loaded.threads),)
+
+
+def decode_bytes(plan: Plan, case: Case) -> float:
+    """Bytes of weights and cache that decoding reads a token, on average over the case.
+
+    Weights are read once a step for all sequences of the batch, a cache by its own sequence only.
+    """
+    weights = sum(
+        plan.tensors[name].nbytes
+        for step in plan.steps
+        if not isinstance(step, Embed)
+        for name in step.inputs
+        if plan.tensors[name].kind == "weight"
+    )
+    mean_context = case.depth + case.prompt_tokens + case.new_tokens / 2
+    cached = sum(
+        plan.tensors[name].nbytes / (plan.tensors[name].shape[0] * plan.block_size)
+        * min(group.window or mean_context, mean_context)
+        for group in plan.groups
+        for pair in group.caches
+        for name in pair
+    )  # fmt: skip
+    return weights / case.batch + cached
+
+
+class _Repetition:
+    """Runs a case on an engine, once at a time."""
+
+    def __init__(self, engine: Engine, executor: Executor, case: Case, vocabulary: int) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._case = case
+        self._vocabulary = vocabulary
+
+    def once(self, turn: int) -> Sample:
+        """One repetition with the prompts of `turn`; the depth's tokens are put into the cache before the clock."""
+        prompts = [self._prompt(turn, index) for index in range(self._case.batch)]
+        if self._case.depth:
+            self._answer([prompts[0][: self._case.depth]], 1)
+        before = self._counters()
+        sample = self._answer(prompts, self._case.new_tokens)
+        after = self._counters()
+        return replace(sample, counters={name: after[name] - before[name] for name in after})
+
+    def _prompt(self, turn: int, index: int) -> list[int]:
+        """The depth's tokens, then others: the first after the depth is another one at every turn."""
+        case = self._case
+        depth = np.random.default_rng([index, case.depth]).integers(0, self._vocabulary, case.depth)
+        random = np.random.default_rng([index, case.prompt_tokens, turn & 0xFFFF])
+        prompt = random.integers(0, self._vocabulary, case.prompt_tokens)
+        prompt[0] = (index * 1009 + turn) % self._vocabulary
+        ids: list[int] = np.concatenate([depth, prompt]).tolist()
+        return ids
+
+    def _answer(self, prompts: list[list[int]], new_tokens: int) -> Sample:
+        """Answer prompts together, every step timed: reading lasts until all sequences have their first token."""
+        engine, started = self._engine, time.perf_counter()
+        sequences = [engine.submit(ids, SamplingParams(), max_tokens=new_tokens) for ids in prompts]
+        ends: list[float] = []
+        device_s: list[float | None] = []
+        reading = 0
+        while not engine.idle:
+            engine.step()
+            ends.append(time.perf_counter())
+            device_s.append(device_seconds(self._executor))
+            reading += any(not sequence.generated_ids for sequence in sequences)
+        steps = np.diff(ends[reading:])
+        known = [busy for busy in device_s[reading + 1 :] if busy is not None]
+        clean = all(sequence.reused_tokens == self._case.depth for sequence in sequences)
+        return Sample(
+            prefill_s=ends[reading] - started if clean else None,
+            first_token_s=min(sequence.prefill_s for sequence in sequences),
+            step_s=tuple(map(float, steps)), total_s=ends[-1] - started,
+            host_s=float(steps.sum()) - sum(known) if len(known) == len(steps) > 0 else None,
+        )  # fmt: skip
+
+    def _counters(self) -> dict[str, float]:
+        counters: Any = getattr(self._executor, "counters", None)
+        return dict(counters()) if counters else {}
+
+
+def device_seconds(executor: Executor) -> float | None:
+    """Seconds of work in the executor's last run; None where it does not tell."""
+    step_ns: Any = getattr(executor, "step_ns", None)
+    return float(step_ns().sum()) * 1e-9 if step_ns else None

@@ -1,0 +1,167 @@
+"""What a measurement is on disk: JSON lines, one a case, with all that is needed to judge it later.
+
+A line holds the raw samples; every figure is computed from them when it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from halfbyte.errors import UsageError
+
+SCHEMA = 1
+"""The version of the lines; raised when a field changes its meaning or goes."""
+
+KIND = "halfbyte bench"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        prompt_tokens: Tokens read while the clock runs.
+        new_tokens: Tokens generated, the first one included.
+        depth: Tokens in the cache before the prompt.
+        batch: Sequences answered at once.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    depth: int = 0
+    batch: int = 1
+
+    @property
+    def context(self) -> int:
+        """Positions that a sequence takes."""
+        return self.depth + self.prompt_tokens + self.new_tokens
+
+    @property
+    def label(self) -> str:
+        """The case in a few words."""
+        extra = [f"depth {self.depth}"] * (self.depth > 0) + [f"batch {self.batch}"] * (self.batch > 1)
+        return " ".join([f"{self.prompt_tokens}+{self.new_tokens}", *extra])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One repetition.
+
+    Attributes:
+        prefill_s: Seconds to read the prompts and choose each sequence's first token; None where the depth's cache
+            had to be computed in the same time.
+        first_token_s: Seconds from submission to the first token of any sequence.
+        step_s: Seconds of each decoding step after that; a step gives one token to every sequence.
+        total_s: Seconds from submission to the last token.
+        host_s: Seconds of decoding spent outside the device's work; None where the device does not tell.
+        counters: What the device counted during the repetition, such as dispatches; empty where it counts nothing.
+    """
+
+    prefill_s: float | None
+    first_token_s: float
+    step_s: tuple[float, ...]
+    total_s: float
+    host_s: float | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A case, measured.
+
+    Attributes:
+        time: When, in ISO 8601, UTC.
+        bytes_per_token: Weights and cache that decoding reads a token.
+        read_bandwidth: Bytes a second that the device's memory gave around this case; empty if unknown.
+        peak_bytes: The most host memory since the model began to load; None if unknown.
+        check: How the model's tokens agreed with the reference before anything was timed.
+    """
+
+    time: str
+    case: Case
+    samples: tuple[Sample, ...]
+    load_s: float
+    bytes_per_token: float
+    read_bandwidth: tuple[float, ...]
+    peak_bytes: int | None
+    check: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The record as one line."""
+        return json.dumps({"schema": SCHEMA, "kind": KIND, **asdict(self)}, allow_nan=False)
+
+
+def append(file: TextIO, record: Record) -> None:
+    """Write a line and hand it to the system, so that it outlives this process."""
+    file.write(record.to_json() + "\n")
+    file.flush()
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file.
+
+    Raises:
+        UsageError: It cannot be read, is empty, or holds lines of another kind or schema.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {str(path)!r}: {reason}.", "Give a file that bench --output wrote.") from error
+    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise UsageError(f"{str(path)!r} holds no measurements.", "Write some with bench --output.")
+    return records
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: it is not JSON: {error}.", "Give a file that bench --output wrote.") from error
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise UsageError(f"{where}: it is no measurement of bench.", "Give a file that bench --output wrote.")
+    if values.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{where}: its schema is {values.get('schema')!r}; this version reads {SCHEMA}.",
+            "Measure again, or use the version that wrote it.",
+        )
+    try:
+        return _parsed(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: a field is missing or wrong: {error}.", "Measure again.") from error
+
+
+def _parsed(values: Mapping[str, Any]) -> Record:
+    fields = {name: values[name] for name in Record.__dataclass_fields__}
+    fields["case"] = Case(**fields["case"])
+    fields["samples"] = tuple(_sample(sample) for sample in fields["samples"])
+    fields["read_bandwidth"] = tuple(map(float, fields["read_bandwidth"]))
+    if not fields["samples"]:
+        raise ValueError("there are no samples")
+    return Record(**fields)
+
+
+def _sample(values: Mapping[str, Any]) -> Sample:
+    return Sample(**{**values, "step_s": tuple(map(float, values["step_s"]))})
+
+
+def cases(prompts: Iterable[int], new: Iterable[int], depths: Iterable[int], batches: Iterable[int]) -> list[Case]:
+    """Every combination, batch by batch.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+    made = [Case(p, n, d, b) for b in batches for d in depths for p in prompts for n in new]
+    for case in made:
+        if min(case.prompt_tokens, case.new_tokens, case.batch) < 1 or case.depth < 0:
+            raise UsageError(f"{case} cannot be measured.", "All are at least 1, depths at least 0.")
+    return made

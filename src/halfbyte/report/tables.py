@@ -1,0 +1,187 @@
+"""Records as figures, and figures as a table for the terminal, Markdown or CSV.
+
+What a device does not tell is shown as a dash, never as zero.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from halfbyte.report.schema import Record, Sample
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median and, where repetitions differ, half the range between the lowest and the highest."""
+
+    value: float
+    half_range: float = 0.0
+
+    @property
+    def spread(self) -> float:
+        """Half the range as a part of the value."""
+        return self.half_range / self.value if self.value else 0.0
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a record: its heading, how it is found, and its digits."""
+
+    name: str
+    figure: Callable[[Record], Figure | None]
+    digits: int
+    spread: bool = False
+
+    def cell(self, record: Record) -> str:
+        """What the table shows."""
+        found = self.figure(record)
+        if found is None:
+            return NONE
+        return f"{found.value:,.{self.digits}f}" + (f" ±{found.spread:.1%}" if self.spread else "")
+
+
+def _over(samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> Figure | None:
+    """The median over repetitions; None if one has no value."""
+    found = [value(sample) for sample in samples]
+    known = [x for x in found if x is not None]
+    if len(known) < len(found):
+        return None
+    return Figure(median(known), (max(known) - min(known)) / 2)
+
+
+def prefill_ms(record: Record) -> Figure | None:
+    """Milliseconds to read the prompt and choose the first token."""
+    return _over(record.samples, lambda s: None if s.prefill_s is None else 1000 * s.prefill_s)
+
+
+def tokens_per_s(record: Record) -> Figure | None:
+    """Tokens of all sequences a second of decoding; the first ones belong to the prefill."""
+    return _over(record.samples, lambda s: record.case.batch * len(s.step_s) / sum(s.step_s) if s.step_s else None)
+
+
+def step_ms(record: Record) -> Figure | None:
+    """Milliseconds a decoding step, the mean of each repetition."""
+    return _over(record.samples, lambda s: 1000 * sum(s.step_s) / len(s.step_s) if s.step_s else None)
+
+
+def bandwidth_share(record: Record) -> Figure | None:
+    """Bytes that decoding reads a second, of those that the machine gave in the same run."""
+    speed = tokens_per_s(record)
+    if speed is None or not record.read_bandwidth:
+        return None
+    return Figure(100 * record.bytes_per_token * speed.value / median(record.read_bandwidth))
+
+
+def _percentile(percent: float) -> Callable[[Record], Figure | None]:
+    """Of all decoding steps of all repetitions, in milliseconds: the smallest that so many per cent do not exceed."""
+
+    def found(record: Record) -> Figure | None:
+        steps = sorted(1000 * s for sample in record.samples for s in sample.step_s)
+        rank = -(-len(steps) * percent // 100)
+        return Figure(steps[max(0, int(rank) - 1)]) if steps else None
+
+    return found
+
+
+def _counted(name: str, scale: float = 1.0) -> Callable[[Record], Figure | None]:
+    """What a device counted, a generated token."""
+
+    def found(record: Record) -> Figure | None:
+        tokens = record.case.new_tokens * record.case.batch
+        return _over(record.samples, lambda s: s.counters[name] * scale / tokens if name in s.counters else None)
+
+    return found
+
+
+def _host_ms(record: Record) -> Figure | None:
+    return _over(record.samples, lambda s: None if s.host_s is None else 1000 * s.host_s / len(s.step_s))
+
+
+def _peak(record: Record) -> Figure | None:
+    return None if record.peak_bytes is None else Figure(record.peak_bytes / 1e6)
+
+
+COLUMNS = (
+    Column("prompt tokens", lambda r: Figure(r.case.prompt_tokens), 0),
+    Column("new tokens", lambda r: Figure(r.case.new_tokens), 0),
+    Column("depth", lambda r: Figure(r.case.depth), 0),
+    Column("batch", lambda r: Figure(r.case.batch), 0),
+    Column("total s", lambda r: _over(r.samples, lambda s: s.total_s), 3),
+    Column("prefill ms", prefill_ms, 1, spread=True),
+    Column("first token ms", lambda r: _over(r.samples, lambda s: 1000 * s.first_token_s), 1),
+    Column("ms/token p50", _percentile(50), 3),
+    Column("p95", _percentile(95), 3),
+    Column("p99", _percentile(99), 3),
+    Column("tokens/s", tokens_per_s, 1, spread=True),
+    Column("load s", lambda r: Figure(r.load_s), 2),
+    Column("MB/token", lambda r: Figure(r.bytes_per_token / 1e6), 1),
+    Column("% of read bandwidth", bandwidth_share, 0),
+    Column("dispatches/token", _counted("dispatches"), 1),
+    Column("submits/token", _counted("submits"), 2),
+    Column("host ms/token", _host_ms, 3),
+    Column("GPU ms/token", _counted("gpu_s", 1000), 3),
+    Column("host MB", _peak, 0),
+)
+
+
+def terminal(records: Sequence[Record]) -> str:
+    """Figures downwards, cases across; above them what is the same for all."""
+    rows = [["", *(record.case.label for record in records)]]
+    rows += [[column.name, *(column.cell(record) for record in records)] for column in COLUMNS]
+    return f"{heading(records[0])}\n\n{aligned(rows)}\n"
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A heading and a pipe table with a line a case."""
+    head = [column.name for column in COLUMNS]
+    lines = [head, ["---:"] * len(head), *([column.cell(record) for column in COLUMNS] for record in records)]
+    return heading(records[0]) + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def csv_text(records: Sequence[Record]) -> str:
+    """A line a case; spreads in columns of their own, unknown figures empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", *(name for column in COLUMNS for name in _csv_names(column))])
+    for record in records:
+        writer.writerow([record.model["name"], *(cell for column in COLUMNS for cell in _csv_cells(column, record))])
+    return out.getvalue()
+
+
+def _csv_names(column: Column) -> list[str]:
+    return [column.name, f"{column.name} spread"] if column.spread else [column.name]
+
+
+def _csv_cells(column: Column, record: Record) -> list[float | str]:
+    found = column.figure(record)
+    cells: list[float | str] = ["", ""] if found is None else [found.value, found.spread]
+    return cells if column.spread else cells[:1]
+
+
+def heading(record: Record) -> str:
+    """Model, machine and settings in a line, then what was checked."""
+    settings, check = record.settings, record.check
+    what = "random weights, " if record.model["synthetic"] else ""
+    rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
+    return (
+        f"{record.model['name']} ({what}{record.model['nbytes'] / 1e6:,.0f} MB) on {settings['device']}, "
+        f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
+        f"{record.machine['processor']}{rates}; {len(record.samples)} repetitions, medians.\n"
+        f"Checked first: {check['same']} of {check['tokens']} tokens as the reference's, {check['kl']:.1e} nats, "
+        f"{check['layers']} of {check['all_layers']} layers."
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns: the first to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    )

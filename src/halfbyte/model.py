@@ -308,7 +308,7 @@ def load(
     started = time.perf_counter()
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is unknown.", f"It is one of {', '.join(DEVICES)}.")
-    path = _locate(model, revision, offline)
+    path = locate(model, revision, offline)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
@@ -323,7 +323,8 @@ def load(
     )  # fmt: skip
 
 
-def _locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
+def locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
+    """The folder or file of a model as `load` takes it, downloaded if need be. Raises what `load` raises."""
     if model is None:
         if revision:
             raise UsageError("a revision needs a model.", "Name one with its hub id.")

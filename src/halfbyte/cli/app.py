@@ -13,6 +13,7 @@ from halfbyte.cli.doctor import doctor
 from halfbyte.cli.eval import app as eval_app
 from halfbyte.cli.models import app as models
 from halfbyte.cli.plan import plan
+from halfbyte.cli.profile import profile
 from halfbyte.cli.quantize import quantize
 from halfbyte.cli.run import run
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command(cls=Command)(run)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
+app.command(cls=Command)(profile)
 app.command(cls=Command)(quantize)
 app.command(cls=Command)(doctor)
 app.add_typer(bench, name="bench")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.folder import open_checkpoint
+from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.formats import Format, WeightSource
 from halfbyte.models import build_spec
@@ -57,7 +58,7 @@ class Subject:
 
     Attributes:
         about: Its name and kind, for the record; hashes come from `hashes`.
-        path: Its folder; None where weights are random.
+        path: Its folder or GGUF file; None where weights are random.
         opened_s: Seconds that reading its headers took.
     """
 
@@ -100,6 +101,8 @@ class Subject:
         """SHA-256 of what defines it: `halfbyte.json`, which has the hash of each tensor, else every weight file."""
         if self.path is None:
             return {"config": hashlib.sha256(json.dumps(self.about["config"]).encode()).hexdigest()}
+        if self.path.is_file():
+            return {self.path.name: _sha256(self.path)}
         names = ["config.json", "halfbyte.json"]
         if not (self.path / "halfbyte.json").is_file():
             names = ["config.json", *sorted(file.name for file in self.path.glob("*.safetensors"))]
@@ -110,12 +113,14 @@ def stored(
     model: str | None, *, revision: str | None = None, offline: bool = False, weights: str | None = None
 ) -> Subject:
     """A model as `load` takes it. Raises what `load` raises."""
+    from halfbyte.model import locate
+
     started = time.perf_counter()
-    path = _folder(model, revision, offline)
+    path = locate(model, revision, offline)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
-    source: Checkpoint | Packed = Packed(checkpoint, weights) if weights else checkpoint
+    source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
     name = str(model or "pocket")
     about = {"name": name, "synthetic": False, "revision": revision}
     return Subject(name, spec, source, about, path, time.perf_counter() - started)
@@ -138,13 +143,6 @@ def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:
     from halfbyte.webgpu.synthetic import SyntheticWeights
 
     return SyntheticWeights(spec, weights)
-
-
-def _folder(model: str | None, revision: str | None, offline: bool) -> Path:
-    from halfbyte.checkpoint.hub import resolve
-    from halfbyte.model import POCKET
-
-    return POCKET if model is None else resolve(model, revision=revision, offline=offline)
 
 
 def _one_of_each(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -1,0 +1,58 @@
+"""Which part of a model a step belongs to, the way people speak of layers, told from what feeds it."""
+
+from __future__ import annotations
+
+from halfbyte.plan import Plan
+from halfbyte.plan.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedActivation,
+    GatedLinear,
+    KvWrite,
+    Linear,
+    Op,
+    QkNorm,
+    RmsNorm,
+    Rope,
+    RopeKvWrite,
+    RopeTable,
+    Rows,
+)
+
+_SIMPLE: dict[type[Op], str] = {
+    Embed: "embedding",
+    RopeTable: "rope + cache",
+    Rope: "rope + cache",
+    KvWrite: "rope + cache",
+    RopeKvWrite: "rope + cache",
+    Attention: "attention",
+    RmsNorm: "norms",
+    QkNorm: "norms",
+    Add: "norms",
+    GatedLinear: "gate_up",
+    GatedActivation: "gate_up",
+}
+
+
+def parts(plan: Plan) -> list[str]:
+    """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms or LM head."""
+    head = next((i for i, step in enumerate(plan.steps) if isinstance(step, Rows)), len(plan.steps))
+    made: dict[str, Op] = {}
+    found = []
+    for i, step in enumerate(plan.steps):
+        found.append("LM head" if i >= head and not isinstance(step, RmsNorm) else _part(plan, step, made))
+        made.update(dict.fromkeys(step.outputs, step))
+    return found
+
+
+def _part(plan: Plan, step: Op, made: dict[str, Op]) -> str:
+    if not isinstance(step, Linear):
+        return _SIMPLE.get(type(step), type(step).__name__)
+    match made.get(step.x):
+        case Attention():
+            return "o"
+        case GatedLinear() | GatedActivation():
+            return "down"
+    feeds_gate = any(isinstance(other, GatedActivation) and other.x == step.out for other in plan.steps)
+    return "gate_up" if feeds_gate else "qkv"

@@ -10,7 +10,6 @@ The weights are such that engines can be compared on the very same numbers, howe
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,11 @@ def write_synthetic(target: Path, config: dict[str, Any], *, source: str = "synt
         Outgoing(name, shape, get_format("q4g32" if len(shape) == 2 else "f32"), "random")
         for name, shape in spec.shapes.items()
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder)
-        (settings / "config.json").write_text(json.dumps(config))
-        for file in _TOKENIZER:
-            (settings / file).write_bytes((POCKET / file).read_bytes())
-        write_folder(target, tensors, lambda name: _parts(spec, name, random), settings=settings, source=source)
+    settings = {name: (POCKET / name).read_bytes() for name in _TOKENIZER}
+    settings["config.json"] = json.dumps(config).encode()
+    write_folder(
+        target, tensors, lambda name: _parts(spec, name, random), settings=settings, origin=POCKET, source=source
+    )
 
 
 def _parts(spec: ModelSpec, name: str, random: np.random.Generator) -> Parts:

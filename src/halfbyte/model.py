@@ -19,12 +19,15 @@ from halfbyte.errors import UsageError
 from halfbyte.formats import WeightSource
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import Executor, Plan, make_plan
+from halfbyte.plan import Decoder, Executor, Plan, make_plan
 from halfbyte.runtime import Engine, SamplingParams, TokenOutput
 from halfbyte.text import TextStream, Tokenizer
 
 POCKET = Path(__file__).parent / "pocket"
-DEVICES = ("auto", "cpu", "reference")
+DEVICES = ("auto", "cpu", "gpu", "reference")
+
+BATCH_TOKENS = {"cpu": 256, "gpu": 1024, "reference": 256}
+"""Most prompt tokens that are computed together."""
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -172,7 +175,7 @@ class Model:
         self.load_s = load_s
         self.notes = notes
         self.executor = executor
-        self.engine = Engine(executor, rope_switch=spec.rope_switch)
+        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=_decoder(device, executor))
 
     @property
     def nbytes(self) -> int:
@@ -268,6 +271,7 @@ def load(
     model: str | Path | None = None,
     device: str = "auto",
     *,
+    gpu: int | None = None,
     revision: str | None = None,
     offline: bool = False,
     context: int | None = None,
@@ -282,7 +286,8 @@ def load(
 
     Args:
         model: A folder, a GGUF file, a hub id (`org/name`), or None for the pocket model that comes with the package.
-        device: `auto`, `cpu`, or `reference` (NumPy: slow, for checking).
+        device: `auto` (the CPU), `cpu`, `gpu` (through WebGPU), or `reference` (NumPy: slow, for checking).
+        gpu: Which GPU, as `halfbyte doctor` counts them; the first real one if None.
         revision: Branch, tag or commit of a hub id.
         offline: Use only what was downloaded before.
         context: Most tokens of a conversation; by default the model's own limit, or less if its cache would
@@ -309,13 +314,12 @@ def load(
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
     source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
-    plan = _plan(spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
-    executor = make_executor("cpu" if device == "auto" else device, plan, source, threads, activations)
+    device, why = ("cpu", "the CPU runs every model") if device == "auto" else (device, "it was asked for")
+    plan = _plan(device, spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
+    executor = make_executor(device, plan, source, threads, activations, gpu)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
-        device="cpu" if device == "auto" else device,
-        why_device="the CPU runs every model" if device == "auto" else "it was asked for",
-        load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
+        device=device, why_device=why, load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
     )  # fmt: skip
 
 
@@ -333,11 +337,13 @@ def locate(model: str | Path | None, revision: str | None, offline: bool) -> Pat
 
 
 def _plan(
-    spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, rows: int, kv_dtype: str
-) -> Plan:
+    device: str, spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, rows: int,
+    kv_dtype: str,
+) -> Plan:  # fmt: skip
     if not 1 <= sequences <= 1024:
         raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
-    plan = make_plan(spec, formats, context=context, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
+    tokens = BATCH_TOKENS[device]
+    plan = make_plan(spec, formats, tokens=tokens, context=context, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
     if context is not None:
         return plan
     from halfbyte.cpu.machine import available_memory
@@ -347,19 +353,42 @@ def _plan(
     if cache <= room:
         return plan
     fitting = max(plan.block_size, int(spec.context * room / cache) // plan.block_size * plan.block_size)
-    return make_plan(spec, formats, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
+    return make_plan(spec, formats, tokens=tokens, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
 
 
 def make_executor(
-    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None
+    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None, gpu: int | None = None
 ) -> Executor:
-    """What runs a plan on a device, `cpu` or `reference`. Raises UsageError for options that the device has not."""
+    """What runs a plan on a device: `cpu`, `gpu` or `reference`.
+
+    Raises:
+        UsageError: An option that the device has not.
+        DeviceError: There is no such device, or it is too small.
+    """
+    if threads is not None and device != "cpu":
+        raise UsageError(f"threads do not go with device {device}.", "Leave them out, or choose device cpu.")
+    if gpu is not None and device != "gpu":
+        raise UsageError(f"a GPU's number does not go with device {device}.", "Choose device gpu.")
+    if device == "gpu":
+        from halfbyte.webgpu.device import open_device
+        from halfbyte.webgpu.executor import GpuExecutor
+
+        return GpuExecutor(plan, source, device=open_device(gpu), activations=activations or "int8")
     if device == "reference":
-        if threads is not None or activations == "int8":
-            raise UsageError("the reference has neither threads nor 8-bit activations.", "Choose device cpu for these.")
+        if activations == "int8":
+            raise UsageError("the reference has no 8-bit activations.", "Choose another device for these.")
         from halfbyte.reference import ReferenceExecutor
 
         return ReferenceExecutor(plan, source)
     from halfbyte.cpu import CpuExecutor
 
     return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")
+
+
+def _decoder(device: str, executor: Any) -> Decoder | None:
+    """What chooses tokens where the executor runs, on devices that can."""
+    if device != "gpu":
+        return None
+    from halfbyte.webgpu.decode import ResidentDecoder
+
+    return ResidentDecoder(executor)

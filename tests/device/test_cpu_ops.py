@@ -39,7 +39,10 @@ from halfbyte.plan.ops import (
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
 from halfbyte.reference import ReferenceExecutor
 
-PACKED = ["q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z", "q8g32", "q8g64", "q8g128"]
+PACKED = [
+    "q3g32", "q3g32z", "q3g64z", "q3g128", "q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z", "q8g32", "q8g64",
+    "q8g128", "q4_k", "q6_k",
+]  # fmt: skip
 FORMATS = ["f32", "f16", "bf16", *PACKED]
 TOKENS = [1, 2, 7, 33]
 COLUMNS = [40, 96, 1152]
@@ -515,6 +518,10 @@ def test_arrays_that_disagree_are_refused() -> None:
         _native.dense_matrix(np.zeros(10, np.uint8), "f16", 8, 32)
     with pytest.raises(ValueError, match="no multiple of 32"):
         program.packed_matrix(np.zeros(8, np.uint8), np.zeros(8, np.uint8), None, 1, 16, 16, 4)
+    with pytest.raises(ValueError, match="bytes of the blocks is 143, expected 144"):
+        program.block_matrix(np.zeros(143, np.uint8), "q4_k", 1, 200)
+    with pytest.raises(ValueError, match="unknown block format 'q2_k'"):
+        program.block_matrix(np.zeros(84, np.uint8), "q2_k", 1, 256)
 
 
 def test_unknown_instruction_sets_are_refused() -> None:

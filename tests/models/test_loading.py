@@ -58,7 +58,7 @@ def divergence(base: halfbyte.Model, other: halfbyte.Model, text: str) -> float:
     return float(np.mean((np.exp(p) * (p - q)).sum(axis=1)))
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_gguf_file_answers_like_its_source(
     files: dict[str, Path], source: halfbyte.Model, text: str, kind: str
 ) -> None:

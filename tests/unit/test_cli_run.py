@@ -31,7 +31,7 @@ def test_an_answer_that_ends_a_line_gets_no_second_one(monkeypatch: pytest.Monke
 def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     halfbyte("run", "x")
-    unset = dict.fromkeys(("revision", "context", "weights", "activations", "threads"))
+    unset = dict.fromkeys(("revision", "context", "weights", "activations", "threads", "gpu"))
     assert model.loads == [(None, "auto", unset | {"offline": False, "kv_dtype": "f16"})]
     options = model.asked[0][1]
     assert (options["temperature"], options["max_tokens"], options["stop"]) == (0.0, 256, ())
@@ -41,13 +41,13 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     model = use_fake(monkeypatch, ["x"])
     arguments = (
         "run x -m org/name --revision v1 --offline --device reference --weights q4g64 --kv-cache f32 --context 512 "
-        "--activations f32 --threads 3 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 "
+        "--activations f32 --threads 3 --gpu 1 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 "
         "--top-p 0.9 --min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 "
         "--frequency-penalty 0.3 --logit-bias 5=-1.5 --logit-bias 6=2 --seed 11 --json --logprobs 2"
     )
     assert halfbyte(*arguments.split()).exit_code == 0
     loading = {"revision": "v1", "offline": True, "context": 512, "weights": "q4g64", "kv_dtype": "f32"}
-    loading |= {"activations": "f32", "threads": 3}
+    loading |= {"activations": "f32", "threads": 3, "gpu": 1}
     assert model.loads == [("org/name", "reference", loading)]
     assert model.asked[0][1] == {
         "system": "S", "max_tokens": 9, "stop": ("END", "###"), "raw": False, "ignore_eos": True, "temperature": 0.7,

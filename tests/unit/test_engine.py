@@ -7,7 +7,9 @@ the answer. `answer` computes the same formula from the plain list of tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfbyte.errors import ContextFullError, DeviceError, UsageError
-from halfbyte.plan.batch import Batch
+from halfbyte.plan.batch import Batch, Decoded
 from halfbyte.plan.plan import LOGITS, CacheGroup, Plan, Tensor
 from halfbyte.runtime import Engine, SamplingParams, Sequence
 
@@ -480,12 +482,70 @@ def test_a_ring_rewound_twice_remembers_what_it_lost_first() -> None:
         assert sequence.generated_ids == answer(prompt, plan, max_tokens=1)
 
 
-def test_a_cancelled_cache_is_not_reused() -> None:
-    engine, _ = engine_of(plan_of())
+def test_what_was_computed_before_a_cancel_is_reused() -> None:
+    plan = plan_of()
+    engine, _ = engine_of(plan)
     stream = engine.generate(PROMPT, GREEDY, max_tokens=6)
     next(stream)
     stream.close()
-    assert next(engine.generate(PROMPT, GREEDY, max_tokens=6)).sequence.reused_tokens == 0
+    again = list(engine.generate(PROMPT, GREEDY, max_tokens=6))
+    assert again[0].sequence.reused_tokens == len(PROMPT) - 1
+    assert [output.token_id for output in again] == answer(PROMPT, plan, max_tokens=6)
+
+
+class FakeDecoder:
+    """Decodes through the fake executor, two tokens ahead of what it yields, as a device does."""
+
+    def __init__(self, executor: FakeExecutor) -> None:
+        self.executor = executor
+        self.yielded = 0
+        self.open = False
+
+    def supports(self, sampling: SamplingParams) -> bool:
+        return sampling.greedy
+
+    def decode(self, batch: Batch, sampling: SamplingParams, *, tables: Any, limit: int, **_: Any) -> Any:
+        self.open, ready = True, []
+        token, position, blocks = int(batch.token_ids[0]), int(batch.positions[0]), batch.block_tables
+        try:
+            for done in range(limit):
+                while len(ready) < min(3, limit - done):
+                    blocks = tables(position) or blocks
+                    ids, positions = np.array([token], np.int32), np.array([position], np.int32)
+                    step = replace(batch, token_ids=ids, positions=positions, block_tables=blocks)
+                    token, position = int(self.executor.run(step)[0].argmax()), position + 1
+                    ready.append(token)
+                self.yielded += 1
+                yield Decoded(ready.pop(0), -1.0)
+        finally:
+            self.open = False
+
+
+@pytest.mark.parametrize("window", [5, None])
+@pytest.mark.parametrize("switch", [None, 15, 17])
+def test_decoding_on_the_device_gives_the_same_answers(window: int | None, switch: int | None) -> None:
+    plan = plan_of(window=window) if window else plan_of()
+    executor = FakeExecutor(plan)
+    decoder = FakeDecoder(executor)
+    engine = Engine(executor, rope_switch=switch, decoder=decoder)
+    stop = frozenset(answer(PROMPT, plan, max_tokens=20, switch=switch)[11:12])
+    for ends in (frozenset[int](), stop):
+        outputs = list(engine.generate(PROMPT, GREEDY, max_tokens=20, stop_token_ids=ends))
+        assert [o.token_id for o in outputs] == answer(PROMPT, plan, max_tokens=20, stop=ends, switch=switch)
+        assert not decoder.open
+    assert decoder.yielded > 10
+
+
+def test_a_second_conversation_takes_the_device_from_the_first() -> None:
+    plan = plan_of()
+    executor = FakeExecutor(plan)
+    engine = Engine(executor, decoder=FakeDecoder(executor))
+    first, second = engine.generate(PROMPT, GREEDY, max_tokens=9), engine.generate(PROMPT[:5], GREEDY, max_tokens=9)
+    got: list[list[int]] = [[], []]
+    for _ in range(9):
+        got[0].append(next(first).token_id)
+        got[1].append(next(second).token_id)
+    assert got == [answer(PROMPT, plan, max_tokens=9), answer(PROMPT[:5], plan, max_tokens=9)]
 
 
 def test_crossing_the_rope_switch_equals_a_fresh_run() -> None:

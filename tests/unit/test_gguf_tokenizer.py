@@ -125,9 +125,7 @@ def test_patterns_cut_as_their_makers_do(pattern: str, text: str, pieces: list[s
 def test_phi_3s_marks_swallow_the_white_space_after_them() -> None:
     """As Phi-3's own tokenizer.json has them (rstrip); <|endoftext|> is an exception."""
     tokenizer = made(phi3_metadata())
-    with_break, without = (
-        tokenizer.encode(f"<|user|>{gap}ab", add_special_tokens=False) for gap in ("\n", "")
-    )
+    with_break, without = (tokenizer.encode(f"<|user|>{gap}ab", add_special_tokens=False) for gap in ("\n", ""))
     assert with_break == without
     assert tokenizer.encode("<|endoftext|>\nab") != tokenizer.encode("<|endoftext|>ab")
     other = made({**phi3_metadata(), "general.architecture": "llama"})

@@ -1,8 +1,8 @@
 """AutoAWQ's layout ("GEMM"): 4-bit codes packed along the outputs, eight to a word in an order of their own.
 
-    qweight  i32 [in, out/8]      nibble i of a word holds output column (0, 2, 4, 6, 1, 3, 5, 7)[i] of its eight
-    qzeros   i32 [groups, out/8]  in the same order
-    scales   f16 [groups, out]    value = (q - z)·s
+qweight  i32 [in, out/8]      nibble i of a word holds output column (0, 2, 4, 6, 1, 3, 5, 7)[i] of its eight
+qzeros   i32 [groups, out/8]  in the same order
+scales   f16 [groups, out]    value = (q - z)·s
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The layout `pack-quantized` of compressed-tensors (llm-compressor, vLLM): codes of 4 or 8 bits along the inputs.
 
-    weight_packed      i32 [out, ceil(in·bits/32)]   codes plus 2^(bits - 1), lowest bits first
-    weight_scale       [out, groups]                 f16, bf16 or f32; one group where a row has one scale
-    weight_zero_point  i32 [ceil(out·bits/32), groups]   packed along the outputs; missing where symmetric
-    weight_shape       integers [2]                  out and in
-    weight_g_idx       [in]                          the group of each input; missing or -1 unless act-order was used
+weight_packed      i32 [out, ceil(in·bits/32)]   codes plus 2^(bits - 1), lowest bits first
+weight_scale       [out, groups]                 f16, bf16 or f32; one group where a row has one scale
+weight_zero_point  i32 [ceil(out·bits/32), groups]   packed along the outputs; missing where symmetric
+weight_shape       integers [2]                  out and in
+weight_g_idx       [in]                          the group of each input; missing or -1 unless act-order was used
 """
 
 from __future__ import annotations

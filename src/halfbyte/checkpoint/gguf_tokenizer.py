@@ -295,7 +295,5 @@ def _post_processor(vocabulary: Vocabulary, adds_bos: bool) -> dict[str, Any] | 
         "type": "TemplateProcessing",
         "single": around("A"),
         "pair": around("A", "B"),
-        "special_tokens": {
-            token: {"id": token, "ids": [ids[name]], "tokens": [token]} for name, token in used.items()
-        },
+        "special_tokens": {token: {"id": token, "ids": [ids[name]], "tokens": [token]} for name, token in used.items()},
     }

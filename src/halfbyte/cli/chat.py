@@ -40,6 +40,7 @@ def chat(
     revision: opt.Revision = None,
     offline: opt.Offline = False,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
     activations: opt.ActivationsOption = None,
@@ -69,7 +70,7 @@ def chat(
 
     loaded = load(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        activations=activations, threads=threads,
+        activations=activations, threads=threads, gpu=gpu,
     )  # fmt: skip
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling})
     accept_any_bytes(sys.stdin)

@@ -55,6 +55,7 @@ def perplexity(
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
     weights: opt.Weights = None,
+    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -65,11 +66,13 @@ def perplexity(
 
     folder = _folder(model)
     cut = _protocol(folder, protocol, window, stride)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights)
+    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
     with _bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
-    _finish(folder, "perplexity", asdict(found) | {"text": text}, store and weights is None, json)
+    _finish(
+        folder, "perplexity", asdict(found) | {"text": text}, store and weights is None and activations is None, json
+    )
 
 
 @app.command(cls=Command)
@@ -81,6 +84,7 @@ def divergence(
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
     weights: opt.Weights = None,
+    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -91,12 +95,18 @@ def divergence(
 
     folder = _folder(model)
     cut = _protocol(folder, "windows", window, None)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights)
+    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
     original = Scorer(_folder(base), cut.window, device=device)
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
     with _bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
-    _finish(folder, "divergence", asdict(found) | {"text": text, "window": cut.window}, store and weights is None, json)
+    _finish(
+        folder,
+        "divergence",
+        asdict(found) | {"text": text, "window": cut.window},
+        store and weights is None and activations is None,
+        json,
+    )
 
 
 @app.command(cls=Command)
@@ -106,6 +116,7 @@ def answers(
     base: Base = None,
     device: opt.DeviceOption = "auto",
     weights: opt.Weights = None,
+    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -117,9 +128,17 @@ def answers(
     folder = _folder(model)
     with _bar() as tick:
         theirs = right_answers(load(_folder(base), device, sequences=AT_ONCE), asked, tick) if base else None
-        right = right_answers(load(folder, device, sequences=AT_ONCE, weights=weights), asked, tick)
+        right = right_answers(
+            load(folder, device, sequences=AT_ONCE, weights=weights, activations=activations), asked, tick
+        )
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    _finish(folder, "answers", found | {"questions": str(questions)}, store and weights is None, json)
+    _finish(
+        folder,
+        "answers",
+        found | {"questions": str(questions)},
+        store and weights is None and activations is None,
+        json,
+    )
 
 
 @app.command(cls=Command)

@@ -12,7 +12,7 @@ _TEXT = "Text"
 _SAMPLING = "Sampling"
 _OUTPUT = "Output"
 
-Device = Literal["auto", "cpu", "reference"]
+Device = Literal["auto", "cpu", "gpu", "reference"]
 KvCache = Literal["f16", "f32"]
 Activations = Literal["int8", "f32"]
 
@@ -42,7 +42,13 @@ Revision = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is downloaded.", rich_help_panel=_MODEL)]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", metavar="auto|cpu|reference", help="Where to run.", rich_help_panel=_MODEL)
+    Device, typer.Option("--device", metavar="auto|cpu|gpu|reference", help="Where to run.", rich_help_panel=_MODEL)
+]
+Gpu = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu", metavar="N", min=0, help="Which GPU.", show_default="the first real one", rich_help_panel=_MODEL
+    ),
 ]
 Weights = Annotated[
     str | None,

@@ -30,6 +30,7 @@ def run(
     revision: opt.Revision = None,
     offline: opt.Offline = False,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
     activations: opt.ActivationsOption = None,
@@ -72,7 +73,7 @@ def run(
     start = time.perf_counter()
     loaded = load(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        activations=activations, threads=threads,
+        activations=activations, threads=threads, gpu=gpu,
     )  # fmt: skip
     if verbose:
         _say_loaded(loaded, time.perf_counter() - start)

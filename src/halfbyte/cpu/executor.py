@@ -17,6 +17,8 @@ from halfbyte.cpu import _native, machine
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
+from halfbyte.formats.ggml import BLOCKS, BlockFormat
+from halfbyte.formats.q3g import Q3G
 from halfbyte.formats.q4g import Q4G
 from halfbyte.formats.q8g import Q8G
 from halfbyte.plan import Batch, Plan, Tensor, ops
@@ -112,17 +114,17 @@ class CpuExecutor:
         match weight.format:
             case Dense(format_name):
                 return _native.dense_matrix(_bytes(weight.parts[""]), format_name, rows, columns)
-            case Q4G(group) | Q8G(group):
+            case Q3G(group) | Q4G(group) | Q8G(group):
                 codes, scales = _bytes(weight.parts[".q"]), _bytes(weight.parts[".scale"])
                 zeros = _bytes(weight.parts[".zero"]) if ".zero" in weight.parts else None
-                bits = 4 if isinstance(weight.format, Q4G) else 8
+                bits = weight.format.bits
                 matrix = self._program.packed_matrix(codes, scales, zeros, rows, columns, group, bits)
-                self._weights.release(name)
-                return matrix
-        raise UnsupportedModelError(
-            f"the CPU cannot run {weight.format.name} weights such as {name}.",
-            "It runs f32, f16, bf16, q4g and q8g; `--device reference` runs every format, slowly.",
-        )
+            case BlockFormat("q4_k" | "q6_k" as format_name):
+                matrix = self._program.block_matrix(_bytes(weight.parts[BLOCKS]), format_name, rows, columns)
+            case _:
+                raise _unsupported(weight, name)
+        self._weights.release(name)
+        return matrix
 
     def _vector(self, name: str) -> Float32:
         """A weight of one dimension in float32."""
@@ -232,6 +234,13 @@ class CpuExecutor:
             _heads(step), a[step.q], self._caches(step), self._paging(step), a[step.out], step.scale, step.window or 0,
             step.softcap or 0.0,
         )  # fmt: skip
+
+
+def _unsupported(weight: Weight, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the CPU cannot run {weight.format.name} weights such as {name}.",
+        "It runs f32, f16, bf16, q3g, q4g, q8g, q4_k and q6_k; `--device reference` runs every format, slowly.",
+    )
 
 
 def _threads(threads: int | None) -> int:

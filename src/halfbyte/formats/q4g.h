@@ -4,9 +4,6 @@
 // 16+4i … 19+4i in the high ones. The zero point of symmetric groups is 8.
 #pragma once
 
-#include <type_traits>
-
-#include "half.h"
 #include "tiles.h"
 
 namespace halfbyte::q4g {
@@ -18,14 +15,7 @@ constexpr int64_t kBlockBytes = kTileRows * kBlock / 2;
 inline void repack(const Stored& from, int64_t tile, const Tiles& to) {
     interleave(from, tile, to, kMiddle << 4 | kMiddle);
     interleave_scales(from, tile, to);
-    if (!to.zeros) return;
-    for (int lane = 0; lane < kTileRows; ++lane) {
-        const int64_t row = tile * kTileRows + lane;
-        for (int64_t g = 0; g < to.groups; ++g) {
-            const uint8_t pair = row < from.rows ? from.zeros[row * ((to.groups + 1) / 2) + g / 2] : kMiddle;
-            to.zero(tile, g)[lane] = pair >> (g % 2 * 4) & 15;
-        }
-    }
+    interleave_zeros(from, tile, to, kMiddle);
 }
 
 // The values of one row.
@@ -44,9 +34,7 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 }
 
 // The format as the loops over tiles see it. `Lanes` holds 16 floats; see kernels_impl.h.
-struct Format {
-    static constexpr int kMiddle = q4g::kMiddle;
-
+struct Format : Grouped<kMiddle> {
     // Calls use(chain, k, values) for the 32 codes of a block, less 8; `chain` counts 0 … 7 at compile time.
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
@@ -59,23 +47,14 @@ struct Format {
         }
     }
 
-    // Calls use(k, bytes) for the codes k … k+3 of a block as unsigned bytes.
-    template <class Lanes, class Use>
+    // Calls use(k, bytes) for the codes k … k+3 of a part of a block.
+    template <class Lanes, int Part, class Use>
     static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        for (int word = 0; word < 4; ++word) {
+        unrolled<4>([&](auto word) HB_LAMBDA {
             const typename Lanes::Bits bits = Lanes::bits(block + word * 64);
-            use(4 * word, Lanes::low_nibbles(bits));
-            use(4 * word + 16, Lanes::high_nibbles(bits));
-        }
-    }
-    template <class Lanes>
-    static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
-        return Lanes::dot(sum, codes, x);
-    }
-    // What `dot` takes for zero where there are no zero points.
-    template <class Lanes>
-    static HB_INLINE typename Lanes::Ints middle() {
-        return Lanes::ints(kMiddle);
+            use(4 * word, Lanes::template fields<0>(bits, 15));
+            use(4 * word + 16, Lanes::template fields<4>(bits, 15));
+        });
     }
 
 private:

@@ -3,9 +3,6 @@
 // A block of 32 codes is 8 words of 32 bits a row: word i holds the signed codes 4i … 4i+3.
 #pragma once
 
-#include <type_traits>
-
-#include "half.h"
 #include "tiles.h"
 
 namespace halfbyte::q8g {
@@ -29,29 +26,21 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 }
 
 // The format as the loops over tiles see it; members as in q4g.h.
-struct Format {
-    static constexpr int kMiddle = 0;
-
+struct Format : Grouped<0> {
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
-        for (int word = 0; word < 8; ++word) {
-            const typename Lanes::Bits bits = Lanes::bits(block + word * 64);
-            use(std::integral_constant<int, 0>{}, 4 * word, Lanes::template signed_byte<0>(bits));
-            use(std::integral_constant<int, 1>{}, 4 * word + 1, Lanes::template signed_byte<8>(bits));
-            use(std::integral_constant<int, 2>{}, 4 * word + 2, Lanes::template signed_byte<16>(bits));
-            use(std::integral_constant<int, 3>{}, 4 * word + 3, Lanes::template signed_byte<24>(bits));
-        }
+        for (int word = 0; word < 8; ++word) use_bytes<Lanes>(Lanes::bits(block + word * 64), 4 * word, use);
     }
-    template <class Lanes, class Use>
+    template <class Lanes, int Part, class Use>
     static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        for (int word = 0; word < 8; ++word) use(4 * word, Lanes::bits(block + word * 64));
+        unrolled<8>([&](auto word) HB_LAMBDA { use(4 * word, Lanes::bits(block + word * 64)); });
     }
     template <class Lanes>
     static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
         return Lanes::dot_signed(sum, codes, x);
     }
     template <class Lanes>
-    static HB_INLINE typename Lanes::Ints middle() {
+    static HB_INLINE typename Lanes::Ints zero(const Tiles&, int64_t, int64_t) {
         return Lanes::ints(Lanes::kSignedBias);
     }
 };

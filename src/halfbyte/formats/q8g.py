@@ -13,6 +13,7 @@ stored. -128 does not come from here, but may from elsewhere. Values must be fin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Q8G:
     """8-bit groups of `group` values."""
 
     group: int
+    bits: ClassVar[int] = 8
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 // of 16 lanes holds one value of each row. Three arrays:
 //
 //   codes   [tiles][blocks][block_bytes]: 32 codes of 16 rows, in the order of the format
-//   scales  [tiles][groups][16] f16
+//   scales  [tiles][groups][group_scales][16] f16
 //   zeros   [tiles][groups][16] u8, absent for formats without zero points
 //
 // Rows that fill up the last tile are zero. Blocks past the last column are left out.
@@ -10,15 +10,19 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "compiler.h"
+#include "half.h"
+#include "storage.h"
 
 namespace halfbyte {
 
 constexpr int kBlock = 32;
 constexpr int kTileRows = 16;
 
-// The arrays on disk, row by row; scales may lie at odd addresses.
+// The arrays on disk, row by row; they may lie at odd addresses.
 struct Stored {
     const uint8_t* codes = nullptr;
     const uint8_t* scales = nullptr;
@@ -32,14 +36,14 @@ struct Tiles {
     uint8_t* codes = nullptr;
     uint16_t* scales = nullptr;
     uint8_t* zeros = nullptr;
-    int64_t tiles = 0, blocks = 0, groups = 0, blocks_per_group = 0, block_bytes = 0;
+    int64_t tiles = 0, blocks = 0, groups = 0, blocks_per_group = 0, block_bytes = 0, group_scales = 1;
 
     HB_INLINE uint8_t* block(int64_t tile, int64_t b) const { return codes + (tile * blocks + b) * block_bytes; }
-    HB_INLINE uint16_t* scale(int64_t tile, int64_t g) const { return scales + (tile * groups + g) * kTileRows; }
+    HB_INLINE uint16_t* scale(int64_t tile, int64_t g) const { return scales + (tile * groups + g) * group_scales * kTileRows; }
     HB_INLINE uint8_t* zero(int64_t tile, int64_t g) const { return zeros + (tile * groups + g) * kTileRows; }
 
     int64_t code_bytes() const { return tiles * blocks * block_bytes; }
-    int64_t scale_bytes() const { return tiles * groups * kTileRows * 2; }
+    int64_t scale_bytes() const { return tiles * groups * group_scales * kTileRows * 2; }
     int64_t zero_bytes() const { return tiles * groups * kTileRows; }
 };
 
@@ -69,5 +73,70 @@ inline void interleave_scales(const Stored& from, int64_t tile, const Tiles& to)
         }
     }
 }
+
+// Interleaves the zero points of one tile, which are stored in 4 bits each; `filler` stands in rows that there are not.
+inline void interleave_zeros(const Stored& from, int64_t tile, const Tiles& to, uint8_t filler) {
+    for (int lane = 0; to.zeros && lane < kTileRows; ++lane) {
+        const int64_t row = tile * kTileRows + lane;
+        for (int64_t g = 0; g < to.groups; ++g) {
+            const uint8_t* pairs = from.zeros + row * ((to.groups + 1) / 2);
+            to.zero(tile, g)[lane] = row < from.rows ? pairs[g / 2] >> (g % 2 * 4) & 15 : filler;
+        }
+    }
+}
+
+// The byte of a block that is byte `i` of a row's word.
+HB_INLINE int64_t byte_at(int64_t word, int64_t lane, int64_t i) { return (word * kTileRows + lane) * 4 + i; }
+
+// Calls use(k, code) for the four codes k … k+3 of a block as floats, from their bytes; see `codes` in q4g.h.
+template <class Lanes, class Use>
+static HB_INLINE void use_bytes(typename Lanes::Bits bytes, int k, const Use& use) {
+    use(std::integral_constant<int, 0>{}, k, Lanes::template signed_byte<0>(bytes));
+    use(std::integral_constant<int, 1>{}, k + 1, Lanes::template signed_byte<8>(bytes));
+    use(std::integral_constant<int, 2>{}, k + 2, Lanes::template signed_byte<16>(bytes));
+    use(std::integral_constant<int, 3>{}, k + 3, Lanes::template signed_byte<24>(bytes));
+}
+
+// Calls use(0), use(1) and so on, the numbers known at compile time.
+template <int Count, class Use>
+static HB_INLINE void unrolled(const Use& use) {
+    [&]<int... I>(std::integer_sequence<int, I...>) HB_LAMBDA { (use(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, Count>{});
+}
+
+// What formats whose groups have one scale, and maybe a zero point, have in common. Without zero points codes are
+// around `Middle`.
+template <int Middle>
+struct Grouped {
+    static constexpr int kMiddle = Middle;
+    static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
+    static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
+
+    // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each block.
+    static HB_INLINE bool has_offsets(const Tiles& w) { return w.zeros; }
+    template <class Lanes>
+    static HB_INLINE Lanes offset(const Tiles& w, int64_t tile, int64_t g, const uint8_t*) {
+        return Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(Middle);
+    }
+    // What the offsets are multiplied with.
+    template <class Lanes>
+    static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
+        return Lanes::load(F16{}, w.scale(tile, g));
+    }
+    // What `dot` takes for zero.
+    template <class Lanes>
+    static HB_INLINE typename Lanes::Ints zero(const Tiles& w, int64_t tile, int64_t g) {
+        return w.zeros ? Lanes::ints(w.zero(tile, g)) : Lanes::ints(Middle);
+    }
+    // The sum of a part of a block, times the part's own scale.
+    template <class Lanes, int Part>
+    static HB_INLINE typename Lanes::Ints scaled(const uint8_t*, typename Lanes::Ints sum) {
+        return sum;
+    }
+    // sum + the products of four codes, as unsigned bytes below 128, and activations
+    template <class Lanes>
+    static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
+        return Lanes::dot(sum, codes, x);
+    }
+};
 
 }  // namespace halfbyte

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,5 +69,37 @@ class Executor(Protocol):
         """Run one batch: caches are written, and the logits `[r, vocab_size]` in float32 come back.
 
         The array may be reused by the next call.
+        """
+        ...
+
+
+class Decoded(NamedTuple):
+    """A chosen token and its natural log-probability under the model, before any sampling setting."""
+
+    id: int
+    logprob: float
+
+
+class Decoder(Protocol):
+    """Chooses tokens where the executor runs, several ahead of what the host has seen; one sequence at a time."""
+
+    def supports(self, sampling: Any) -> bool:
+        """Whether it can choose tokens with these settings."""
+        ...
+
+    def decode(
+        self,
+        batch: Batch,
+        sampling: Any,
+        *,
+        tables: Callable[[int], Mapping[str, Int32] | None],
+        limit: int,
+        prompt_ids: Sequence[int],
+        generated_ids: Sequence[int],
+    ) -> Generator[Decoded, None, None]:
+        """Yield the tokens that follow a batch of one token, at most `limit`; closing the generator drops the surplus.
+
+        `tables(position)` is asked before each position is submitted: the block tables with a slot for it, or None
+        where they are as before. The executor must not run anything else while the generator is open.
         """
         ...

@@ -6,7 +6,7 @@ The executor is handed in; nothing here knows a device. One engine serves one th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from operator import index
@@ -14,7 +14,7 @@ from operator import index
 import numpy as np
 
 from halfbyte.errors import ContextFullError, UsageError
-from halfbyte.plan.batch import Batch, Executor, Float32
+from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor, Float32, Int32
 from halfbyte.plan.plan import LOGITS, Plan
 from halfbyte.runtime.sampler import Sampled, SamplingParams
 from halfbyte.runtime.scheduler import Chunk, Scheduler
@@ -45,10 +45,14 @@ class Engine:
     Args:
         executor: What runs the plan.
         rope_switch: `ModelSpec.rope_switch`: tokens in total beyond which the second RoPE set holds, for all positions.
+        decoder: What decodes a sequence that is alone, where the executor can choose tokens itself.
     """
 
-    def __init__(self, executor: Executor, *, rope_switch: int | None = None) -> None:
+    def __init__(self, executor: Executor, *, rope_switch: int | None = None, decoder: Decoder | None = None) -> None:
         self._executor = executor
+        self._decoder = decoder
+        self._rope_switch = rope_switch
+        self._resident: Generator[Decoded, None, None] | None = None
         self._plan = executor.plan
         self._vocab_size = self._plan.tensors[LOGITS].shape[-1]
         self._scheduler = Scheduler(self._plan, rope_switch)
@@ -94,6 +98,7 @@ class Engine:
             UsageError: A `score` is under way.
         """
         self._check_not_scoring()
+        self._stop_resident()
         chunks = self._scheduler.schedule()
         return self._hand_back(chunks, self._run(chunks)) if chunks else []
 
@@ -166,13 +171,66 @@ class Engine:
             while outputs or not sequence.finished:
                 if outputs:
                     yield outputs.popleft()
+                elif self._can_stay(sequence):
+                    yield from self._decode_resident(sequence)
                 else:
                     self.step()
         finally:
+            self._stop_resident()
             del self._streams[sequence]
             self.cancel(sequence)
         if sequence.finish_reason == "context":
             raise _context_full(sequence, self._plan.context)
+
+    def _can_stay(self, sequence: Sequence) -> bool:
+        """Whether the next tokens can be chosen by the executor itself."""
+        return (
+            self._decoder is not None
+            and self._scheduler.alone(sequence)
+            and self._decoder.supports(sequence.sampling)
+            and self._resident_limit(sequence) > 0
+        )
+
+    def _resident_limit(self, sequence: Sequence) -> int:
+        """Tokens that can be decoded before the answer, the context or the RoPE set ends."""
+        length, ends = len(sequence.tokens), [self._plan.context]
+        if self._rope_switch is not None and length <= self._rope_switch:
+            ends.append(self._rope_switch + 1)
+        return min(sequence.max_tokens - len(sequence.generated_ids), min(ends) - length)
+
+    def _decode_resident(self, sequence: Sequence) -> Iterator[TokenOutput]:
+        """Tokens of a sequence that is alone, until it finishes or something else is to run."""
+        decoder, length = self._decoder, len(sequence.tokens)
+        if decoder is None:
+            raise TypeError("there is no decoder")
+        resident = self._resident = decoder.decode(
+            _batch(self._plan, [Chunk(sequence, length - 1, length, final=True)], every_row=False),
+            sequence.sampling,
+            tables=lambda position: self._slot(sequence, position),
+            limit=self._resident_limit(sequence),
+            prompt_ids=sequence.prompt_ids,
+            generated_ids=tuple(sequence.generated_ids),
+        )
+        for token in resident:
+            sequence.num_computed = len(sequence.tokens)
+            self._scheduler.append(sequence, token.id)
+            if sequence.finished:
+                self._stop_resident()
+            yield TokenOutput(sequence, token.id, token.logprob, (), sequence.finish_reason)
+            if self._resident is not resident:
+                return
+
+    def _slot(self, sequence: Sequence, position: int) -> dict[str, Int32] | None:
+        """The block tables with a slot for a position, or None where they have it already."""
+        before = dict(sequence.table.held)
+        self._scheduler.pools.hold(sequence.table, position + 1)
+        sequence.table.written = max(sequence.table.written, position + 1)
+        return None if sequence.table.held == before else _tables(self._plan, [sequence])
+
+    def _stop_resident(self) -> None:
+        if self._resident is not None:
+            self._resident.close()
+            self._resident = None
 
     def _score(self, sequence: Sequence) -> Iterator[Float32]:
         self._check_not_scoring()
@@ -212,18 +270,23 @@ def _batch(plan: Plan, chunks: list[Chunk], every_row: bool) -> Batch:
     lengths = [chunk.stop - chunk.start for chunk in chunks]
     ends = np.cumsum(lengths)
     last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.final]
-    tables = {g.blocks: np.full((plan.sequences, g.columns), -1, np.int32) for g in plan.groups}
-    for i, chunk in enumerate(chunks):
-        for name, row in chunk.sequence.table.rows.items():
-            tables[name][i] = row
     return Batch(
         token_ids=np.concatenate([np.array(c.sequence.tokens[c.start : c.stop], np.int32) for c in chunks]),
         positions=np.concatenate([np.arange(c.start, c.stop, dtype=np.int32) for c in chunks]),
         sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), lengths),
         rope_sets=np.repeat(np.array([c.sequence.rope_set for c in chunks], np.int32), lengths),
-        block_tables=tables,
+        block_tables=_tables(plan, [chunk.sequence for chunk in chunks]),
         logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(last, np.int32),
     )
+
+
+def _tables(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
+    """Block tables with a row for each of the sequences."""
+    tables = {g.blocks: np.full((plan.sequences, g.columns), -1, np.int32) for g in plan.groups}
+    for i, sequence in enumerate(sequences):
+        for name, row in sequence.table.rows.items():
+            tables[name][i] = row
+    return tables
 
 
 def _prompt_too_long(length: int, context: int) -> ContextFullError:

@@ -51,6 +51,16 @@ class Scheduler:
         """Whether every sequence has finished."""
         return not self._waiting and not self._running
 
+    def alone(self, sequence: Sequence) -> bool:
+        """Whether a sequence decodes and no other runs or waits; the blocks of a kept cache are then free for it."""
+        if self._running != [sequence] or self._waiting:
+            return False
+        self._match_rope_set(sequence)
+        if sequence.num_pending != 1:
+            return False
+        self._drop_kept()
+        return True
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind those that wait."""
         self._waiting.append(sequence)

@@ -74,7 +74,7 @@ def _failure(code: int, stderr: str) -> str:
 
 
 def _ask_wgpu() -> list[Adapter]:
-    import wgpu  # type: ignore[import-untyped]
+    import wgpu
 
     return [_described(adapter) for adapter in wgpu.gpu.enumerate_adapters_sync()]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from halfbyte.plan import Batch
+from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.program import Command, Extent
@@ -25,13 +25,6 @@ TOGETHER = 2
 """Tokens a submit: the pause between two submits is a few per cent of a token."""
 
 Tables = Callable[[int], Mapping[str, Int32] | None]
-
-
-class Decoded(NamedTuple):
-    """A chosen token and its natural log-probability under the model, before any sampling setting."""
-
-    id: int
-    logprob: float
 
 
 class _Flight(NamedTuple):

@@ -41,6 +41,7 @@ class GpuExecutor:
         weights: Where its weights come from; each is uploaded once.
         device: An open device; the first real GPU if None.
         off: Names of kernel variants not to use; those that the self-test found wrong if None.
+        activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -54,11 +55,13 @@ class GpuExecutor:
         *,
         device: Device | None = None,
         off: Collection[str] | None = None,
+        activations: str = "int8",
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
         self.device = device or open_device()
-        self.choice = table.choose(self.device.capabilities, off=_faulty(self.device) if off is None else off)
+        unwanted = {*(_faulty(self.device) if off is None else off), *(() if activations == "int8" else ("int8",))}
+        self.choice = table.choose(self.device.capabilities, off=unwanted)
         _check_fits(self.device, self.plan)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)

@@ -119,8 +119,8 @@ private:
 
 MatrixPtr packed_matrix(PyProgram& program, Bytes codes, Bytes scales, std::optional<Bytes> zeros, int64_t rows, int64_t columns,
                         int64_t group, int bits) {
-    require(bits == 4 || bits == 8, "codes of " + std::to_string(bits) + " bits");
-    require(bits == 4 || !zeros, "8-bit groups have no zero points");
+    require(bits == 3 || bits == 4 || bits == 8, "codes of " + std::to_string(bits) + " bits");
+    require(bits < 8 || !zeros, "8-bit groups have no zero points");
     require(rows > 0 && columns > 0, "a matrix must have rows and columns");
     require(group > 0 && group % kBlock == 0, "groups of " + std::to_string(group) + " are no multiple of 32");
     const Stored stored{codes.data(), scales.data(), zeros ? zeros->data() : nullptr, rows, columns, group};
@@ -128,7 +128,19 @@ MatrixPtr packed_matrix(PyProgram& program, Bytes codes, Bytes scales, std::opti
     require_equal(scales.size(), rows * stored.groups() * 2, "bytes of the scales");
     if (zeros) require_equal(zeros->size(), rows * ((stored.groups() + 1) / 2), "bytes of the zero points");
     const nb::gil_scoped_release release;
-    return std::make_shared<Matrix>(stored, bits == 4 ? Storage::q4g : Storage::q8g, program->pool());
+    const Storage storage = bits == 3 ? Storage::q3g : bits == 4 ? Storage::q4g : Storage::q8g;
+    return std::make_shared<Matrix>(stored, storage, program->pool());
+}
+
+// A matrix in a format of ggml's.
+MatrixPtr block_matrix(PyProgram& program, Bytes blocks, const std::string& format, int64_t rows, int64_t columns) {
+    require(format == "q4_k" || format == "q6_k", "unknown block format '" + format + "'");
+    require(rows > 0 && columns > 0, "a matrix must have rows and columns");
+    const Storage storage = format == "q4_k" ? Storage::q4_k : Storage::q6_k;
+    const Stored stored{blocks.data(), nullptr, nullptr, rows, columns, kSuperBlock};
+    require_equal(blocks.size(), rows * stored.groups() * (storage == Storage::q4_k ? q4_k::kStoredBytes : q6_k::kStoredBytes), "bytes of the blocks");
+    const nb::gil_scoped_release release;
+    return std::make_shared<Matrix>(stored, storage, program->pool());
 }
 
 void bind_elementwise(nb::class_<PyProgram>& program) {
@@ -151,6 +163,7 @@ void bind_elementwise(nb::class_<PyProgram>& program) {
 
 void bind_products(nb::class_<PyProgram>& program) {
     program.def("packed_matrix", packed_matrix, "codes"_v, "scales"_v, "zeros"_v.none(), "rows"_a, "columns"_a, "group"_a, "bits"_a);
+    program.def("block_matrix", block_matrix, "blocks"_v, "format"_a, "rows"_a, "columns"_a);
     program.def("linear", [](PyProgram& p, bool over_rows, FloatTable x, std::vector<MatrixPtr> w, FloatTable out,
                              std::optional<FloatTable> residual) {
         p.add(make_linear(axis(over_rows), floats(x), std::move(w), floats(out), floats(residual)), x, out, residual);

@@ -24,7 +24,8 @@ constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
 struct Quantized {
     int8_t* codes;        // 32 at each place
     float* scales;
-    int32_t* minus_sums;  // the negated sum of a block's codes
+    int32_t* minus_sums;    // the negated sum of a block's codes
+    int32_t* minus_firsts;  // that of the first half of them
 };
 
 // Activations x[tokens, columns] on the right of a product.

@@ -26,7 +26,8 @@ static constexpr Kernels table() {
     return {
         .pack = pack,
         .quantize = quantize,
-        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q4g::Format>, packed_product<q8g::Format>},
+        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q3g::Format>, packed_product<q4g::Format>,
+                    packed_product<q8g::Format>, packed_product<q4_k::Format>, packed_product<q6_k::Format>},
         .rms_norm = rms_norm,
         .gate = gate,
         .add = add,

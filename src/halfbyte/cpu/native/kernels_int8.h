@@ -2,13 +2,13 @@
 //
 // Weights are unpacked to bytes and multiplied four to a lane by the instruction set's integer dot product, for a
 // register tile of 16 rows and kInt8Tokens tokens. In a block of 32, Σ (q − zero)·x = Σ q·x − zero·Σ x: the second
-// part is where the integer sum starts from.
+// part is where the integer sum starts from. Halves of a block may have scales of their own.
 #pragma once
 
 namespace halfbyte::HB_ISA {
 
 // Rounds 32 activations: x ≈ scale · code, scale = largest magnitude / 127. What is not finite makes the block NaN.
-static HB_INLINE void quantize_block(const float* x, int8_t* codes, float& scale, int32_t& minus_sum) {
+static HB_INLINE void quantize_block(const float* x, int8_t* codes, float& scale, int32_t& minus_sum, int32_t& minus_first) {
     uint32_t top = 0;
     for (int i = 0; i < kBlock; ++i) {
         const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
@@ -16,16 +16,17 @@ static HB_INLINE void quantize_block(const float* x, int8_t* codes, float& scale
     }
     const bool finite = top < 0x7f800000u;
     const float largest = std::bit_cast<float>(top), inverse = finite && largest > 1e-30f ? 127 / largest : 0;
-    int32_t sum = 0;
+    int32_t sums[2] = {};
     for (int i = 0; i < kBlock; ++i) {
         constexpr float kRound = 0x1.8p23f;
         const float scaled = finite ? x[i] * inverse : 0;
         const auto code = static_cast<int32_t>((scaled + kRound) - kRound);
         codes[i] = static_cast<int8_t>(code);
-        sum += code;
+        sums[i / (kBlock / 2)] += code;
     }
     scale = finite ? largest / 127 : std::bit_cast<float>(0x7fc00000u);
-    minus_sum = -sum;
+    minus_first = -sums[0];
+    minus_sum = minus_first - sums[1];
 }
 
 static void quantize(const Activations& x, Range blocks, const Quantized& to) {
@@ -39,7 +40,7 @@ static void quantize(const Activations& x, Range blocks, const Quantized& to) {
                 const int64_t left = x.columns - b * kBlock, at = first * all + b * size + t;
                 float last[kBlock] = {};
                 if (left < kBlock) values = static_cast<const float*>(std::memcpy(last, values, left * sizeof(float)));
-                quantize_block(values, to.codes + at * kBlock, to.scales[at], to.minus_sums[at]);
+                quantize_block(values, to.codes + at * kBlock, to.scales[at], to.minus_sums[at], to.minus_firsts[at]);
             }
         }
     }
@@ -51,27 +52,47 @@ static HB_INLINE void prefetch_block(const uint8_t* block, int64_t nbytes) {
     for (int64_t line = 0; line < nbytes; line += kLine) prefetch(block + kAhead + line);
 }
 
+// The share of the first or second half in a sum.
+static HB_INLINE int32_t part_of(int part, int32_t sum, int32_t first) { return part == 0 ? first : sum - first; }
+
 // out[Tokens][16]
 template <class Format, int Tokens>
 static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out) {
     const int8_t* codes = x.codes + first * w.blocks * kBlock;
     const float* scales = x.scales + first * w.blocks;
     const int32_t* minus_sums = x.minus_sums + first * w.blocks;
+    const int32_t* minus_firsts = x.minus_firsts + first * w.blocks;
     Lanes total[Tokens];
     for (Lanes& t : total) t = Lanes::broadcast(0);
     for (int64_t b = 0, g = 0; b < w.blocks; ++g) {
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const typename Lanes::Ints zero = w.zeros ? Lanes::ints(w.zero(tile, g)) : Format::template middle<Lanes>();
+        const typename Lanes::Ints zero = Format::template zero<Lanes>(w, tile, g);
         for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
             if constexpr (Tokens == 1) prefetch_block(w.block(tile, b), w.block_bytes);
-            typename Lanes::Ints sum[Tokens];
-            for (int t = 0; t < Tokens; ++t) sum[t] = zero * Lanes::ints(minus_sums[b * Tokens + t]);
-            Format::template bytes<Lanes>(w.block(tile, b), [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {
+            const uint8_t* block = w.block(tile, b);
+            const int32_t* minus = minus_sums + b * Tokens;
+            typename Lanes::Ints sums[Tokens];
+            unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
+                typename Lanes::Ints sum[Tokens];
                 for (int t = 0; t < Tokens; ++t)
-                    sum[t] = Format::template dot<Lanes>(sum[t], bytes, codes + (b * Tokens + t) * kBlock + k);
+                    sum[t] = zero * Lanes::ints(Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]));
+                Format::template bytes<Lanes, part>(block, [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {
+                    for (int t = 0; t < Tokens; ++t)
+                        sum[t] = Format::template dot<Lanes>(sum[t], bytes, codes + (b * Tokens + t) * kBlock + k);
+                });
+                for (int t = 0; t < Tokens; ++t) {
+                    sum[t] = Format::template scaled<Lanes, part>(block, sum[t]);
+                    sums[t] = part == 0 ? sum[t] : sums[t] + sum[t];
+                }
             });
-            for (int t = 0; t < Tokens; ++t)
-                total[t] = Lanes::fma(Lanes::from(sum[t]) * scale, Lanes::broadcast(scales[b * Tokens + t]), total[t]);
+            for (int t = 0; t < Tokens; ++t) {
+                Lanes value = Lanes::from(sums[t]) * scale;
+                if constexpr (Format::kBlockOffsets) {
+                    const Lanes off = Lanes::from(Format::template block_offset<Lanes>(block) * Lanes::ints(minus[t]));
+                    value = Lanes::fma(off, Format::template offset_scale<Lanes>(w, tile, g), value);
+                }
+                total[t] = Lanes::fma(value, Lanes::broadcast(scales[b * Tokens + t]), total[t]);
+            }
         }
     }
     for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);

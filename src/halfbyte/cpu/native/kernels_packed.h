@@ -52,7 +52,8 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
         Lanes sums[Tokens][kChains];
         for (auto& chains : sums)
             for (Lanes& sum : chains) sum = Lanes::broadcast(0);
-        float x_sums[Tokens] = {};
+        Lanes offsets[Tokens];
+        for (Lanes& offset : offsets) offset = Lanes::broadcast(0);
         for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
             const float* at[Tokens];
             for (int t = 0; t < Tokens; ++t) at[t] = x.block(t, b);
@@ -62,18 +63,16 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
                     sum = Lanes::fma(code, Lanes::broadcast(at[t][k]), sum);
                 }
             });
-            if (w.zeros)
-                for (int t = 0; t < Tokens; ++t) x_sums[t] += block_sum(at[t]);
+            if (!Format::has_offsets(w)) continue;
+            const Lanes offset = Format::template offset<Lanes>(w, tile, g, w.block(tile, b));
+            for (int t = 0; t < Tokens; ++t) offsets[t] = Lanes::fma(offset, Lanes::broadcast(block_sum(at[t])), offsets[t]);
         }
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
         for (int t = 0; t < Tokens; ++t) {
             Lanes sum = sums[t][0];
             for (int c = 1; c < kChains; ++c) sum = sum + sums[t][c];
-            if (w.zeros) {
-                const Lanes zero = Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(Format::kMiddle);
-                sum = sum - zero * Lanes::broadcast(x_sums[t]);
-            }
             total[t] = Lanes::fma(scale, sum, total[t]);
+            if (Format::has_offsets(w)) total[t] = total[t] - offsets[t] * Format::template offset_scale<Lanes>(w, tile, g);
         }
     }
     for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);
@@ -92,10 +91,12 @@ static void decode(const Tiles& w, int64_t tile, Range blocks, float* panel) {
     for (int64_t b = blocks.begin; b < blocks.end; ++b, panel += kBlock * kTileRows) {
         const int64_t g = b / w.blocks_per_group;
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const Lanes middle = Lanes::broadcast(Format::kMiddle);
-        const Lanes zero = w.zeros ? Lanes::load(U8{}, w.zero(tile, g)) - middle : Lanes::broadcast(0);
-        Format::template codes<Lanes>(w.block(tile, b), [&](auto, int k, Lanes code) HB_LAMBDA {
-            ((code - zero) * scale).store(panel + k * kTileRows);
+        const uint8_t* block = w.block(tile, b);
+        Lanes minus = Lanes::broadcast(0);
+        if (Format::has_offsets(w))
+            minus = minus - Format::template offset<Lanes>(w, tile, g, block) * Format::template offset_scale<Lanes>(w, tile, g);
+        Format::template codes<Lanes>(block, [&](auto, int k, Lanes code) HB_LAMBDA {
+            Lanes::fma(code, scale, minus).store(panel + k * kTileRows);
         });
     }
 }

@@ -20,6 +20,7 @@ struct Lanes {
     struct Ints {
         __m256i low, high;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
+        friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
     };
 
     __m256 low, high;
@@ -90,14 +91,16 @@ struct Lanes {
         const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
     }
+    static HB_INLINE Ints ints(const int8_t* p) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+    }
     static HB_INLINE Lanes from(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
-    static HB_INLINE Bits low_nibbles(Bits bits) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(bits.low, mask), _mm256_and_si256(bits.high, mask)};
+    template <int Shift>
+    static HB_INLINE Bits fields(Bits bits, uint8_t mask) {
+        return {fields<Shift>(bits.low, mask), fields<Shift>(bits.high, mask)};
     }
-    static HB_INLINE Bits high_nibbles(Bits bits) {
-        return low_nibbles({_mm256_srli_epi16(bits.low, 4), _mm256_srli_epi16(bits.high, 4)});
-    }
+    static HB_INLINE Bits either(Bits a, Bits b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) {
         const __m256i four = broadcast_four(x);
         return {dot(sum.low, codes.low, four), dot(sum.high, codes.high, four)};
@@ -110,6 +113,11 @@ struct Lanes {
     }
 
 private:
+    template <int Shift>
+    static HB_INLINE __m256i fields(__m256i bits, uint8_t mask) {
+        const __m256i moved = Shift < 0 ? _mm256_slli_epi32(bits, -Shift & 31) : _mm256_srli_epi32(bits, Shift & 31);
+        return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(mask)));
+    }
     static HB_INLINE __m256i broadcast_four(const int8_t* x) {
         int32_t bytes;
         std::memcpy(&bytes, x, sizeof bytes);

@@ -18,6 +18,7 @@ struct Lanes {
     struct Ints {
         __m512i v;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+        friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
     };
 
     __m512 v;
@@ -71,9 +72,16 @@ struct Lanes {
     static HB_INLINE Ints ints(const uint8_t* p) {
         return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
     }
+    static HB_INLINE Ints ints(const int8_t* p) {
+        return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
     static HB_INLINE Lanes from(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
-    static HB_INLINE Bits low_nibbles(Bits bits) { return _mm512_and_si512(bits, _mm512_set1_epi8(15)); }
-    static HB_INLINE Bits high_nibbles(Bits bits) { return low_nibbles(_mm512_srli_epi16(bits, 4)); }
+    template <int Shift>
+    static HB_INLINE Bits fields(Bits bits, uint8_t mask) {
+        const __m512i moved = Shift < 0 ? _mm512_slli_epi32(bits, -Shift & 31) : _mm512_srli_epi32(bits, Shift & 31);
+        return _mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(mask)));
+    }
+    static HB_INLINE Bits either(Bits a, Bits b) { return _mm512_or_si512(a, b); }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return {_mm512_dpbusd_epi32(sum.v, codes, four(x))}; }
     // The unsigned operand gets 128 more than the code; `kSignedBias` takes it back.
     static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {

@@ -31,6 +31,10 @@ struct Lanes {
             for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
             return a;
         }
+        friend HB_INLINE Ints operator+(Ints a, Ints b) {
+            for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+            return a;
+        }
     };
 
     float v[16];
@@ -126,7 +130,8 @@ struct Lanes {
         for (int32_t& lane : result.v) lane = x;
         return result;
     }
-    static HB_INLINE Ints ints(const uint8_t* p) {
+    template <class Byte>
+    static HB_INLINE Ints ints(const Byte* p) {
         Ints result;
         for (int i = 0; i < 16; ++i) result.v[i] = p[i];
         return result;
@@ -134,16 +139,17 @@ struct Lanes {
     static HB_INLINE Lanes from(Ints x) {
         return make([&](int i) { return static_cast<float>(x.v[i]); });
     }
-    // The low or high nibble of each byte.
-    static HB_INLINE Bits low_nibbles(Bits bits) {
-        for (uint32_t& word : bits.v) word &= 0x0f0f0f0fu;
+    // Each byte's bits under `mask` after a shift to the right, or to the left if `Shift` is negative.
+    template <int Shift>
+    static HB_INLINE Bits fields(Bits bits, uint8_t mask) {
+        for (uint32_t& word : bits.v) word = (Shift < 0 ? word << (Shift < 0 ? -Shift : 0) : word >> (Shift < 0 ? 0 : Shift)) & mask * 0x01010101u;
         return bits;
     }
-    static HB_INLINE Bits high_nibbles(Bits bits) {
-        for (uint32_t& word : bits.v) word = word >> 4 & 0x0f0f0f0fu;
-        return bits;
+    static HB_INLINE Bits either(Bits a, Bits b) {
+        for (int i = 0; i < 16; ++i) a.v[i] |= b.v[i];
+        return a;
     }
-    // sum + the four products of each word's bytes, below 16 if unsigned, and the four codes at x
+    // sum + the four products of each word's bytes, below 128 if unsigned, and the four codes at x
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }
     static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {
         for (int i = 0; i < 16; ++i)

@@ -23,6 +23,10 @@ struct Lanes {
             for (int i = 0; i < 4; ++i) a.v[i] = vmulq_s32(a.v[i], b.v[i]);
             return a;
         }
+        friend HB_INLINE Ints operator+(Ints a, Ints b) {
+            for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+            return a;
+        }
     };
 
     float32x4_t v[4];
@@ -114,16 +118,22 @@ struct Lanes {
         return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
                  vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
     }
+    static HB_INLINE Ints ints(const int8_t* p) {
+        const int8x16_t x = vld1q_s8(p);
+        const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
+        return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}};
+    }
     static HB_INLINE Lanes from(Ints x) {
         return make([&](int i) { return vcvtq_f32_s32(x.v[i]); });
     }
-    static HB_INLINE Bits low_nibbles(Bits bits) {
-        for (uint32x4_t& word : bits.v) word = vandq_u32(word, vdupq_n_u32(0x0f0f0f0fu));
+    template <int Shift>
+    static HB_INLINE Bits fields(Bits bits, uint8_t mask) {
+        for (uint32x4_t& word : bits.v) word = vandq_u32(vshlq_u32(word, vdupq_n_s32(-Shift)), vdupq_n_u32(mask * 0x01010101u));
         return bits;
     }
-    static HB_INLINE Bits high_nibbles(Bits bits) {
-        for (uint32x4_t& word : bits.v) word = vshrq_n_u32(word, 4);
-        return low_nibbles(bits);
+    static HB_INLINE Bits either(Bits a, Bits b) {
+        for (int i = 0; i < 4; ++i) a.v[i] = vorrq_u32(a.v[i], b.v[i]);
+        return a;
     }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }
     static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {

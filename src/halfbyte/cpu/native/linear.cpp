@@ -102,7 +102,7 @@ void for_tokens(const Context& c, const Stack& weights, Floats x, const Use& use
             if (c.int8) {
                 const int64_t all = part.tokens * blocks_of(x.columns);
                 auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
-                rounded = {reinterpret_cast<int8_t*>(sums + all), c.shared, sums};
+                rounded = {reinterpret_cast<int8_t*>(sums + 2 * all), c.shared, sums, sums + all};
                 c.kernels->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
                 part.quantized = &rounded;
             } else {

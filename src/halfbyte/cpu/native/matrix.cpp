@@ -7,6 +7,22 @@
 namespace halfbyte {
 namespace {
 
+// What is known of a packed format without looking at values.
+struct Packing {
+    int64_t block_bytes, group_scales;
+    void (*repack)(const Stored& from, int64_t tile, const Tiles& to);
+    void (*decode_row)(const Tiles& from, int64_t row, int64_t columns, float* out);
+};
+
+// In the order of `Storage`.
+constexpr Packing kPackings[] = {
+    {q3g::kBlockBytes, 1, q3g::repack, q3g::decode_row},    {q4g::kBlockBytes, 1, q4g::repack, q4g::decode_row},
+    {q8g::kBlockBytes, 1, q8g::repack, q8g::decode_row},    {q4_k::kBlockBytes, 2, q4_k::repack, q4_k::decode_row},
+    {q6_k::kBlockBytes, 1, q6_k::repack, q6_k::decode_row},
+};
+
+const Packing& packing(Storage storage) { return kPackings[static_cast<int>(storage) - static_cast<int>(Storage::q3g)]; }
+
 int64_t item_bytes(Storage storage) { return storage == Storage::f32 ? 4 : 2; }
 
 int64_t padded(int64_t nbytes) { return (nbytes + 63) / 64 * 64; }
@@ -30,7 +46,8 @@ Matrix::Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t c
 Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storage, stored.rows, stored.columns, nullptr, {}} {
     Tiles& packed = view_.packed;
     packed.tiles = view_.tiles();
-    packed.block_bytes = storage == Storage::q4g ? q4g::kBlockBytes : q8g::kBlockBytes;
+    packed.block_bytes = packing(storage).block_bytes;
+    packed.group_scales = packing(storage).group_scales;
     packed.blocks = (stored.columns + kBlock - 1) / kBlock;
     packed.groups = stored.groups();
     packed.blocks_per_group = stored.group / kBlock;
@@ -39,7 +56,7 @@ Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storag
     packed.codes = buffer_.as<uint8_t>();
     packed.scales = reinterpret_cast<uint16_t*>(packed.codes + codes);
     packed.zeros = stored.zeros ? packed.codes + codes + scales : nullptr;
-    const auto repack = storage == Storage::q4g ? q4g::repack : q8g::repack;
+    const auto repack = packing(storage).repack;
     pool.run([&](const Worker& worker) {
         const Range tiles = worker.share(packed.tiles);
         for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) repack(stored, tile, packed);
@@ -52,8 +69,7 @@ int64_t Matrix::nbytes() const {
 }
 
 void Matrix::row(int64_t index, float* out) const {
-    if (view_.storage == Storage::q4g) return q4g::decode_row(view_.packed, index, view_.columns, out);
-    if (view_.storage == Storage::q8g) return q8g::decode_row(view_.packed, index, view_.columns, out);
+    if (is_packed(view_.storage)) return packing(view_.storage).decode_row(view_.packed, index, view_.columns, out);
     const int64_t item = item_bytes(view_.storage);
     const std::byte* values = view_.dense + index * view_.columns * item;
     for (int64_t k = 0; k < view_.columns; ++k) out[k] = dense_value(view_.storage, values + k * item);

@@ -8,16 +8,18 @@
 #include <cstdint>
 
 #include "buffer.h"
+#include "formats/ggml_k.h"
+#include "formats/q3g.h"
 #include "formats/q4g.h"
 #include "formats/q8g.h"
 #include "threads.h"
 
 namespace halfbyte {
 
-enum class Storage { f32, f16, bf16, q4g, q8g };
-constexpr int kStorages = 5;
+enum class Storage { f32, f16, bf16, q3g, q4g, q8g, q4_k, q6_k };
+constexpr int kStorages = 8;
 
-constexpr bool is_packed(Storage storage) { return storage >= Storage::q4g; }
+constexpr bool is_packed(Storage storage) { return storage >= Storage::q3g; }
 
 struct MatrixView {
     Storage storage = Storage::f32;
@@ -32,7 +34,7 @@ class Matrix {
 public:
     // A plain matrix, read in place.
     Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns);
-    // A repacked copy of 4-bit or 8-bit groups, made by all threads of `pool`.
+    // A repacked copy of groups, made by all threads of `pool`.
     Matrix(const Stored& stored, Storage storage, Pool& pool);
 
     const MatrixView& view() const { return view_; }

@@ -48,7 +48,7 @@ def record() -> Record:
 
 
 def quick(model: str | None, *wanted: Case) -> list[Record]:
-    return list(bench(stored(model), ONCE, wanted, lambda _: None))
+    return list(bench(stored(model), ONCE, list(wanted), lambda _: None))
 
 
 def cells(record: Record) -> dict[str, str]:
@@ -129,7 +129,7 @@ def test_the_pocket_model_is_checked_and_measured() -> None:
 
 def test_decoding_reads_the_weights_once_a_step_and_each_cache() -> None:
     subject = stored(None)
-    plan = subject.plan(context=64, sequences=2, kv_dtype="f16")
+    plan = subject.plan(context=64, sequences=2, settings=ONCE)
     attention = subject.spec.layers[0].attention
     position = 2 * 2 * attention.kv_heads * attention.head_dim * len(subject.spec.layers)
     one, two = decode_bytes(plan, Case(10, 4)), decode_bytes(plan, Case(10, 4, batch=2))

@@ -6,7 +6,7 @@ Every repetition has other random prompts, so that no cache is reused but that o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from halfbyte.report.check import Agreement, check
 from halfbyte.report.schema import Case, Record, Sample
 from halfbyte.report.subject import Settings, Subject
 from halfbyte.runtime import Engine, SamplingParams
+from halfbyte.runtime.sequence import Sequence
 
 Say = Callable[[str], None]
 
@@ -43,7 +44,7 @@ class Loaded:
         return int(getattr(self.executor, "threads", 1))
 
 
-def bench(subject: Subject, settings: Settings, cases: Sequence[Case], say: Say) -> Iterator[Record]:
+def bench(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> Iterator[Record]:
     """Check, load, and measure every case; records come as they are finished.
 
     Args:
@@ -70,13 +71,13 @@ def _check_fits(subject: Subject, case: Case) -> None:
         )
 
 
-def _load(subject: Subject, settings: Settings, cases: Sequence[Case], say: Say) -> Loaded:
+def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> Loaded:
     say(f"{subject.name}: checking against the reference")
     agreed = check(subject, settings)
     say(f"{subject.name}: loading")
     host.forget_peak()
     context, sequences = max(case.context for case in cases), max(case.batch for case in cases)
-    plan = subject.plan(context=context, sequences=sequences, kv_dtype=settings.kv_dtype)
+    plan = subject.plan(context=context, sequences=sequences, settings=settings)
     started = time.perf_counter()
     executor = subject.executor(plan, settings)
     load_s = subject.opened_s + time.perf_counter() - started
@@ -175,13 +176,11 @@ class _Repetition:
 
     def _answer(self, prompts: list[list[int]], new_tokens: int) -> Sample:
         """Answer prompts together, every step timed: reading lasts until all sequences have their first token."""
-        engine, started = self._engine, time.perf_counter()
-        sequences = [engine.submit(ids, SamplingParams(), max_tokens=new_tokens) for ids in prompts]
+        started = time.perf_counter()
         ends: list[float] = []
         device_s: list[float | None] = []
         reading = 0
-        while not engine.idle:
-            engine.step()
+        for sequences in self._advance(prompts, new_tokens):
             ends.append(time.perf_counter())
             device_s.append(device_seconds(self._executor))
             reading += any(not sequence.generated_ids for sequence in sequences)
@@ -194,6 +193,18 @@ class _Repetition:
             step_s=tuple(map(float, steps)), total_s=ends[-1] - started,
             host_s=float(steps.sum()) - sum(known) if len(known) == len(steps) > 0 else None,
         )  # fmt: skip
+
+    def _advance(self, prompts: list[list[int]], new_tokens: int) -> Iterator[list[Sequence]]:
+        """The sequences after each step. One alone goes the way of `generate`, which may decode on the device."""
+        engine, greedy = self._engine, SamplingParams()
+        if len(prompts) == 1:
+            for output in engine.generate(prompts[0], greedy, max_tokens=new_tokens):
+                yield [output.sequence]
+            return
+        sequences = [engine.submit(ids, greedy, max_tokens=new_tokens) for ids in prompts]
+        while not engine.idle:
+            engine.step()
+            yield sequences
 
     def _counters(self) -> dict[str, float]:
         counters: Any = getattr(self._executor, "counters", None)

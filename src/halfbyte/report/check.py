@@ -62,7 +62,7 @@ def check(subject: Subject, settings: Settings) -> Agreement:
     from halfbyte.reference import ReferenceExecutor
 
     cut = subject.cut()
-    plan = cut.plan(context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1, kv_dtype=settings.kv_dtype)
+    plan = cut.plan(context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1, settings=settings)
     ids, logits = greedy(cut.executor(plan, settings), cut.spec.vocab_size)
     expected = ReferenceExecutor(plan, cut.source).run(_batch(plan, ids[:-1], 0, rows=len(logits)))
     found = agreement(expected.astype(np.float64), logits, (len(cut.spec.layers), len(subject.spec.layers)))

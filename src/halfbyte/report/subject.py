@@ -39,7 +39,7 @@ class Settings:
     """How a model is run, and how often.
 
     Attributes:
-        device: `cpu` or `reference`.
+        device: `cpu`, `gpu` or `reference`.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
     """
 
@@ -69,11 +69,19 @@ class Subject:
     path: Path | None
     opened_s: float
 
-    def plan(self, *, context: int, sequences: int, kv_dtype: str) -> Plan:
+    def plan(self, *, context: int, sequences: int, settings: Settings) -> Plan:
         """A plan of its own size, as `load` would make it. Raises UsageError for a context out of range."""
-        rows = max(8, sequences)
+        from halfbyte.model import BATCH_TOKENS
+
+        rows, tokens, kv_dtype = max(8, sequences), BATCH_TOKENS[settings.device], settings.kv_dtype
         return make_plan(
-            self.spec, self.source.format, context=context, sequences=sequences, rows=rows, kv_dtype=kv_dtype
+            self.spec,
+            self.source.format,
+            tokens=tokens,
+            context=context,
+            sequences=sequences,
+            rows=rows,
+            kv_dtype=kv_dtype,
         )
 
     def executor(self, plan: Plan, settings: Settings) -> Executor:

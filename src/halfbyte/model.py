@@ -175,7 +175,7 @@ class Model:
         self.load_s = load_s
         self.notes = notes
         self.executor = executor
-        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=_decoder(device, executor))
+        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=make_decoder(device, executor))
 
     @property
     def nbytes(self) -> int:
@@ -385,7 +385,7 @@ def make_executor(
     return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")
 
 
-def _decoder(device: str, executor: Any) -> Decoder | None:
+def make_decoder(device: str, executor: Any) -> Decoder | None:
     """What chooses tokens where the executor runs, on devices that can."""
     if device != "gpu":
         return None

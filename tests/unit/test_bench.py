@@ -16,7 +16,7 @@ from halfbyte.errors import ContextFullError, DeviceError, UsageError
 from halfbyte.plan import Batch
 from halfbyte.plan.batch import Float32
 from halfbyte.report import tables
-from halfbyte.report.bench import bench, decode_bytes
+from halfbyte.report.bench import bench, decode_bytes, evened
 from halfbyte.report.schema import Case, Record, Sample, cases, read
 from halfbyte.report.subject import Settings, stored, synthetic
 from tests.unit.cli_fakes import error_lines, halfbyte
@@ -135,6 +135,12 @@ def test_decoding_reads_the_weights_once_a_step_and_each_cache() -> None:
     one, two = decode_bytes(plan, Case(10, 4)), decode_bytes(plan, Case(10, 4, batch=2))
     assert one - 12 * position == pytest.approx(2 * (two - 12 * position))
     assert decode_bytes(plan, Case(20, 4)) - one == pytest.approx(10 * position)
+
+
+def test_tokens_that_come_together_share_their_time() -> None:
+    assert evened([0.2, 0.0, 0.3, 0.001, 0.1]) == pytest.approx((0.1, 0.1, 0.1505, 0.1505, 0.1))
+    assert evened([0.1, 0.2]) == (0.1, 0.2)
+    assert evened([]) == ()
 
 
 def test_random_weights_need_no_file() -> None:

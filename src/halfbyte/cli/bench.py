@@ -82,6 +82,7 @@ def bench(
     synthetic: Synthetic = None,
     layers: Layers = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
     activations: opt.ActivationsOption = None,
@@ -112,7 +113,7 @@ def bench(
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
     settings = subjects.Settings(
-        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up
+        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up, gpu
     )
     subject: Subject
     if synthetic is not None:

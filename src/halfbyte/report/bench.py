@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import ContextFullError
+from halfbyte.model import make_decoder
 from halfbyte.plan import Executor, Plan
 from halfbyte.plan.ops import Embed
 from halfbyte.report import host
@@ -89,7 +90,8 @@ def measure(loaded: Loaded, case: Case) -> Record:
 
     The peak of memory is that of loading or of the repetitions; what measuring the bandwidth takes is left out.
     """
-    engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch)
+    decoder = make_decoder(loaded.settings.device, loaded.executor)
+    engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch, decoder=decoder)
     run = _Repetition(engine, loaded.executor, case, loaded.subject.spec.vocab_size)
     bandwidth = _bandwidth(loaded)
     host.forget_peak()
@@ -108,9 +110,15 @@ def _record(
         time=datetime.now(UTC).isoformat(timespec="seconds"), case=case, samples=samples, load_s=loaded.load_s,
         bytes_per_token=decode_bytes(loaded.executor.plan, case), read_bandwidth=bandwidth,
         peak_bytes=peak, check=asdict(loaded.agreement),
-        machine=host.machine(), versions=host.versions(),
+        machine=host.machine() | _gpu(loaded.executor), versions=host.versions(),
         model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes}, settings=asdict(settings),
     )  # fmt: skip
+
+
+def _gpu(executor: Executor) -> dict[str, str]:
+    """The name of the GPU that an executor runs on, if it does."""
+    device: Any = getattr(executor, "device", None)
+    return {} if device is None else {"gpu": str(device.name)}
 
 
 def _bandwidth(loaded: Loaded) -> tuple[float, ...]:
@@ -190,7 +198,7 @@ class _Repetition:
         return Sample(
             prefill_s=ends[reading] - started if clean else None,
             first_token_s=min(sequence.prefill_s for sequence in sequences),
-            step_s=tuple(map(float, steps)), total_s=ends[-1] - started,
+            step_s=evened(steps.tolist()), total_s=ends[-1] - started,
             host_s=float(steps.sum()) - sum(known) if len(known) == len(steps) > 0 else None,
         )  # fmt: skip
 
@@ -209,6 +217,17 @@ class _Repetition:
     def _counters(self) -> dict[str, float]:
         counters: Any = getattr(self._executor, "counters", None)
         return dict(counters()) if counters else {}
+
+
+def evened(steps: list[float]) -> tuple[float, ...]:
+    """Times of steps where tokens that a device handed back together, within a tenth of the mean, share their time."""
+    groups: list[list[float]] = []
+    for step in steps:
+        if groups and step < sum(steps) / len(steps) / 10:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return tuple(sum(group) / len(group) for group in groups for _ in group)
 
 
 def device_seconds(executor: Executor) -> float | None:

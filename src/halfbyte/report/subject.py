@@ -40,6 +40,7 @@ class Settings:
 
     Attributes:
         device: `cpu`, `gpu` or `reference`.
+        gpu: Which GPU, for device `gpu`; the first real one if None.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     kv_dtype: str = "f16"
     repeat: int = 5
     warm_up: int = 1
+    gpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Subject:
         """Its weights, loaded for a plan."""
         from halfbyte.model import make_executor
 
-        return make_executor(settings.device, plan, self.source, settings.threads, settings.activations)
+        return make_executor(settings.device, plan, self.source, settings.threads, settings.activations, settings.gpu)
 
     def cut(self) -> Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""

@@ -164,10 +164,12 @@ def heading(record: Record) -> str:
     settings, check = record.settings, record.check
     what = "random weights, " if record.model["synthetic"] else ""
     rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
+    threads = f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
+    where = record.machine.get("gpu") or threads + record.machine["processor"]
     return (
         f"{record.model['name']} ({what}{record.model['nbytes'] / 1e6:,.0f} MB) on {settings['device']}, "
-        f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
-        f"{record.machine['processor']}{rates}; {len(record.samples)} repetitions, medians.\n"
+        f"{where}{rates}; "
+        f"{len(record.samples)} repetitions, medians.\n"
         f"Checked first: {check['same']} of {check['tokens']} tokens as the reference's, {check['kl']:.1e} nats, "
         f"{check['layers']} of {check['all_layers']} layers."
     )

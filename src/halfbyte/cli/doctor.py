@@ -82,7 +82,7 @@ def installed_version(name: str) -> str:
 
 def _why(cpu: Machine, adapters: Adapters) -> str:
     count = f"{cpu.threads} thread{'s' * (cpu.threads != 1)}"
-    gpu = "this version runs on the CPU only" if adapters.found else "there is no GPU that wgpu can use"
+    gpu = "a GPU is used when asked for, with --device gpu" if adapters.found else "there is no GPU that wgpu can use"
     return f"{gpu}; its {cpu.isa} code runs with {count}."
 
 

@@ -56,6 +56,8 @@ def test_more_threads_than_cores_still_finish() -> None:
     program = chain(threads=8, steps=20)
     for _ in range(20):
         program.run(4, 0)
+        assert (program.step_ns() > 0).all()
+    assert program.threads == 8
 
 
 def test_idle_threads_sleep() -> None:

@@ -300,7 +300,7 @@ class Lowering:
         stride: int,
     ) -> None:
         x = self.values[step.x]
-        int8 = self._packed(piece)
+        int8 = self._reads_int8(step)
         outputs = piece.rows // 2 if flags["GATED"] else piece.rows
         constants = {
             **_format(piece),

@@ -58,7 +58,7 @@ class Pipelines:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._made: dict[str, Pipeline] = {}
-        self._found: dict[tuple[str, frozenset[tuple[str, Any]]], Pipeline] = {}
+        self._found: dict[tuple[str, frozenset[tuple[str, str]]], Pipeline] = {}
 
     def get(self, kernel: str, constants: Constants) -> Pipeline:
         """The kernel file `kernel` with these constants.
@@ -66,7 +66,7 @@ class Pipelines:
         Raises:
             DeviceError: The driver did not accept it.
         """
-        key = (kernel, frozenset(constants.items()))
+        key = (kernel, frozenset((name, repr(value)) for name, value in constants.items()))
         if key not in self._found:
             source = compose(kernel, constants)
             if source not in self._made:

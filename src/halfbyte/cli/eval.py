@@ -178,7 +178,7 @@ def _lengths(windows: str) -> list[int]:
         lengths = [int(part) for part in windows.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{windows!r} is not a list of numbers.") from error
-    return lengths
+    return sorted(set(lengths))
 
 
 def _folder(model: str | None) -> Path:

@@ -190,7 +190,9 @@ class _Job:
         except (OSError, ValueError):
             kept = {}
         if kept.get("task") != task:
-            found = auto_formats(self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), budget, self.progress)
+            found = auto_formats(
+                self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), budget, self.target.parent, self.progress
+            )
             kept = {"task": task, "formats": found}
             temporary = self._kept_formats.with_suffix(".new")
             temporary.write_text(json.dumps(kept))

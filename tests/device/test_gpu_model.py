@@ -161,7 +161,19 @@ def test_the_command_line_answers_chats_and_evaluates(tmp_path: Path) -> None:
     text.write_text("List the files of a folder. " * 8)
     scored = [
         json.loads(
-            command("eval", "perplexity", "--text", str(text), "--window", "32", *on, "--no-store", "--json").stdout
+            command(
+                "eval",
+                "perplexity",
+                "--text",
+                str(text),
+                "--window",
+                "32",
+                *on,
+                "--activations",
+                "f32",
+                "--no-store",
+                "--json",
+            ).stdout
         )
         for on in (GPU, ("--device", "cpu"))
     ]

@@ -174,6 +174,7 @@ class Device:
                 piece = raw[start : min(start + CHUNK_NBYTES, raw.size - tail)]
                 self.handle.queue.write_buffer(buffer, offset + start, piece)
                 if start:
+                    self.stop_if_failed()
                     self.handle.queue.submit([])
             if tail:
                 padded = np.zeros(4, np.uint8)
@@ -182,6 +183,7 @@ class Device:
 
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
+        self.check_alive("reading from the GPU failed")
         with self.guarded("reading from the GPU failed"):
             size = -(-nbytes // 4) * 4
             return np.frombuffer(self.handle.queue.read_buffer(buffer, offset, size), np.uint8)[:nbytes]
@@ -208,6 +210,23 @@ class Device:
             logged = self._errors.heard()
         if reported or logged:
             raise _device_error(what, self.name, "\n".join([*logged, reported[1] if reported else ""]))
+
+    def check_alive(self, what: str) -> None:
+        """Ask for the smallest thing there is: what follows would end the process on a lost device.
+
+        Raises:
+            DeviceError: It is lost.
+        """
+        with self.guarded(what):
+            encoder = lib.wgpuDeviceCreateCommandEncoder(self.handle._internal, ffi.NULL)
+            lib.wgpuCommandBufferRelease(lib.wgpuCommandEncoderFinish(encoder, ffi.NULL))
+            lib.wgpuCommandEncoderRelease(encoder)
+
+    def stop_if_failed(self) -> None:
+        """Inside `guarded`, leave at once if something was reported: a submit to a lost device would end the process."""
+        slots = _api.error_handler._get_proxy_stack()
+        if slots and slots[-1].message:
+            raise RuntimeError(slots[-1].message)
 
     def close(self) -> None:
         """Let go of the device and all its memory."""

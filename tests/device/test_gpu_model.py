@@ -107,7 +107,7 @@ def test_a_biased_token_is_never_chosen_and_another_always(gpu: Model) -> None:
 
 
 def test_a_seed_gives_the_same_text_again(gpu: Model) -> None:
-    options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "top_p": 0.95, "top_k": 40, "min_p": 0.01}
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 4.0, "top_p": 0.99, "top_k": 60, "min_p": 1e-4}
     first, again, other = (gpu.generate(PROMPT, seed=seed, **options).token_ids for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -141,11 +141,13 @@ def test_a_device_lost_in_the_middle_is_a_sentence_and_the_next_load_answers() -
     with pytest.raises(DeviceError):
         model.generate(PROMPT, max_tokens=2)
     model.close()
-    assert on_the_gpu().chat([QUESTION], max_tokens=3).text == ANSWER[:5]
+    assert on_the_gpu().chat([QUESTION]).text == ANSWER
 
 
 def test_the_command_line_answers_chats_and_evaluates(tmp_path: Path) -> None:
-    told = command("run", "How do I extract a tar archive?", *GPU, "-v", "--stats", "--typical-p", "0.9", "-n", "4")
+    told = command(
+        "run", "How do I extract a tar archive?", *GPU, "-v", "--stats", "--typical-p", "0.9", "-t", "0.01", "-n", "4"
+    )
     assert told.stdout.startswith("Use `tar`")
     assert "running on gpu: it was asked for: llvmpipe" in told.stderr
     assert "the GPU has no --typical-p" in told.stderr

@@ -223,7 +223,7 @@ class Device:
             lib.wgpuCommandEncoderRelease(encoder)
 
     def stop_if_failed(self) -> None:
-        """Inside `guarded`, leave at once if something was reported: a submit to a lost device would end the process."""
+        """Inside `guarded`, leave if something was reported: a submit to a lost device would end the process."""
         slots = _api.error_handler._get_proxy_stack()
         if slots and slots[-1].message:
             raise RuntimeError(slots[-1].message)

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import halfbyte
+from halfbyte.checkpoint.folder import open_checkpoint
+from halfbyte.checkpoint.gguf_writer import write_gguf
 from halfbyte.errors import DeviceError
 from halfbyte.model import Model
+from halfbyte.models import build_spec
+from halfbyte.quantize import quantize
 from halfbyte.runtime import SamplingParams
 from tests.device.gpu import software_index
 from tests.unit.cli_fakes import halfbyte as command
@@ -180,3 +185,25 @@ def test_the_command_line_answers_chats_and_evaluates(tmp_path: Path) -> None:
         for on in (GPU, ("--device", "cpu"))
     ]
     assert scored[0]["perplexity"] == pytest.approx(scored[1]["perplexity"], rel=1e-3)
+
+
+@pytest.mark.parametrize("stored", ["q4_k_m", "q3g32z, q8g32"])
+def test_quantized_files_answer_as_on_the_cpu(shell_29m: Path, tmp_path: Path, stored: str) -> None:
+    """Q4_K and Q6_K as llama.cpp stores them; a folder of 3 bits whose embeddings have 8."""
+    if stored == "q4_k_m":
+        source = open_checkpoint(shell_29m)
+        spec = build_spec(source.config, source.generation_config, source.shapes)
+        write_gguf(path := tmp_path / "shell.gguf", source, spec, source.tokenizer_files(), kind=stored)
+    else:
+        quantize(shell_29m, path := tmp_path / "shell", bits=3, zero_points=True, embed_bits=8)
+    gpu, cpu = (
+        halfbyte.load(path, device, gpu=number, activations="f32", kv_dtype="f32", context=128)
+        for device, number in (("gpu", SOFTWARE), ("cpu", None))
+    )
+    assert not gpu.notes
+    ids = cpu.encode([QUESTION])
+    got, expected = (np.concatenate([rows.copy() for rows in model.engine.score(ids)]) for model in (gpu, cpu))
+    assert np.abs(got - expected).max() < 2e-3
+    answers = [model.generate(ids, max_tokens=12).token_ids for model in (gpu, cpu)]
+    assert len(answers[0]) == 12
+    assert answers[0] == answers[1]

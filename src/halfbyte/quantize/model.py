@@ -170,7 +170,7 @@ class _Job:
 
             some = self._ids(_AUTO_TOKENS)
             budget = o.budget - self._bits_of_norms()
-            return listed(auto_formats(self.checkpoint, self.spec, some, budget, self.progress))
+            return listed(auto_formats(self.checkpoint, self.spec, some, budget, self.target.parent, self.progress))
         rest = {"awq": 16, "awq+": 4}.get(o.method, o.bits)
         group = 32 if o.method == "awq+" else o.group_size
         embed = group_format(o.embed_bits or rest, o.embed_group_size or group, o.zero_points)

@@ -119,6 +119,7 @@ class Device:
     Attributes:
         allocated_nbytes: Bytes of its buffers; `peak_nbytes` the most there have been.
         waited_s: Seconds spent waiting for it.
+        waits: Where each wait is noted, as (start, end), while somebody wants to know.
     """
 
     def __init__(self, adapter: Adapter, handle: Any, capabilities: Capabilities) -> None:
@@ -127,6 +128,7 @@ class Device:
         self.capabilities = capabilities
         self.allocated_nbytes = self.peak_nbytes = 0
         self.waited_s = 0.0
+        self.waits: list[tuple[float, float]] | None = None
         self._errors = _Errors()
         logging.getLogger("wgpu").addHandler(self._errors)
         self._unheard = weakref.finalize(self, logging.getLogger("wgpu").removeHandler, self._errors)
@@ -194,7 +196,10 @@ class Device:
         began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
             lib.wgpuDevicePoll(self.handle._internal, True, index)
-        self.waited_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.waited_s += ended - began
+        if self.waits is not None:
+            self.waits.append((began, ended))
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:

@@ -198,7 +198,7 @@ def test_quantized_files_answer_as_on_the_cpu(shell_29m: Path, tmp_path: Path, s
         quantize(shell_29m, path := tmp_path / "shell", bits=3, zero_points=True, embed_bits=8)
     gpu, cpu = (
         halfbyte.load(path, device, gpu=number, activations="f32", kv_dtype="f32", context=128)
-        for device, number in (("gpu", SOFTWARE), ("cpu", None))
+        for device, number in (("gpu", software_index()), ("cpu", None))
     )
     assert not gpu.notes
     ids = cpu.encode([QUESTION])

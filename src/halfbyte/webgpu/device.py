@@ -183,6 +183,12 @@ class Device:
                 padded[:tail] = raw[-tail:]
                 self.handle.queue.write_buffer(buffer, offset + raw.size - tail, padded)
 
+    def flush(self) -> None:
+        """Wait until what was written has arrived: until then it takes host memory once more."""
+        with self.guarded("writing to the GPU failed"):
+            self.handle.queue.submit([])
+        self.wait()
+
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
         self.check_alive("reading from the GPU failed")

@@ -149,7 +149,7 @@ def test_a_device_lost_in_the_middle_is_a_sentence_and_the_next_load_answers() -
     assert on_the_gpu().chat([QUESTION]).text == ANSWER
 
 
-def test_the_command_line_answers_chats_and_evaluates(tmp_path: Path) -> None:
+def test_the_command_line_answers_and_chats() -> None:
     told = command(
         "run", "How do I extract a tar archive?", *GPU, "-v", "--stats", "--typical-p", "0.9", "-t", "0.01", "-n", "4"
     )
@@ -159,7 +159,10 @@ def test_the_command_line_answers_chats_and_evaluates(tmp_path: Path) -> None:
     chatted = command("chat", *GPU, "-n", "4", stdin="How do I extract a tar archive?\nWhat does grep do?\n/quit\n")
     assert chatted.exit_code == 0
     assert chatted.stdout.startswith("Use `tar`")
-    assert len(chatted.stdout.splitlines()) == 2
+    assert "Find patterns" in chatted.stdout
+
+
+def test_the_command_line_evaluates(tmp_path: Path) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text(json.dumps({"question": "How do I extract a tar archive?", "answer": ANSWER}) + "\n")
     found = command("eval", "answers", "--questions", str(asked), *GPU, "--no-store", "--json")

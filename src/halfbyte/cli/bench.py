@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
+from halfbyte.cli.loading import late_bar
 from halfbyte.cli.output import note, print_json
 from halfbyte.errors import UsageError
 
@@ -133,7 +134,7 @@ def bench(
     with ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
         try:
-            for record in measure(subject, settings, wanted, note):
+            for record in measure(subject, settings, wanted, note, late_bar):
                 done.append(record)
                 _keep(record, file, form)
         finally:

@@ -15,6 +15,7 @@ from halfbyte.cli.command import Command, Group
 from halfbyte.cli.output import note, print_json, print_pairs
 
 if TYPE_CHECKING:
+    from halfbyte.evaluate.table import Table
     from halfbyte.evaluate.windows import Protocol
 
 ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
@@ -32,9 +33,12 @@ ProtocolOption = Annotated[
     ProtocolName, typer.Option("--protocol", metavar="windows|gptq|llama.cpp|sliding", help="How the text is cut.")
 ]
 Questions = Annotated[Path, typer.Option(metavar="FILE", help='JSON lines, each {"question": …, "answer": …}.')]
+Asked = Annotated[
+    Path | None, typer.Option("--questions", metavar="FILE", help="Count right answers too; JSON lines as for answers.")
+]
 Store = Annotated[bool, typer.Option("--store/--no-store", help="Keep the result in the model's halfbyte.json.")]
 Windows = Annotated[str, typer.Option(metavar="N,N,…", help="Window lengths.")]
-Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq.")]
+Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq, and folders made before.")]
 Keep = Annotated[Path, typer.Option(metavar="FOLDER", help="Where quantized models are kept and found again.")]
 Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibrate on.")]
 GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Of the decoder layers.")]
@@ -61,7 +65,7 @@ def perplexity(
 ) -> None:
     """Perplexity of a text, with its standard error."""
     from halfbyte.evaluate.perplexity import perplexity
-    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
     folder = _folder(model)
@@ -70,9 +74,8 @@ def perplexity(
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
     with _bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
-    _finish(
-        folder, "perplexity", asdict(found) | {"text": text}, store and weights is None and activations is None, json
-    )
+    figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model, activations)
+    _finish(folder, "perplexity", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -90,7 +93,7 @@ def divergence(
 ) -> None:
     """KL divergence from the original, agreement on the likeliest token, and the perplexity ratio."""
     from halfbyte.evaluate.divergence import divergence
-    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
     folder = _folder(model)
@@ -100,13 +103,8 @@ def divergence(
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
     with _bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
-    _finish(
-        folder,
-        "divergence",
-        asdict(found) | {"text": text, "window": cut.window},
-        store and weights is None and activations is None,
-        json,
-    )
+    figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model, activations)
+    _finish(folder, "divergence", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -122,23 +120,18 @@ def answers(
 ) -> None:
     """Questions that are answered word for word."""
     from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
+    from halfbyte.evaluate.scorer import how_it_ran
     from halfbyte.model import load
 
     asked = read_questions(questions)
     folder = _folder(model)
     with _bar() as tick:
         theirs = right_answers(load(_folder(base), device, sequences=AT_ONCE), asked, tick) if base else None
-        right = right_answers(
-            load(folder, device, sequences=AT_ONCE, weights=weights, activations=activations), asked, tick
-        )
+        asking = load(folder, device, sequences=AT_ONCE, weights=weights, activations=activations)
+        right = right_answers(asking, asked, tick)
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    _finish(
-        folder,
-        "answers",
-        found | {"questions": str(questions)},
-        store and weights is None and activations is None,
-        json,
-    )
+    figures = found | {"questions": questions.name} | how_it_ran(asking, activations)
+    _finish(folder, "answers", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -150,30 +143,34 @@ def table(
     windows: Windows = "16,96,192,256,512,768,1024,1536,2048",
     group_size: GroupSize = 128,
     max_tokens: MaxTokens = None,
+    questions: Asked = None,
     keep: Keep = Path("quantized"),
     out: Out = None,
     device: opt.DeviceOption = "auto",
 ) -> None:
-    """Quantize by several methods and compare perplexities at several window lengths."""
-    from halfbyte.evaluate.sweep import sweep
-    from halfbyte.evaluate.table import Table
+    """Quantize by several methods; compare perplexities at several window lengths, divergence, and answers."""
+    from halfbyte.evaluate.answers import read_questions
+    from halfbyte.evaluate.sweep import Sweep
 
-    lengths = _lengths(windows)
+    if unknown := [file for file in out or [] if file.suffix not in _FORMS]:
+        raise typer.BadParameter(f"{unknown[0]} must end in {', '.join(_FORMS)}.")
+    asked = read_questions(questions) if questions else []
     with _bar() as tick:
-        made: Table = sweep(
-            _folder(model), methods.split(","), lengths, text, calibration=calibration, group_size=group_size,
-            keep=keep, max_tokens=max_tokens, device=device, tick=tick,
-        )  # fmt: skip
+        made = Sweep(
+            _folder(model), methods.split(","), _lengths(windows), text, calibration, group_size, keep, max_tokens,
+            device, asked,
+        ).run(tick)  # fmt: skip
     for file in out or []:
-        file.write_text(_rendered(made, file), encoding="utf-8")
+        file.write_text(_FORMS[file.suffix](made), encoding="utf-8")
     print(made.markdown(), end="")
 
 
-def _rendered(made: Any, file: Path) -> str:
-    forms: dict[str, Callable[[], str]] = {".md": made.markdown, ".csv": made.csv, ".json": made.json, ".svg": made.svg}
-    if file.suffix not in forms:
-        raise typer.BadParameter(f"{file} must end in {', '.join(forms)}.")
-    return forms[file.suffix]()
+_FORMS: dict[str, Callable[[Table], str]] = {
+    ".md": lambda table: table.markdown(),
+    ".csv": lambda table: table.csv(),
+    ".json": lambda table: table.json(),
+    ".svg": lambda table: table.svg(),
+}
 
 
 def _lengths(windows: str) -> list[int]:
@@ -181,7 +178,7 @@ def _lengths(windows: str) -> list[int]:
         lengths = [int(part) for part in windows.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{windows!r} is not a list of numbers.") from error
-    return lengths
+    return sorted(set(lengths))
 
 
 def _folder(model: str | None) -> Path:

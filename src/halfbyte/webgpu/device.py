@@ -6,6 +6,7 @@ Everything that wgpu or a driver reports becomes a `DeviceError`, so that a proc
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -108,13 +109,21 @@ def choose_adapter(gpu: int | None = None, *, software: bool = False) -> Adapter
 
 
 class Device:
-    """An open device. Made by `open_device`."""
+    """An open device. Made by `open_device`.
+
+    Attributes:
+        allocated_nbytes: Bytes of its buffers; `peak_nbytes` the most there have been.
+        waited_s: Seconds spent waiting for it.
+        waits: Where each wait is noted, as (start, end), while somebody wants to know.
+    """
 
     def __init__(self, adapter: Adapter, handle: Any, capabilities: Capabilities) -> None:
         self.adapter = adapter
         self.handle = handle
         self.capabilities = capabilities
-        self.allocated_nbytes = 0
+        self.allocated_nbytes = self.peak_nbytes = 0
+        self.waited_s = 0.0
+        self.waits: list[tuple[float, float]] | None = None
         self._errors = _Errors()
         logging.getLogger("wgpu").addHandler(self._errors)
 
@@ -141,6 +150,7 @@ class Device:
         ):
             made = self.handle.create_buffer(size=size, usage=usage, label=label)
         self.allocated_nbytes += size
+        self.peak_nbytes = max(self.peak_nbytes, self.allocated_nbytes)
         return made
 
     def free(self, buffer: Any) -> None:
@@ -163,6 +173,12 @@ class Device:
                 padded[:tail] = raw[-tail:]
                 self.handle.queue.write_buffer(buffer, offset + raw.size - tail, padded)
 
+    def flush(self) -> None:
+        """Wait until what was written has arrived: until then it takes host memory once more."""
+        with self.guarded("writing to the GPU failed"):
+            self.handle.queue.submit([])
+        self.wait()
+
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
         with self.guarded("reading from the GPU failed"):
@@ -172,8 +188,13 @@ class Device:
     def wait(self, submission: int | None = None) -> None:
         """Wait until a submission, or everything, is done, and deliver its callbacks."""
         index = ffi.NULL if submission is None else ffi.new("WGPUSubmissionIndex *", submission)
+        began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
             lib.wgpuDevicePoll(self.handle._internal, True, index)
+        ended = time.perf_counter()
+        self.waited_s += ended - began
+        if self.waits is not None:
+            self.waits.append((began, ended))
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from halfbyte.errors import DeviceError
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
-from halfbyte.plan.show import quantity
+from halfbyte.webgpu import budget
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
@@ -45,6 +44,7 @@ class GpuExecutor:
         device: An open device; the first real GPU if None.
         off: Names of kernel variants not to use; those that the self-test found wrong if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
+        free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -59,13 +59,15 @@ class GpuExecutor:
         device: Device | None = None,
         off: Collection[str] | None = None,
         activations: str = "int8",
+        free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
         self.device = device or open_device()
-        unwanted = {*(_faulty(self.device) if off is None else off), *(() if activations == "int8" else ("int8",))}
+        self.off = frozenset(_faulty(self.device) if off is None else off)
+        unwanted = self.off | ({"int8"} if activations != "int8" else set())
         self.choice = table.choose(self.device.capabilities, off=unwanted)
-        _check_fits(self.device, self.plan)
+        budget.check(self.plan, self.device, free_memory)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
         self.recorder = Recorder(self.device)
@@ -88,6 +90,30 @@ class GpuExecutor:
         self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
         self._single = self.lower_single()
         self._staging: dict[int, Staging] = {}
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
+
+        Args:
+            progress: Called with the programs made, and all of them.
+        """
+        several = [columns for columns in COLUMNS if 1 < columns < 2 * self.plan.sequences]
+        wanted = [(0, 1), *((columns, columns) for columns in several)]
+        for done, (columns, rows) in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            self._head(columns, rows)
+
+    @property
+    def about(self) -> str:
+        """The GPU, how it is reached, and what the self-test said."""
+        adapter = self.device.adapter
+        off = f"without {', '.join(sorted(self.off))}" if self.off else "in all its kernels"
+        return f"{adapter.name} ({adapter.backend}, {adapter.driver}) passed the self-test {off}"
+
+    def close(self) -> None:
+        """Let go of the device and all that is on it."""
+        self.device.close()
 
     @property
     def single(self) -> tuple[Program, int, Value]:
@@ -229,15 +255,3 @@ def _faulty(device: Device) -> frozenset[str]:
     from halfbyte.webgpu.selftest import faulty_variants
 
     return faulty_variants(device)
-
-
-def _check_fits(device: Device, plan: Plan) -> None:
-    """Refuse what no buffer of the device can hold, before anything is loaded."""
-    largest = min(device.capabilities.max_binding, device.capabilities.max_buffer)
-    cache = max(tensor.nbytes for tensor in plan.of_kind("cache"))
-    if cache > largest:
-        raise DeviceError(
-            f"the cache of a layer for {plan.context} tokens takes {quantity(cache, 'B')}, but {device.name} allows "
-            f"{quantity(largest, 'B')} in one buffer.",
-            f"Use a context of at most {plan.context * largest // cache} tokens.",
-        )

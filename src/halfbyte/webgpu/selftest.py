@@ -7,11 +7,10 @@ are named in a warning and stay off.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
+import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from halfbyte.reference.ops import run_op
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels.table import VARIANTS
+from halfbyte.webgpu.remembered import cache_file, read, write
 from halfbyte.webgpu.shader import kernels_hash
 from halfbyte.webgpu.synthetic import SyntheticWeights
 
@@ -73,8 +73,21 @@ RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the self-test found on a device.
+
+    Attributes:
+        off: Kernel variants that must stay off; None if even the plain kernels are wrong.
+        seconds: What it took.
+    """
+
+    off: tuple[str, ...] | None
+    seconds: float
+
+
 def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[str]:
-    """Names of the kernel variants that must stay off on a device.
+    """Names of the kernel variants that must stay off on a device; the test runs once for a device, driver and kernels.
 
     Args:
         cache: Where results are remembered; the user's cache folder if None.
@@ -82,19 +95,42 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
     Raises:
         DeviceError: Even the plain kernels are wrong there.
     """
-    path = cache or _cache_path()
+    verdict = examined(device, cache=cache)
+    if verdict.off is None:
+        raise DeviceError(
+            f"{device.name} computes wrong results (driver {device.adapter.driver}).",
+            "Update its driver, or use device='cpu'.",
+        )
+    return frozenset(verdict.off)
+
+
+def examined(device: Device, *, cache: Path | None = None) -> Verdict:
+    """What the self-test finds or found on a device. The test runs once for a device, driver and kernels."""
+    path = cache or cache_file("gpu-selftest.json")
     key = (
         f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
     )
-    known = _read(path)
-    if key not in known:
-        known[key] = sorted(find_faulty(device))
-        _write(path, known)
-    return frozenset(known[key])
+    if found := _verdict(read(path).get(key)):
+        return found
+    began = time.perf_counter()
+    off = find_faulty(device)
+    verdict = Verdict(None if off is None else tuple(sorted(off)), time.perf_counter() - began)
+    write(path, read(path) | {key: asdict(verdict)})
+    return verdict
 
 
-def find_faulty(device: Device) -> frozenset[str]:
-    """As `faulty_variants`, asked anew: the fewest variants without which everything agrees."""
+def _verdict(known: Any) -> Verdict | None:
+    """A verdict that was remembered; None for anything else."""
+    match known:
+        case {"off": None, "seconds": float(seconds)}:
+            return Verdict(None, seconds)
+        case {"off": [*off], "seconds": float(seconds)} if all(name in VARIANTS for name in off):
+            return Verdict(tuple(off), seconds)
+    return None
+
+
+def find_faulty(device: Device) -> frozenset[str] | None:
+    """The fewest variants without which everything agrees, found now; None if nothing helps."""
     offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities)]
     for count in range(len(offered) + 1):
         if 2 < count < len(offered):
@@ -104,10 +140,7 @@ def find_faulty(device: Device) -> frozenset[str]:
                 for name in off:
                     _log.warning("%s computes wrong results with %s kernels; they stay off.", device.name, name)
                 return frozenset(off)
-    raise DeviceError(
-        f"{device.name} computes wrong results (driver {device.adapter.driver}).",
-        "Update its driver, or use device='cpu'.",
-    )
+    return None
 
 
 def error(device: Device, off: tuple[str, ...]) -> float:
@@ -220,30 +253,6 @@ def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
     rounded: NDArray[np.float32] = (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
     return rounded
-
-
-def _cache_path() -> Path:
-    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "halfbyte" / "gpu-selftest.json"
-
-
-def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: names for key, names in known.items() if isinstance(names, list)} if isinstance(known, dict) else {}
-
-
-def _write(path: Path, known: dict[str, list[str]]) -> None:
-    """Remember results; a folder that cannot be written only means that the next start asks again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known, indent=1))
-        scratch.replace(path)
-    except OSError as problem:
-        _log.info("the self-test's result was not kept: %s", problem)
 
 
 _log = logging.getLogger(__name__)

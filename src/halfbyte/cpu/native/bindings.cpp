@@ -129,7 +129,7 @@ MatrixPtr packed_matrix(PyProgram& program, Bytes codes, Bytes scales, std::opti
     if (zeros) require_equal(zeros->size(), rows * ((stored.groups() + 1) / 2), "bytes of the zero points");
     const nb::gil_scoped_release release;
     const Storage storage = bits == 3 ? Storage::q3g : bits == 4 ? Storage::q4g : Storage::q8g;
-    return std::make_shared<Matrix>(stored, storage, program->pool());
+    return std::make_shared<Matrix>(stored, storage, program->pool(), program->arena());
 }
 
 // A matrix in a format of ggml's.
@@ -140,7 +140,7 @@ MatrixPtr block_matrix(PyProgram& program, Bytes blocks, const std::string& form
     const Stored stored{blocks.data(), nullptr, nullptr, rows, columns, kSuperBlock};
     require_equal(blocks.size(), rows * stored.groups() * (storage == Storage::q4_k ? q4_k::kStoredBytes : q6_k::kStoredBytes), "bytes of the blocks");
     const nb::gil_scoped_release release;
-    return std::make_shared<Matrix>(stored, storage, program->pool());
+    return std::make_shared<Matrix>(stored, storage, program->pool(), program->arena());
 }
 
 void bind_elementwise(nb::class_<PyProgram>& program) {

@@ -41,7 +41,7 @@ float dense_value(Storage storage, const std::byte* at) {
 Matrix::Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns)
     : view_{storage, rows, columns, values, {}} {}
 
-Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storage, stored.rows, stored.columns, nullptr, {}} {
+Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool, Arena& arena) : view_{storage, stored.rows, stored.columns, nullptr, {}} {
     Tiles& packed = view_.packed;
     packed.tiles = view_.tiles();
     packed.block_bytes = packing(storage).block_bytes;
@@ -50,8 +50,8 @@ Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storag
     packed.groups = stored.groups();
     packed.blocks_per_group = stored.group / kBlock;
     packed.zeros = stored.zeros != nullptr;
-    buffer_ = Buffer(packed.tiles * packed.tile_bytes());
-    packed.data = buffer_.as<uint8_t>();
+    memory_ = arena.take(packed.tiles * packed.tile_bytes());
+    packed.data = reinterpret_cast<uint8_t*>(memory_.get());
     const auto repack = packing(storage).repack;
     pool.run([&](const Worker& worker) {
         const Range tiles = worker.share(packed.tiles);
@@ -60,7 +60,7 @@ Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storag
 }
 
 int64_t Matrix::nbytes() const {
-    if (is_packed(view_.storage)) return static_cast<int64_t>(buffer_.nbytes());
+    if (is_packed(view_.storage)) return view_.packed.tiles * view_.packed.tile_bytes();
     return view_.rows * view_.columns * item_bytes(view_.storage);
 }
 

@@ -45,6 +45,8 @@ public:
     Program(int threads, Isa isa, int64_t context, bool int8);
 
     Pool& pool() { return pool_; }
+    // Memory for matrices.
+    Arena& arena() { return arena_; }
     Isa isa() const { return isa_; }
     Inputs& inputs() { return inputs_; }
     void add(std::unique_ptr<Step> step);
@@ -63,6 +65,7 @@ private:
     bool int8_;
     const Kernels& kernels_;
     Pool pool_;
+    Arena arena_;
     Shares shares_;
     Inputs inputs_;
     std::vector<std::unique_ptr<Step>> steps_;

@@ -6,10 +6,7 @@ disagree, the variants are switched off in turn until they agree; those at fault
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -18,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import DeviceError
+from halfbyte.errors import DeviceError, HalfbyteError
 from halfbyte.formats import Weight, WeightSource, get_format
 from halfbyte.models import build_spec
 from halfbyte.plan import Batch, Plan, make_plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
+from halfbyte.remembered import cache_folder, recall, remember
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels.table import VARIANTS
@@ -65,6 +63,7 @@ MODELS: tuple[dict[str, Any], ...] = (
         "layer_types": ["sliding_attention", "full_attention"],
     },
 )
+SCHEMA = 1
 RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
 
@@ -78,15 +77,22 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
     Raises:
         DeviceError: Even the plain kernels are wrong there.
     """
-    path = cache or _cache_path()
-    key = (
-        f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
-    )
-    known = _read(path)
-    if key not in known:
+    path = cache or cache_folder() / "selftest.json"
+    key = device_key(device)
+    known = recall(path, SCHEMA)
+    if not isinstance(known.get(key), list):
         known[key] = sorted(find_faulty(device))
-        _write(path, known)
-    return frozenset(known[key])
+        try:
+            remember(path, SCHEMA, known)
+        except HalfbyteError as problem:
+            _log.info("the self-test will be made again: %s", problem)
+    return frozenset(_names(known[key]))
+
+
+def device_key(device: Device) -> str:
+    """What results are remembered by: adapter, driver, what both offer, and the kernels."""
+    about = (device.name, device.adapter.backend, device.adapter.driver, device.capabilities, kernels_hash())
+    return " | ".join(map(str, about))
 
 
 def find_faulty(device: Device) -> frozenset[str]:
@@ -211,28 +217,8 @@ def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded
 
 
-def _cache_path() -> Path:
-    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "halfbyte" / "gpu-selftest.json"
-
-
-def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: names for key, names in known.items() if isinstance(names, list)} if isinstance(known, dict) else {}
-
-
-def _write(path: Path, known: dict[str, list[str]]) -> None:
-    """Remember results; a folder that cannot be written only means that the next start asks again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known, indent=1))
-        scratch.replace(path)
-    except OSError as problem:
-        _log.info("the self-test's result was not kept: %s", problem)
+def _names(values: object) -> list[str]:
+    return [name for name in values if isinstance(name, str)] if isinstance(values, list) else []
 
 
 _log = logging.getLogger(__name__)

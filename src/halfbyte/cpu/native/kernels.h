@@ -79,6 +79,8 @@ struct Kernels {
     void (*softcap)(const float* x, float cap, float* out, int64_t n);
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
 
+    int64_t (*peak_int8)(int64_t rounds, float* out);
+
     void (*attend_f32)(const AttendJob&);
     void (*attend_f16)(const AttendJob&);
 };

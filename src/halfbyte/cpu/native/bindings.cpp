@@ -12,8 +12,8 @@
 #include <cstring>
 
 #include "isa.h"
-#include "limits.h"
 #include "machine.h"
+#include "peak.h"
 #include "steps.h"
 
 namespace nb = nanobind;

@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "peak.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,0 +1,158 @@
+"""Every weight format on a GPU: products with few and many columns and embeddings, in ragged shapes, with outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.errors import UnsupportedModelError
+from halfbyte.formats import Weight, get_format
+from halfbyte.plan import Plan, ops
+from halfbyte.plan.plan import Tensor
+from halfbyte.reference.ops import run_op
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.lower import Lowering
+from halfbyte.webgpu.program import Buffer, Extent, Program, Recorder
+from halfbyte.webgpu.shader import Pipelines
+from halfbyte.webgpu.state import StateLayout
+from halfbyte.webgpu.target import Target, Value, padded
+from halfbyte.webgpu.weights import WeightStore
+from tests.device.gpu import software_gpu
+
+PACKED = ("q4g32z", "q4g64", "q3g32z", "q3g128", "q8g32", "q8g64", "q4_k", "q6_k")
+TOKENS = 70
+TOLERANCE = 1e-5
+"""Of the largest value: float32 sums of the same products in another order."""
+
+
+class Bench:
+    """Steps over given weights and one input `x`, on the software GPU and in NumPy.
+
+    Args:
+        columns: Of `x`.
+        weights: Name → format and rows. Values have outliers, one of them in the last column.
+        int8: Whether kernels may use int8. Then `x` comes as blocks that are exact, if all formats are packed.
+    """
+
+    def __init__(
+        self, columns: int, weights: Mapping[str, tuple[str, int]], *, int8: bool = False, baseline: bool = False
+    ) -> None:
+        random = np.random.default_rng(columns)
+        self._device = software_gpu(baseline=baseline)
+        self.stored = {name: _weight(form, (rows, columns), random) for name, (form, rows) in weights.items()}
+        tensors = {n: Tensor(n, w.shape, w.format.name, "weight", w.nbytes) for n, w in self.stored.items()}
+        plan = Plan(TOKENS, TOKENS, 1, 1, 32, tensors, (), (), {})
+        layout = StateLayout(plan)
+        self.ids = random.integers(0, min(rows for _, rows in weights.values()), TOKENS, np.int32)
+        state = np.zeros(layout.size, np.int32)
+        state[layout.offsets["IDS"] :][:TOKENS] = self.ids
+        self._target = Target(
+            self._device, plan, Pipelines(self._device), WeightStore(self._device, plan, self), layout,
+            self._upload(state), {}, {}, table.choose(self._device.capabilities, off=() if int8 else ("int8",)),
+        )  # fmt: skip
+        blocks = int8 and all(form in PACKED for form, _ in weights.values())
+        self._x, self._value = self._exact(columns, random) if blocks else self._float(columns, random)
+
+    def weight(self, name: str) -> Weight:
+        """The `WeightSource` protocol."""
+        return self.stored[name]
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped here."""
+
+    def check(self, step: Any, tokens: int) -> None:
+        """Run a step that writes `out` for some tokens, and compare."""
+        arrays = {"x": self._x[:tokens], "ids": self.ids[:tokens]}
+        expected = run_op(step, lambda n: arrays[n] if n in arrays else self.stored[n].decode())
+        assert expected is not None
+        error = np.abs(self._run(step, tokens) - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE, f"{type(step).__name__} of {tokens}: {error:.1e}"
+
+    def _run(self, step: Any, tokens: int) -> np.ndarray:
+        columns = next((c for c in (1, 2, 4, 8) if tokens <= c), 0)
+        lowering = Lowering(self._target, columns, columns or 128, {"x": self._value})
+        program = Program(self._device, lowering.lower([step], keep="out"))
+        Recorder(self._device).submit(program.commands(Extent(tokens, tokens, 1)))
+        out = lowering.values["out"]
+        assert out.f32 is not None
+        values = self._device.read(out.f32.handle, tokens * out.stride * 4).view(np.float32)
+        return values.reshape(tokens, out.stride)[:, : out.width]
+
+    def _float(self, columns: int, random: np.random.Generator) -> tuple[np.ndarray, Value]:
+        """Beyond the last column lies something left from another tensor."""
+        x = random.standard_normal((TOKENS, columns)).astype(np.float32)
+        x[:, ::7] *= 20
+        rows = np.full((128, padded(columns)), 9, np.float32)
+        rows[:TOKENS, :columns] = x
+        return x, Value(columns, f32=self._upload(rows))
+
+    def _exact(self, columns: int, random: np.random.Generator) -> tuple[np.ndarray, Value]:
+        codes = np.zeros((128, padded(columns) // 32, 32), np.int8)
+        values = random.integers(-127, 128, (TOKENS, columns), np.int8)
+        codes.reshape(128, -1)[:TOKENS, :columns] = values
+        scale = (random.uniform(0.5, 1, codes.shape[:2]) * random.choice([1, 20], codes.shape[:2])).astype(np.float32)
+        facts = np.zeros((*codes.shape[:2], 4), np.uint32)
+        facts[..., 0] = scale.view(np.uint32)
+        facts[..., 1] = codes.sum(axis=-1, dtype=np.int32).view(np.uint32)
+        x = (codes * scale[..., None]).reshape(128, -1)[:TOKENS, :columns]
+        return x, Value(columns, x8=self._upload(codes), xm=self._upload(facts))
+
+    def _upload(self, values: np.ndarray) -> Buffer:
+        handle = self._device.buffer(values.nbytes)
+        self._device.write(handle, 0, values)
+        return Buffer(handle)
+
+
+def _weight(name: str, shape: tuple[int, int], random: np.random.Generator) -> Weight:
+    values = random.standard_normal(shape).astype(np.float32) / np.float32(shape[1] ** 0.5)
+    values += np.float32(0.02)
+    values[::5, 3::17] *= 20
+    values[::3, -1] *= 20
+    form = get_format(name)
+    return Weight(form, shape, form.encode(values))
+
+
+LINEAR = ops.Linear("x", ("a", "b"), "out")
+GATED = ops.GatedLinear("x", ("a", "b"), "out", "silu")
+
+
+@pytest.mark.parametrize("baseline", [False, True], ids=["subgroups", "plain"])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_weights_times_int8(name: str, baseline: bool) -> None:
+    bench = Bench(330, {"a": (name, 33), "b": (name, 40)}, int8=True, baseline=baseline)
+    for tokens in (1, 3, TOKENS):
+        bench.check(LINEAR, tokens)
+    other = Bench(96, {"a": (name, 37), "b": (name, 37)}, int8=True, baseline=baseline)
+    for tokens in (2, 8, TOKENS):
+        other.check(GATED, tokens)
+
+
+@pytest.mark.parametrize("baseline", [False, True], ids=["subgroups", "plain"])
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *PACKED])
+def test_weights_times_float32(name: str, baseline: bool) -> None:
+    bench = Bench(90, {"a": (name, 33), "b": (name, 40)}, baseline=baseline)
+    for tokens in (1, 3, TOKENS):
+        bench.check(LINEAR, tokens)
+    Bench(264, {"a": (name, 37), "b": (name, 37)}, baseline=baseline).check(GATED, 1)
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *PACKED])
+def test_embeddings(name: str) -> None:
+    for columns in (90, 512):
+        Bench(columns, {"a": (name, 41)}).check(ops.Embed("ids", "a", "out", scale=1.5), TOKENS)
+
+
+def test_matrices_in_several_formats_are_one_product() -> None:
+    step = ops.Linear("x", ("a", "b", "c"), "out")
+    for formats in (("q4_k", "q6_k", "q3g32z"), ("q8g64", "f16", "q4g32z")):
+        bench = Bench(288, {name: (form, 13) for name, form in zip("abc", formats, strict=True)}, int8=True)
+        for tokens in (1, TOKENS):
+            bench.check(step, tokens)
+
+
+def test_a_format_without_kernels_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cannot read weights in q5_k"):
+        Bench(256, {"a": ("q5_k", 4)}).check(ops.Linear("x", ("a",), "out"), 1)

@@ -26,7 +26,7 @@ from halfbyte.webgpu.tuning.workbench import DECODE
 
 LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
 SMALL = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
-NORM = {"width": 3072}
+NORM = {"width": 3072, "columns": 1}
 ROW = row_name("norm", NORM)
 
 
@@ -113,7 +113,7 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
         "norm": [NORM],
     }
     for name, family in table.FAMILIES.items():
-        for shape in shapes.get(name, [{"width": 64}]):
+        for shape in shapes.get(name, [{"width": 64, "columns": 1}]):
             usual = family.rule(choice, **shape)
             assert family.fits(choice, {**shape, **usual}), name
             found = family.candidates(choice, shape)
@@ -125,7 +125,7 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
 def test_measured_sizes_replace_the_rules_where_they_fit() -> None:
     choice = table.choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
     assert table.norm(choice, **NORM)["WG"] == 128
-    assert table.norm(choice, width=64)["WG"] == 256
+    assert table.norm(choice, width=64, columns=1)["WG"] == 256
     assert table.norm(table.choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
     assert choice.tuning.asked[ROW] == ("norm", NORM)
 
@@ -161,6 +161,9 @@ class Bench:
 
     def seconds(self, entry: Any) -> float:
         return self.clock(entry.true)
+
+    def warm_up(self, seconds: float) -> None:
+        pass
 
     def discard(self, program: Any, keep: Any = None) -> None:
         pass
@@ -208,7 +211,7 @@ MEASURED = Measured(ROW, "m", "norm", DECODE, {"WG": 1024}, {"WG": 256}, 2e-4, 1
 
 def test_choices_come_back_for_the_same_device_and_driver_only(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "tuning.json"
-    choices = Choices({ROW: MEASURED}, {"m": [Verdict(DECODE, 2e-3, 1e-3, True)]}, {"m"})
+    choices = Choices({ROW: MEASURED}, {"m": [Verdict(DECODE, 2, 2e-3, 1e-3, True)]}, {"m"})
     keep_choices(DEVICE, choices, file)
     assert load_choices(DEVICE, file) == choices
     newer = SimpleNamespace(**{**vars(DEVICE), "adapter": SimpleNamespace(backend="Vulkan", driver="2")})

@@ -25,7 +25,7 @@ Where = Annotated[
     typer.Option("--device", metavar="auto|cpu|gpu", help="What to tune.", rich_help_panel="Model"),
 ]
 Seconds = Annotated[float, typer.Option(metavar="S", min=1, help="About how long to look.")]
-Short = Annotated[bool, typer.Option("--short", help="As at first use: the largest products and attention, 4 s.")]
+Short = Annotated[bool, typer.Option("--short", help="As at first use: the largest products and attention.")]
 Show = Annotated[bool, typer.Option("--show", help="Show what was gained before, measure nothing.")]
 
 CPU = (

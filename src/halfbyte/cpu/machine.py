@@ -77,7 +77,7 @@ def copy_bandwidth(threads: int) -> float:
 
 
 def int8_rate(threads: int, isa: str = "") -> float:
-    """Products of two 8-bit integers a second that this many threads add up, the best instruction set's if none is named.
+    """Products of two 8-bit integers a second that so many threads add up; the best instruction set's if none is named.
 
     Raises:
         ValueError: The processor has no such instruction set.

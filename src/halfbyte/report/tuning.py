@@ -46,7 +46,8 @@ def verdict_line(v: Verdict) -> str:
     """A whole program before and after."""
     ratio = v.after_s / v.before_s
     outcome = "kept" if v.kept else "dropped: not faster by more than the noise"
-    return f"{v.phase}, whole: {v.before_s * 1e6:,.0f} → {v.after_s * 1e6:,.0f} µs ({ratio:.3f}); {outcome}."
+    times = f"{v.before_s * 1e6:,.0f} → {v.after_s * 1e6:,.0f} µs"
+    return f"{v.phase}, {v.layers} layers whole: {times} ({ratio:.3f}); {outcome}."
 
 
 def to_json(measured: Iterable[Measured], verdicts: Sequence[Verdict]) -> Mapping[str, object]:

@@ -37,9 +37,9 @@ class Reader:
         self.nbytes = max(
             turn, min(nbytes, device.capabilities.max_binding, device.capabilities.max_buffer) // turn * turn
         )
-        constants = {"COUNT": self.nbytes // 16, "STRIDE": stride, "AT_ONCE": _AT_ONCE}
+        self._constants = {"COUNT": self.nbytes // 16, "STRIDE": stride, "AT_ONCE": _AT_ONCE}
         words, sums = (Buffer(device.buffer(size, "bandwidth")) for size in (self.nbytes, stride * 4))
-        pipeline = Pipelines(device).get("read", constants)
+        pipeline = Pipelines(device).get("read", self._constants)
         dispatch = Dispatch(pipeline, {"words": words, "sums": sums}, lambda _: (_GROUPS, 1, 1), "read")
         self._device, self._buffers = device, (words, sums)
         self._recorder = Recorder(device)
@@ -49,6 +49,12 @@ class Reader:
     def commands(self) -> list[Command]:
         """What reads it once."""
         return self._program.commands(Extent(1, 1, 1))
+
+    def copying(self, target: Buffer) -> Program:
+        """What copies it to another buffer as large."""
+        pipeline = Pipelines(self._device).get("copy", self._constants)
+        buffers = {"words": self._buffers[0], "copied": target}
+        return Program(self._device, [Dispatch(pipeline, buffers, lambda _: (_GROUPS, 1, 1), "copy")])
 
     def close(self) -> None:
         """Give its memory back."""

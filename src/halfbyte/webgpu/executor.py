@@ -48,6 +48,7 @@ class GpuExecutor:
         off: Names of kernel variants not to use; those that the self-test found wrong if None.
         tuning: Sizes of kernels; those remembered for the device if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
+        pipelines: The device's compiled kernels, where another executor has some already.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -63,6 +64,7 @@ class GpuExecutor:
         off: Collection[str] | None = None,
         tuning: Tuning | None = None,
         activations: str = "int8",
+        pipelines: Pipelines | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
@@ -81,7 +83,7 @@ class GpuExecutor:
         self.target = Target(
             self.device,
             self.plan,
-            Pipelines(self.device),
+            pipelines or Pipelines(self.device),
             store,
             self.layout,
             state,

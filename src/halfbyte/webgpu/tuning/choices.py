@@ -49,9 +49,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A whole program before and after, in seconds, and whether its choices stay."""
+    """A whole program of some of the model's layers before and after, in seconds, and whether its choices stay."""
 
     phase: str
+    layers: int
     before_s: float
     after_s: float
     kept: bool

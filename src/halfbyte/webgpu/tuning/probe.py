@@ -22,15 +22,16 @@ from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Extent
 from halfbyte.webgpu.sampling import GREEDY, Sampler
 from halfbyte.webgpu.selftest import TOLERANCE, Oracle
+from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.synthetic import SyntheticWeights
 
 DISTINCT_ROWS = 509
 RUNS = ((0, 150), (150, 1), (151, 2), (153, 4), (157, 8), (165, 1))
 """(first position, tokens) of the batches: every program of an executor, and attention in several splits."""
 SHORT_RUNS = RUNS[:2]
+LEAST_CONTEXT = 192
 ROWS = 3
 """Last tokens of a batch whose logits are compared."""
-CONTEXT = 192
 NOISE = 0.005
 """Error, as a share of the largest logit, by which another order of sums may exceed twice the usual kernels'."""
 
@@ -41,6 +42,8 @@ class Probe:
     """Computes with given kernels what the oracle has computed.
 
     Args:
+        context: Positions, as many as the plan has that is tuned: kernels know the width of its block tables.
+        pipelines: Kernels that are compiled already.
         runs: As `RUNS`.
 
     Attributes:
@@ -55,14 +58,19 @@ class Probe:
         choice: table.Choice,
         *,
         tokens: int,
+        context: int,
         kv_dtype: str,
+        pipelines: Pipelines | None = None,
         runs: Sequence[tuple[int, int]] = RUNS,
     ) -> None:
-        cut = replace(spec, layers=one_of_each(spec.layers), context=max(spec.context, CONTEXT))
-        plan = make_plan(cut, formats, tokens=tokens, rows=8, context=CONTEXT, kv_dtype=kv_dtype)
+        context = max(context, LEAST_CONTEXT)
+        cut = replace(spec, layers=one_of_each(spec.layers), context=max(spec.context, context))
+        plan = make_plan(cut, formats, tokens=tokens, rows=8, context=context, kv_dtype=kv_dtype)
         weights = _Periodic(cut, formats)
         activations = "int8" if choice.int8 else "f32"
-        self._gpu = GpuExecutor(plan, weights, device=device, off=(), tuning=choice.tuning, activations=activations)
+        self._gpu = GpuExecutor(
+            plan, weights, device=device, tuning=choice.tuning, activations=activations, pipelines=pipelines
+        )
         self._int8 = choice.int8
         self._batches = [_batch(self._gpu.plan, start, count) for start, count in runs]
         self._expected = self._ask_oracle(weights)
@@ -119,7 +127,7 @@ def one_of_each(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 def _batch(plan: Plan, start: int, count: int) -> Batch:
     """Tokens that are the same whatever the batches; their positions from `start` on."""
     distinct = min(DISTINCT_ROWS, plan.tensors[LOGITS].shape[1])
-    ids = np.random.default_rng(5).integers(0, distinct, CONTEXT).astype(np.int32)[start : start + count]
+    ids = np.random.default_rng(5).integers(0, distinct, LEAST_CONTEXT).astype(np.int32)[start : start + count]
     zeros = np.zeros(count, np.int32)
     tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in plan.groups}
     positions = np.arange(start, start + count, dtype=np.int32)

@@ -16,7 +16,6 @@ from statistics import median
 from halfbyte.errors import DeviceError
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
-from halfbyte.webgpu.bandwidth import WARM_UP_S
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Constants, Shape
@@ -36,9 +35,10 @@ from halfbyte.webgpu.tuning.workbench import DECODE, LAYERS, PREFILL, SAMPLING, 
 FULL = {DECODE: 0.4, PREFILL: 0.3, SAMPLING: 0.05, "2 tokens": 0.08, "4 tokens": 0.08, "8 tokens": 0.09}
 """Phases, and the part of the time that each may take."""
 BUDGET_S = 60.0
-SHORT_BUDGET_S = 4.0
+SHORT_BUDGET_S = 3.5
 SHORT_LAYERS = 4
-SHORT = {DECODE: 0.6, PREFILL: 0.4}
+ROW_WARM_UP_S = 0.1
+SHORT = {DECODE: 0.7, PREFILL: 0.3}
 SHORT_SHARE = 0.1
 """The short version looks at rows that take at least this part of a phase."""
 
@@ -88,8 +88,11 @@ def tune(
         layers=SHORT_LAYERS if short else LAYERS, vocabulary=vocabulary,
     )  # fmt: skip
     cut, runs = smaller(spec, len(spec.layers), vocabulary), SHORT_RUNS if short else RUNS
-    probe = Probe(device, cut, formats, bench.choice, tokens=tokens, kv_dtype=kv_dtype, runs=runs)
-    bench.warm_up(0.0 if device.adapter.software else WARM_UP_S)
+    plan, pipelines = bench.executor.plan, bench.executor.target.pipelines
+    probe = Probe(
+        device, cut, formats, bench.choice, tokens=plan.tokens, context=plan.context, kv_dtype=kv_dtype,
+        pipelines=pipelines, runs=runs,
+    )  # fmt: skip
     spent = time.perf_counter() - began if short else 0.0
     tuner = Tuner(
         bench, probe, choices, model=model_key(spec, formats, kv_dtype, activations), layers=len(spec.layers),
@@ -152,8 +155,11 @@ class Tuner:
 
     def _rows(self, phase: str, end: float) -> Iterator[Measured]:
         usual = self._bench.program(phase, self._bench.choice)
+        self._bench.warm_up(ROW_WARM_UP_S)
         rows = self._found(phase, usual)
         for i, row in enumerate(rows):
+            if i and self._now() > self._end:
+                break
             left = sum(max(other.seconds, rows[0].seconds / 8) for other in rows[i:])
             until = self._now() + max(row.seconds, rows[0].seconds / 8) / left * (end - self._now())
             yield self._tuned(phase, row, usual, until)
@@ -204,10 +210,15 @@ class Tuner:
 
         def right(i: int) -> bool:
             pair = entries(i)
-            return pair is not None and self._probe.right(pair[1].choice)
+            agrees = pair is not None and self._probe.right(pair[1].choice)
+            self._bench.warm_up(ROW_WARM_UP_S)
+            return agrees
 
+        compiled = (self._now() + until) / 2
+        others = [i for i in range(len(row.candidates)) if (i == 0 or self._now() < compiled) and entries(i)]
+        self._bench.warm_up(ROW_WARM_UP_S)
         best = contest(
-            range(len(row.candidates)),
+            others,
             usual=partial(seconds, 0),
             other=partial(seconds, 1),
             right=right,
@@ -245,12 +256,15 @@ class Tuner:
         for measured in won:
             tuning = tuning.merged(measured.row, dict(measured.sizes))
         choice = replace(self._bench.choice, tuning=tuning)
+        agrees = self._probe.right(choice)
         usual, tuned = (self._bench.whole(phase, c) for c in (self._bench.choice, choice))
+        self._bench.warm_up(ROW_WARM_UP_S)
         before, after = in_turns(partial(self._bench.seconds, usual), partial(self._bench.seconds, tuned), PAIRS)
-        kept = faster(before, after) and self._probe.right(choice)
+        kept = agrees and faster(before, after)
         if not kept:
             for measured in won:
                 self._choices.rows[measured.row] = replace(measured, sizes={})
         for entry in (usual, tuned):
             self._bench.discard(entry.program)
-        return Verdict(phase, median(before), median(after), kept)
+        share = 1 / len(usual.commands)
+        return Verdict(phase, len(self._bench.spec.layers), median(before) * share, median(after) * share, kept)

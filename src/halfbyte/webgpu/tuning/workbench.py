@@ -22,6 +22,7 @@ from halfbyte.webgpu.program import Command, Dispatch, Extent, Program
 from halfbyte.webgpu.sampling import GREEDY, Sampler
 from halfbyte.webgpu.synthetic import SyntheticWeights
 from halfbyte.webgpu.timing import Clock, WallClock
+from halfbyte.webgpu.tuning.probe import LEAST_CONTEXT
 
 DECODE, PREFILL, SAMPLING = "decode", "prefill", "sampling"
 PHASES = {DECODE: 1, PREFILL: 0, SAMPLING: 1, "2 tokens": 2, "4 tokens": 4, "8 tokens": 8}
@@ -31,6 +32,8 @@ DEPTHS = (512, 2048)
 LAYERS = 8
 COLD_NBYTES = 256 << 20
 """Read before each timing: more than caches hold."""
+BUSY_S = 1e-3
+"""And again for so long, lest the clocks fall between two timings."""
 _SCRATCH = ("activations", "counters", "sampling")
 
 
@@ -70,8 +73,8 @@ class Workbench:
         vocabulary: int | None = None,
     ) -> None:
         self.device = device
-        self.spec = smaller(spec, layers, vocabulary)
-        context = min(spec.context, max(max(DEPTHS), tokens))
+        context = max(LEAST_CONTEXT, min(spec.context, max(*DEPTHS, tokens)))
+        self.spec = replace(smaller(spec, layers, vocabulary), context=max(spec.context, context))
         plan = make_plan(self.spec, formats, tokens=min(tokens, context), rows=8, context=context, kv_dtype=kv_dtype)
         weights = SyntheticWeights(self.spec, formats)
         self.executor = GpuExecutor(plan, weights, device=device, tuning=Tuning(), activations=activations)
@@ -82,6 +85,7 @@ class Workbench:
         )
         nbytes = sum(tensor.nbytes for tensor in plan.of_kind("weight"))
         self._reader = Reader(device, min(COLD_NBYTES, 4 * nbytes))
+        self._before = self._reader.commands
 
     def program(self, phase: str, choice: table.Choice) -> Program:
         """A phase's program with a choice of kernels."""
@@ -143,7 +147,7 @@ class Workbench:
         total = 0.0
         for batch, commands in entry.commands:
             self.executor.load(batch)
-            total += self._clock.seconds(commands, before=self._reader.commands)
+            total += self._clock.seconds(commands, before=self._before)
         return total
 
     def discard(self, program: Program, keep: Program | None = None) -> None:
@@ -156,8 +160,10 @@ class Workbench:
                 self.device.free(buffer.handle)
 
     def warm_up(self, seconds: float) -> None:
-        """Keep the device busy until its clocks have risen."""
-        self._reader.rate(warm_up_s=seconds, measured_s=0.01)
+        """Keep a real device busy until its clocks have risen."""
+        if not self.device.adapter.software:
+            rate = self._reader.rate(warm_up_s=seconds, measured_s=0.01)
+            self._before = self._reader.commands * max(1, int(BUSY_S * rate / self._reader.nbytes))
 
 
 def grids(commands: Sequence[Command]) -> list[tuple[int, int, int]]:

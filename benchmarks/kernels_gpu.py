@@ -60,16 +60,6 @@ def warm(run: GpuExecutor, seconds: float) -> None:
         run.run(batch(run, [1], 0, [0]))
 
 
-def busy(run: GpuExecutor, seconds: float) -> None:
-    """Keep the GPU working without a pause, so that its clocks are up."""
-    end = time.perf_counter() + seconds
-    commands = run.single[0].commands(Extent(1, 1, 512)) * 4
-    while time.perf_counter() < end:
-        submissions = [run.recorder.submit(commands) for _ in range(4)]
-        run.device.wait(submissions[0])
-    run.device.wait()
-
-
 def check(run: GpuExecutor) -> float:
     """Largest difference between the logits of one token after a prompt, computed with and after the prompt."""
     ids = np.random.default_rng(0).integers(0, 1000, 65).tolist()

@@ -1,7 +1,8 @@
 """Does this GPU, with this driver, compute what the kernels say? Asked at first use, and remembered.
 
-Two tiny models run through every kind of program with all kernel variants, and are compared with the oracle. Where they
-disagree, the variants are switched off in turn until they agree; those at fault are named in a warning and stay off.
+Two tiny models, in every packed weight format, run through every kind of program with all kernel variants, and are
+compared with the oracle. Where they disagree, the variants are switched off in turn until they agree; those at fault
+are named in a warning and stay off.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError, HalfbyteError
-from halfbyte.formats import Weight, WeightSource, get_format
+from halfbyte.formats import Format, Weight, WeightSource, get_format
 from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, Plan, make_plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
@@ -63,6 +65,8 @@ MODELS: tuple[dict[str, Any], ...] = (
         "layer_types": ["sliding_attention", "full_attention"],
     },
 )
+FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
+"""Of the matrices of each model: in its first layer, its second, and the embedding table."""
 SCHEMA = 1
 RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
@@ -115,18 +119,18 @@ def find_faulty(device: Device) -> frozenset[str]:
 def error(device: Device, off: tuple[str, ...]) -> float:
     """Largest difference from the oracle over both models, as a share of the largest logit; infinite for a failure."""
     try:
-        return max(_error(device, config, off) for config in MODELS)
+        return max(_error(device, config, formats, off) for config, formats in zip(MODELS, FORMATS, strict=True))
     except DeviceError as failure:
         _log.info("self-test without %s: %s", off or "nothing", failure)
         return float("inf")
 
 
-def _error(device: Device, config: dict[str, Any], off: tuple[str, ...]) -> float:
+def _error(device: Device, config: dict[str, Any], formats: tuple[str, ...], off: tuple[str, ...]) -> float:
     spec = build_spec(
         config, {}, ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
     )
-    weights = _Spiked(SyntheticWeights(spec, "q4g32"))
-    plan = make_plan(spec, lambda name: weights.weight(name).format, tokens=96, context=128, block_size=16)
+    weights = _Spiked(spec, formats)
+    plan = make_plan(spec, weights.format, tokens=96, context=128, block_size=16)
     gpu, oracle = GpuExecutor(plan, weights, device=device, off=off), Oracle(plan, weights, int8="int8" not in off)
     worst = 0.0
     for batch in _batches(plan):
@@ -154,12 +158,16 @@ def _batches(plan: Plan) -> Iterator[Batch]:
 class _Spiked:
     """Weights with outliers, and norms that differ from value to value: on tame values wrong kernels look right."""
 
-    def __init__(self, source: SyntheticWeights) -> None:
-        self._source = source
+    def __init__(self, spec: ModelSpec, formats: tuple[str, ...]) -> None:
+        self._sources = [SyntheticWeights(spec, name) for name in formats]
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor."""
+        return self._source(name).format(name)
 
     def weight(self, name: str) -> Weight:
         """The weight called `name`."""
-        weight = self._source.weight(name)
+        weight = self._source(name).weight(name)
         values = weight.decode()
         if len(weight.shape) == 1:
             values += np.linspace(-0.5, 0.5, len(values), dtype=np.float32)
@@ -169,6 +177,9 @@ class _Spiked:
 
     def release(self, name: str) -> None:
         """Nothing is kept."""
+
+    def _source(self, name: str) -> SyntheticWeights:
+        return self._sources[next((i for i in (0, 1) if f".layers.{i}." in name), 2)]
 
 
 class Oracle:

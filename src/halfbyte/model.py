@@ -316,10 +316,12 @@ def load(
     source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
     device, why = ("cpu", "the CPU runs every model") if device == "auto" else (device, "it was asked for")
     plan = _plan(device, spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
+    tuned = _tuned(gpu, spec, source.format, kv_dtype, activations) if device == "gpu" else ()
     executor = make_executor(device, plan, source, threads, activations, gpu)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
-        device=device, why_device=why, load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
+        device=device, why_device=why, load_s=time.perf_counter() - started,
+        notes=(*checkpoint.notes, *source.notes, *tuned),
     )  # fmt: skip
 
 
@@ -354,6 +356,24 @@ def _plan(
         return plan
     fitting = max(plan.block_size, int(spec.context * room / cache) // plan.block_size * plan.block_size)
     return make_plan(spec, formats, tokens=tokens, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
+
+
+def _tuned(
+    gpu: int | None, spec: ModelSpec, formats: Callable[[str], Any], kv_dtype: str, activations: str | None
+) -> tuple[str, ...]:
+    """The kernels tuned for a GPU, the first time that it meets a model; what was done in a sentence, if anything."""
+    from halfbyte.webgpu.device import open_device
+    from halfbyte.webgpu.tuning.first_use import tune_first
+
+    device = open_device(gpu)
+    try:
+        said = tune_first(
+            device, spec, formats, tokens=BATCH_TOKENS["gpu"], kv_dtype=kv_dtype, activations=activations or "int8",
+            gpu=gpu,
+        )  # fmt: skip
+    finally:
+        device.close()
+    return (said,) if said else ()
 
 
 def make_executor(

@@ -16,7 +16,10 @@ from halfbyte.webgpu import shader
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Tuning
-from halfbyte.webgpu.tuning.choices import load_choices
+from halfbyte.webgpu.limits import measure
+from halfbyte.webgpu.tuning import first_use
+from halfbyte.webgpu.tuning.choices import Choices, Verdict, keep_choices, load_choices, model_key
+from halfbyte.webgpu.tuning.first_use import tune_first
 from halfbyte.webgpu.tuning.probe import SHORT_RUNS, Probe
 from halfbyte.webgpu.tuning.tune import tune
 from halfbyte.webgpu.tuning.workbench import DECODE, PREFILL, SAMPLING, Workbench
@@ -116,3 +119,36 @@ def test_a_short_tuning_is_remembered(device: Device, tmp_path: Path) -> None:
     assert kept.rows.keys() == {result.row for result in found if hasattr(result, "row")}
     assert all(measured.tried >= 1 and measured.usual_s > 0 for measured in kept.rows.values())
     assert len(kept.short) == 1
+
+
+def test_limits_are_measured(device: Device) -> None:
+    found = measure(device)
+    assert 1e6 < found.copy_bandwidth < 1e14
+    assert 1e6 < found.read_bandwidth < 1e14
+    assert 1e6 < found.int8_rate < 1e16
+    assert all(1e-8 < seconds < 0.1 for seconds in (found.dispatch_s, found.encode_s, found.round_trip_s))
+
+
+def test_a_model_is_tuned_at_first_use_once_and_not_in_software(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tunings: list[dict[str, Any]] = []
+
+    def tune(own: Device, spec: ModelSpec, formats: Any, **options: Any) -> Iterator[Verdict]:
+        tunings.append(options)
+        yield Verdict(DECODE, 4, 2e-3, 1.5e-3, True)
+        key = model_key(spec, formats, options["kv_dtype"], options["activations"])
+        keep_choices(own, Choices(verdicts={key: []}))
+
+    def asked(software: bool) -> str:
+        adapter = replace(device.adapter, type="CPU" if software else "DiscreteGPU")
+        where = Device(adapter, device.handle, device.capabilities)
+        return tune_first(where, model(), formats, tokens=TOKENS, kv_dtype="f16", activations="int8")
+
+    monkeypatch.setattr(first_use, "tune", tune)
+    monkeypatch.setattr(first_use, "open_device", lambda gpu: open_device(software=True))
+    assert asked(software=True) == ""
+    assert "25% faster" in asked(software=False)
+    assert asked(software=False) == ""
+    assert [options["short"] for options in tunings] == [True]

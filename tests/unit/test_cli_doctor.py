@@ -69,7 +69,9 @@ def test_doctor_tells_all_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert findings["processor"]["used"] in findings["processor"]["kernels"]
     assert 1 <= findings["processor"]["threads"] <= (os.cpu_count() or 1)
     assert 0 < findings["memory"]["available_bytes"] <= findings["memory"]["bytes"]
-    assert all(speed > 1e8 for speed in findings["memory"]["read_bandwidth"].values())
+    limits = findings["limits"]["cpu"]
+    assert all(limits[name] > 1e8 for name in limits if name.endswith(("bandwidth", "rate")))
+    assert limits["threads"] == findings["processor"]["threads"]
     assert findings["gpu"]["found"][0]["features"] == ["shader-f16", "subgroup"]
     assert findings["device"]["name"] == "cpu"
     assert set(findings["packages"]) >= {"numpy", "wgpu", "tokenizers"}
@@ -81,7 +83,7 @@ def test_doctor_prints_it_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     labels = [line.split("  ")[0] for line in result.stdout.splitlines()]
     assert labels == [
-        "halfbyte", "system", "processor", "instructions", "threads", "memory", "bandwidth", "gpu", "python",
+        "halfbyte", "system", "processor", "instructions", "threads", "memory", "limits", "gpu", "python",
         "packages", "device",
     ]  # fmt: skip
     assert f"none: {NO_ADAPTER}" in result.stdout

@@ -35,7 +35,7 @@ from halfbyte.webgpu.tuning.workbench import DECODE, LAYERS, PREFILL, SAMPLING, 
 FULL = {DECODE: 0.4, PREFILL: 0.3, SAMPLING: 0.05, "2 tokens": 0.08, "4 tokens": 0.08, "8 tokens": 0.09}
 """Phases, and the part of the time that each may take."""
 BUDGET_S = 60.0
-SHORT_BUDGET_S = 3.5
+SHORT_BUDGET_S = 3.2
 SHORT_LAYERS = 4
 ROW_WARM_UP_S = 0.1
 SHORT = {DECODE: 0.7, PREFILL: 0.3}

@@ -14,6 +14,7 @@ from halfbyte.formats import Weight, get_format
 from halfbyte.plan import Plan, ops
 from halfbyte.plan.plan import Tensor
 from halfbyte.reference.ops import run_op
+from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.lower import Lowering
 from halfbyte.webgpu.program import Buffer, Extent, Program, Recorder
@@ -174,6 +175,31 @@ def test_matrices_in_several_formats_are_one_product() -> None:
         bench = Bench(288, {name: (form, 13) for name, form in zip("abc", formats, strict=True)}, int8=True)
         for tokens in (1, TOKENS):
             bench.check(step, tokens)
+
+
+def test_weights_arrive_in_pieces_that_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written but not handed over takes host memory: all of a model's weights, if it were never waited for."""
+    monkeypatch.setattr("halfbyte.webgpu.weights.CHUNK_NBYTES", 100_000)
+    waiting, most = 0, 0
+    write, flush = Device.write, Device.flush
+
+    def counted(self: Device, buffer: Any, offset: int, values: np.ndarray) -> None:
+        nonlocal waiting, most
+        waiting += values.nbytes
+        most = max(most, waiting)
+        write(self, buffer, offset, values)
+
+    def arrived(self: Device) -> None:
+        nonlocal waiting
+        waiting = 0
+        flush(self)
+
+    monkeypatch.setattr(Device, "write", counted)
+    monkeypatch.setattr(Device, "flush", arrived)
+    bench = Bench(500, {"a": ("bf16", 700), "b": ("q6_k", 300)})
+    waiting = most = 0
+    bench.check(ops.Linear("x", ("a", "b"), "out"), 1)
+    assert 100_000 <= most < 200_000
 
 
 def test_a_format_without_kernels_is_refused() -> None:

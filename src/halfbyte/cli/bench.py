@@ -75,6 +75,10 @@ Output = Annotated[
 Before = Annotated[Path, typer.Argument(metavar="A", help="What bench --output wrote.")]
 After = Annotated[Path, typer.Argument(metavar="B", help="Another.")]
 
+Other = Annotated[Path, typer.Argument(metavar="OTHER", help="The folder of its checkout, or its Python.")]
+Runs = Annotated[int, typer.Option("--runs", metavar="N", min=5, help="Runs of each.")]
+Keep = Annotated[Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep their lines as a.jsonl and b.jsonl.")]
+
 
 class _Bench(Group):
     """Measures without arguments too, where other groups show their help."""
@@ -167,9 +171,33 @@ def _passed_over(settings: Settings) -> Iterator[None]:
         note(f"{settings.variant} is left out: {error.message}")
 
 
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None) -> None:
+    """Measure another build (A) and this one (B) in turns, and compare; further options are those of bench."""
+    from tempfile import TemporaryDirectory
+
+    from halfbyte.report import against as turns
+
+    builds = turns.find_build(other), turns.this_build()
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        a, b = folder / "a.jsonl", folder / "b.jsonl"
+        for file in (a, b):
+            if file.exists():
+                raise UsageError(f"{str(file)!r} exists.", "Choose another folder: older runs are no pairs.")
+        for done in turns.in_turns(*builds, ctx.args, (a, b), runs):
+            note(f"{done} of {runs} pairs of runs")
+        _print_comparison(a, b, json=False)
+
+
 @app.command(cls=Command)
 def compare(a: Before, b: After, json: opt.Json = False) -> None:
     """Say whether B takes more or less time than A, or that no difference can be seen."""
+    _print_comparison(a, b, json=json)
+
+
+def _print_comparison(a: Path, b: Path, *, json: bool) -> None:
     from dataclasses import asdict
 
     from halfbyte.report.compare import compare as compared
@@ -183,9 +211,10 @@ def compare(a: Before, b: After, json: opt.Json = False) -> None:
             print(line)
     if not json and not all(line.runs for line in found):
         note(
-            "Repetitions within one run each: a drift of the machine between the two runs would look like a difference."
+            "Repetitions within one run each: a drift of the machine, or another place in memory, would look like a "
+            "difference."
         )
-        note("To exclude that, measure A and B in turns, five times each, appending to the same two files.")
+        note("To exclude that, measure in turns: halfbyte bench against, or five runs of each into the same two files.")
 
 
 def numbers(text: str) -> list[int]:

@@ -18,7 +18,9 @@ channel over a calibration text, ggml's "imatrix"), scales are searched for the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +35,7 @@ GroupParts = tuple[U8, NDArray[np.float16]]
 
 BLOCKS = ".blocks"
 _CHUNK_VALUES = 1 << 17
+_THREADS = min(8, os.cpu_count() or 1)
 _F16_MAX = np.float32(65504)
 _LARGEST = np.float32(1e9)
 """Beyond what any of these formats can hold; its powers still fit float32."""
@@ -90,10 +93,16 @@ class BlockFormat:
         weights = None if importance is None else self._padded(importance.reshape(1, columns), blocks)
         out = np.empty((rows, blocks, self.block_bytes), np.uint8)
         step = max(1, _CHUNK_VALUES // max(1, blocks * self.values))
-        for start in range(0, rows, step):
+        search = self.encode_blocks
+
+        def encode_rows(start: int) -> None:
             chunk = self._padded(np.clip(values[start : start + step], -_LARGEST, _LARGEST), blocks)
             repeated = None if weights is None else np.tile(weights, (len(chunk) // max(blocks, 1), 1))
-            out[start : start + step] = self.encode_blocks(chunk, repeated).reshape(-1, blocks, self.block_bytes)
+            out[start : start + step] = search(chunk, repeated).reshape(-1, blocks, self.block_bytes)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(encode_rows, range(0, rows, step)):
+                pass
         return {BLOCKS: out.reshape(rows, -1)}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> F32:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,19 @@ class Task:
     scaled: bool = False
 
 
+def read(checkpoint: Checkpoint, name: str) -> Array:
+    """A tensor in float32, decoded some rows at a time; its pages are given back."""
+    weight = checkpoint.weight(name)
+    if len(weight.shape) == 1:
+        return weight.decode()
+    values = np.empty(weight.shape, np.float32)
+    for rows in chunks(weight.shape):
+        parts = {suffix: part[rows] for suffix, part in weight.parts.items()}
+        values[rows] = weight.format.decode(parts, values[rows].shape)
+        checkpoint.release(name)
+    return values
+
+
 class Layerwise:
     """Runs a task layer by layer, keeping what is finished in a work folder.
 
@@ -89,9 +102,7 @@ class Layerwise:
 
     def read(self, name: str) -> Array:
         """A tensor of the checkpoint in float32; its pages are given back."""
-        values = self.checkpoint.weight(name).decode()
-        self.checkpoint.release(name)
-        return values
+        return read(self.checkpoint, name)
 
     def streams(self, layer: int) -> tuple[Stream, Stream]:
         """The residual streams before a layer: the original's, and the quantized model's."""
@@ -129,23 +140,19 @@ class Layerwise:
 
     def _embed(self) -> None:
         """Quantize the embedding table and start both streams from it."""
-        name, (used, ids) = self.spec.embed, np.unique(self.task.ids, return_inverse=True)
+        name, table = self.spec.embed, self.checkpoint.weight(self.spec.embed)
         original, changed = self.streams(0)
-        table = self.checkpoint.weight(name)
-        self._start(original, ids, table.format, table.parts, used)
+        self._start(original, table.format, table.parts)
         if name not in self.task.formats:
-            self._start(changed, ids, table.format, table.parts, used)
+            self._start(changed, table.format, table.parts)
             return
         hessian = self._final_hessian(original) if self._tied and self.task.method == "gptq" else None
         self.store(name, self.read(name), hessian, TABLE_DAMPING)
-        self._start(changed, ids, self.task.formats[name], self.work.parts(name), used)
+        self._start(changed, self.task.formats[name], self.work.parts(name))
 
-    def _start(self, stream: Stream, ids: NDArray[Any], form: Format, parts: Parts, used: NDArray[np.int32]) -> None:
-        """Begin a stream from those rows of the embedding table that occur."""
-        some = {suffix: part[used] for suffix, part in parts.items()}
-        rows = form.decode(some, (len(used), self.spec.hidden_size))
-        for text, own in enumerate(ids.reshape(self.task.ids.shape)):
-            stream[text] = self.forward.start(own.astype(np.int32), rows)
+    def _start(self, stream: Stream, form: Format, table: Parts) -> None:
+        for text, values in enumerate(self.forward.begin(self.task.ids, form, table)):
+            stream[text] = values
 
     def _final_hessian(self, start: Stream) -> Array | None:
         """Σ x·xᵀ of the original model's inputs to its output matrix."""

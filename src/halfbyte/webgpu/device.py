@@ -114,6 +114,7 @@ class Device:
     Attributes:
         allocated_nbytes: Bytes of its buffers; `peak_nbytes` the most there have been.
         waited_s: Seconds spent waiting for it.
+        waits: Where each wait is noted, as (start, end), while somebody wants to know.
     """
 
     def __init__(self, adapter: Adapter, handle: Any, capabilities: Capabilities) -> None:
@@ -122,6 +123,7 @@ class Device:
         self.capabilities = capabilities
         self.allocated_nbytes = self.peak_nbytes = 0
         self.waited_s = 0.0
+        self.waits: list[tuple[float, float]] | None = None
         self._errors = _Errors()
         logging.getLogger("wgpu").addHandler(self._errors)
 
@@ -171,6 +173,12 @@ class Device:
                 padded[:tail] = raw[-tail:]
                 self.handle.queue.write_buffer(buffer, offset + raw.size - tail, padded)
 
+    def flush(self) -> None:
+        """Wait until what was written has arrived: until then it takes host memory once more."""
+        with self.guarded("writing to the GPU failed"):
+            self.handle.queue.submit([])
+        self.wait()
+
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
         with self.guarded("reading from the GPU failed"):
@@ -183,7 +191,10 @@ class Device:
         began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
             lib.wgpuDevicePoll(self.handle._internal, True, index)
-        self.waited_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.waited_s += ended - began
+        if self.waits is not None:
+            self.waits.append((began, ended))
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:

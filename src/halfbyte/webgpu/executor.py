@@ -32,6 +32,7 @@ from halfbyte.webgpu.staging import Staging
 from halfbyte.webgpu.state import StateLayout
 from halfbyte.webgpu.target import Target, Value
 from halfbyte.webgpu.timing import PassClock
+from halfbyte.webgpu.trace import Tracer
 from halfbyte.webgpu.weights import WeightStore
 
 COLUMNS = (1, 2, 4, 8)
@@ -160,6 +161,16 @@ class GpuExecutor:
         finally:
             self.recorder.clock = None
             clock.close()
+
+    @contextmanager
+    def traced(self) -> Iterator[Tracer]:
+        """Note every dispatch inside, and when the host waits."""
+        tracer = Tracer(self.device)
+        self.recorder.tracer, self.device.waits = tracer, tracer.waits
+        try:
+            yield tracer
+        finally:
+            self.recorder.tracer = self.device.waits = None
 
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""

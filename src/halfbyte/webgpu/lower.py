@@ -117,7 +117,8 @@ class Lowering:
         choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
         pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
         bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-        self.dispatches.append(Dispatch(pipeline, {"state": self.target.state, **bound}, grid, label))
+        bound["state"] = self.target.state
+        self.dispatches.append(Dispatch(pipeline, bound, grid, label, self._steps[self._index]))
 
     def _count(self, extent: Extent) -> int:
         return extent.rows if self.rows else extent.tokens

@@ -250,7 +250,8 @@ NB_MODULE(_native, module) {
         .def_prop_ro("threads", [](PyProgram& p) { return p->pool().size(); })
         .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { p->run(tokens, rows); }, "tokens"_a, "rows"_a,
              nb::call_guard<nb::gil_scoped_release>())
-        .def("step_ns", step_ns);
+        .def("step_ns", step_ns)
+        .def_prop_ro("start_ns", [](PyProgram& p) { return p->start_ns(); });
     bind_elementwise(program);
     bind_products(program);
     bind_norms(program);

@@ -28,6 +28,7 @@ void Program::add(std::unique_ptr<Step> step) {
 
 void Program::run(int64_t tokens, int64_t rows) {
     const std::lock_guard lock(running_);
+    called_ns_ = now_ns();
     batch_ = {tokens, rows};
     inputs_.check(batch_);
     pool_.run([this](const Worker& worker) { run_steps(worker); });
@@ -36,6 +37,7 @@ void Program::run(int64_t tokens, int64_t rows) {
 void Program::run_steps(const Worker& worker) {
     Context context{0, worker, &kernels_, local_.as<float>() + worker.index * local_floats_, shared_.as<float>(), int8_};
     int64_t before = now_ns();
+    if (worker.index == 0) start_ns_ = before - called_ns_;
     for (size_t i = 0; i < steps_.size(); ++i) {
         context.count = batch_.count(steps_[i]->axis);
         if (context.count > 0) {

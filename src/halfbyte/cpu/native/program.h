@@ -52,6 +52,8 @@ public:
     void run(int64_t tokens, int64_t rows);
     // How long each step took in the last run, in nanoseconds; 0 for steps that had nothing to do.
     const std::vector<int64_t>& step_ns() const { return step_ns_; }
+    // Nanoseconds of the last run from the call to its first step: checking the state and waking the threads.
+    int64_t start_ns() const { return start_ns_; }
 
 private:
     void run_steps(const Worker& worker);
@@ -63,6 +65,7 @@ private:
     Inputs inputs_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<int64_t> step_ns_;
+    int64_t called_ns_ = 0, start_ns_ = 0;
     Buffer local_, shared_;
     int64_t local_floats_ = 0;
     Batch batch_;

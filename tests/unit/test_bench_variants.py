@@ -16,7 +16,7 @@ from halfbyte.report.subject import Settings, Subject, synthetic
 from halfbyte.report.variants import FORMATS, variants
 from tests.unit.cli_fakes import halfbyte
 
-QUICK = ("-p", "4", "-n", "2", "-r", "2", "--warm-up", "0", "--threads", "1")
+QUICK = ("-p", "4", "-n", "2", "-r", "5", "--warm-up", "0", "--threads", "1")
 
 
 @pytest.fixture(autouse=True)

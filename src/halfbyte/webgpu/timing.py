@@ -62,7 +62,7 @@ class WallClock:
         submit: Submits commands; returns the submission, as `Recorder.submit` does.
     """
 
-    def __init__(self, device: Device, submit: Callable[[Commands], int]) -> None:
+    def __init__(self, device: Device, submit: Callable[[Any], int]) -> None:
         self._device = device
         self._submit = submit
 

@@ -106,8 +106,8 @@ def test_hovering_says_what_an_event_is(opened: Open) -> None:
 
 def test_drawing_all_of_a_gpu_takes_a_stroke_a_pixel_not_an_event(opened: Open) -> None:
     script = (
-        "let strokes = 0; const fill = pen.fillRect.bind(pen); "
-        "pen.fillRect = (...at) => { strokes++; fill(...at); }; draw(); root.dataset.strokes = strokes"
+        "let strokes = 0; const paint = pen.fillRect.bind(pen); "
+        "pen.fillRect = (...at) => { strokes++; paint(...at); }; draw(); root.dataset.strokes = strokes"
     )
     assert 500 < int(opened(script=script)["strokes"]) < 2 * 1280
 

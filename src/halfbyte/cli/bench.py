@@ -126,14 +126,14 @@ def bench(
     if layers is not None and synthetic is None:
         raise UsageError("--layers goes with --synthetic.", "Leave it out: a stored model is measured whole.")
 
+    from halfbyte.devices import choose_device
     from halfbyte.report import subject as subjects
     from halfbyte.report.bench import bench as measure
     from halfbyte.report.schema import cases
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
-    settings = subjects.Settings(
-        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token
-    )
+    where, _ = choose_device(device, gpu=gpu, threads=threads)
+    settings = subjects.Settings(where, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token)
     from halfbyte.report.variants import variants as all_variants
 
     chosen = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)

@@ -15,7 +15,6 @@ from halfbyte.cli.output import print_json, print_pairs, size
 
 if TYPE_CHECKING:
     from halfbyte.cpu.machine import Machine
-    from halfbyte.webgpu.adapters import Adapters
 
 PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
 
@@ -40,11 +39,18 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
     """
     from halfbyte import __version__
     from halfbyte.cpu import machine
+    from halfbyte.devices import choose_device
     from halfbyte.report.limits import cpu_limits, gpu_limits
-    from halfbyte.webgpu.adapters import find_adapters
+    from halfbyte.webgpu.adapters import find_adapters, self_test
 
     cpu = machine.describe()
     adapters = find_adapters()
+    tested = [None if adapter.software else asdict(self_test(i)) for i, adapter in enumerate(adapters.found)]
+    gpu = asdict(adapters)
+    gpu["found"] = [found | {"self_test": result} for found, result in zip(gpu["found"], tested, strict=True)]
+    name, why = choose_device("auto")
+    if name == "gpu" and tested[0] and tested[0]["reason"]:
+        name, why = "cpu", f"{why}, but {tested[0]['reason']}"
     return {
         "halfbyte": __version__,
         "system": platform.platform(),
@@ -65,10 +71,10 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
             "cpu": asdict(cpu_limits(again=measure)),
             "gpus": gpu_limits([asdict(adapter) for adapter in adapters.found], again=measure),
         },
-        "gpu": asdict(adapters),
+        "gpu": gpu,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "device": {"name": "cpu", "why": _why(cpu, adapters)},
+        "device": {"name": name, "why": f"{why.rstrip('.')}{_cpu(cpu) if name == 'cpu' else ''}."},
     }
 
 
@@ -90,10 +96,8 @@ def installed_version(name: str) -> str:
         return "not installed"
 
 
-def _why(cpu: Machine, adapters: Adapters) -> str:
-    count = f"{cpu.threads} thread{'s' * (cpu.threads != 1)}"
-    gpu = "a GPU is used when asked for, with --device gpu" if adapters.found else "there is no GPU that wgpu can use"
-    return f"{gpu}; its {cpu.isa} code runs with {count}."
+def _cpu(cpu: Machine) -> str:
+    return f"; the CPU's {cpu.isa} code runs with {cpu.threads} thread{'s' * (cpu.threads != 1)}"
 
 
 def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
@@ -111,7 +115,7 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ("threads", f"{cpu['threads']} used on {cpu['cores']} cores ({limits})"),
         ("memory", f"{size(memory['bytes'])}, {size(memory['available_bytes'])} available"),
         *(("limits", line) for line in _cpu_limits(findings["limits"]["cpu"])),
-        *(line for adapter in gpu["found"] for line in _adapter_lines(adapter)),
+        *(line for number, adapter in enumerate(gpu["found"]) for line in _adapter_lines(number, adapter)),
         *(("limits", line) for found in findings["limits"]["gpus"] for line in _gpu_limits(found)),
         *([] if gpu["found"] else [("gpu", f"none: {gpu['reason']}")]),
         ("python", f"{findings['python']} ({sys.executable})"),
@@ -120,14 +124,25 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _adapter_lines(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+def _adapter_lines(number: int, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     limits = adapter["limits"]
     buffer, binding = (limits.get(name) for name in ("max-buffer-size", "max-storage-buffer-binding-size"))
     room = f"; buffers up to {size(buffer)}, bindings up to {size(binding)}" if buffer and binding else ""
+    label = f"gpu {number}"
     return [
-        ("gpu", f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
-        ("gpu", f"features: {', '.join(adapter['features'])}"),
+        (label, f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
+        (label, f"features: {', '.join(adapter['features'])}"),
+        (label, _tested(number, adapter["self_test"])),
     ]
+
+
+def _tested(number: int, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"in software: used only when asked for, with --gpu {number}"
+    if found["reason"]:
+        return f"not used: {found['reason']}"
+    off = f"switched off: {', '.join(found['off'])}" if found["off"] else "all kernel variants compute the right thing"
+    return f"self-test: {off} (took {found['seconds']:.2f} s, once for this driver)"
 
 
 def _cpu_limits(found: dict[str, Any]) -> list[str]:

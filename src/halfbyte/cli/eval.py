@@ -58,6 +58,7 @@ def perplexity(
     stride: Stride = None,
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -70,7 +71,7 @@ def perplexity(
 
     folder = _folder(model)
     cut = _protocol(folder, protocol, window, stride)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
+    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
     with _bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
@@ -86,6 +87,7 @@ def divergence(
     window: Window = None,
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -98,8 +100,8 @@ def divergence(
 
     folder = _folder(model)
     cut = _protocol(folder, "windows", window, None)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
-    original = Scorer(_folder(base), cut.window, device=device)
+    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
+    original = Scorer(_folder(base), cut.window, device=device, gpu=gpu)
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
     with _bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
@@ -113,6 +115,7 @@ def answers(
     model: opt.Model = None,
     base: Base = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -126,8 +129,8 @@ def answers(
     asked = read_questions(questions)
     folder = _folder(model)
     with _bar() as tick:
-        theirs = right_answers(load(_folder(base), device, sequences=AT_ONCE), asked, tick) if base else None
-        asking = load(folder, device, sequences=AT_ONCE, weights=weights, activations=activations)
+        theirs = right_answers(load(_folder(base), device, gpu=gpu, sequences=AT_ONCE), asked, tick) if base else None
+        asking = load(folder, device, gpu=gpu, sequences=AT_ONCE, weights=weights, activations=activations)
         right = right_answers(asking, asked, tick)
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
     figures = found | {"questions": questions.name} | how_it_ran(asking, activations)

@@ -89,7 +89,7 @@ def _open(device: str, gpu: int | None) -> Device | None:
 
 def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, seconds: float, short: bool) -> None:
     from halfbyte.cli.quantize import progress_bar
-    from halfbyte.model import BATCH_TOKENS
+    from halfbyte.devices import BATCH_TOKENS
     from halfbyte.report.tuning import verdict_line
     from halfbyte.webgpu.tuning.choices import Verdict
     from halfbyte.webgpu.tuning.tune import SHORT_BUDGET_S, tune

@@ -46,13 +46,14 @@ class Scorer:
         window: int,
         *,
         device: str = "auto",
+        gpu: int | None = None,
         weights: str | None = None,
         activations: str | None = None,
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
         self.model: Model = load(
             model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights,
-            activations=activations,
+            activations=activations, gpu=gpu,
         )  # fmt: skip
         vocabulary = self.model.spec.vocab_size
         self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))

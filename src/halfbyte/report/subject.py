@@ -79,7 +79,7 @@ class Subject:
 
     def plan(self, *, context: int, sequences: int, settings: Settings) -> Plan:
         """A plan of its own size, as `load` would make it. Raises UsageError for a context out of range."""
-        from halfbyte.model import BATCH_TOKENS
+        from halfbyte.devices import BATCH_TOKENS
 
         rows, tokens, kv_dtype = max(8, sequences), BATCH_TOKENS[settings.device], settings.kv_dtype
         return make_plan(
@@ -94,7 +94,7 @@ class Subject:
 
     def executor(self, plan: Plan, settings: Settings) -> Executor:
         """Its weights, loaded for a plan."""
-        from halfbyte.model import make_executor
+        from halfbyte.devices import make_executor
 
         if settings.kernels:
             return _with_kernels(plan, self.source, settings)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from halfbyte.devices import make_decoder
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format, get_format
-from halfbyte.model import Model, make_decoder
+from halfbyte.model import Model
 from halfbyte.plan import Batch, Executor, Plan, make_plan
 from halfbyte.plan.batch import Decoded, Float32
 from halfbyte.report.parts import parts

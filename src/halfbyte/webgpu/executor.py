@@ -13,14 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from halfbyte.errors import DeviceError
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
-from halfbyte.plan.show import quantity
+from halfbyte.webgpu import budget
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
@@ -50,6 +49,7 @@ class GpuExecutor:
         tuning: Sizes of kernels; those remembered for the device if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
         pipelines: The device's compiled kernels, where another executor has some already.
+        free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -66,15 +66,16 @@ class GpuExecutor:
         tuning: Tuning | None = None,
         activations: str = "int8",
         pipelines: Pipelines | None = None,
+        free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
         self.device = device or open_device()
-        unwanted = {*(_faulty(self.device) if off is None else off), *(() if activations == "int8" else ("int8",))}
-        self.choice = table.choose(
-            self.device.capabilities, off=unwanted, tuning=_tuned(self.device) if tuning is None else tuning
-        )
-        _check_fits(self.device, self.plan)
+        self.off = frozenset(_faulty(self.device) if off is None else off)
+        unwanted = self.off | ({"int8"} if activations != "int8" else set())
+        sizes = _tuned(self.device) if tuning is None else tuning
+        self.choice = table.choose(self.device.capabilities, off=unwanted, tuning=sizes)
+        budget.check(self.plan, self.device, free_memory)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
         self.recorder = Recorder(self.device)
@@ -104,6 +105,30 @@ class GpuExecutor:
         other.choice, other.target = choice, replace(self.target, choice=choice)
         other._bodies, other._heads, other._single = {}, {}, None
         return other
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
+
+        Args:
+            progress: Called with the programs made, and all of them.
+        """
+        several = [columns for columns in COLUMNS if 1 < columns < 2 * self.plan.sequences]
+        wanted = [(0, 1), *((columns, columns) for columns in several)]
+        for done, (columns, rows) in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            self._head(columns, rows)
+
+    @property
+    def about(self) -> str:
+        """The GPU, how it is reached, and what the self-test said."""
+        adapter = self.device.adapter
+        off = f"without {', '.join(sorted(self.off))}" if self.off else "in all its kernels"
+        return f"{adapter.name} ({adapter.backend}, {adapter.driver}) passed the self-test {off}"
+
+    def close(self) -> None:
+        """Let go of the device and all that is on it."""
+        self.device.close()
 
     @property
     def single(self) -> tuple[Program, int, Value]:
@@ -252,15 +277,3 @@ def _tuned(device: Device) -> Tuning:
     from halfbyte.webgpu.tuning.choices import remembered_tuning
 
     return remembered_tuning(device)
-
-
-def _check_fits(device: Device, plan: Plan) -> None:
-    """Refuse what no buffer of the device can hold, before anything is loaded."""
-    largest = min(device.capabilities.max_binding, device.capabilities.max_buffer)
-    cache = max(tensor.nbytes for tensor in plan.of_kind("cache"))
-    if cache > largest:
-        raise DeviceError(
-            f"the cache of a layer for {plan.context} tokens takes {quantity(cache, 'B')}, but {device.name} allows "
-            f"{quantity(largest, 'B')} in one buffer.",
-            f"Use a context of at most {plan.context * largest // cache} tokens.",
-        )

@@ -170,6 +170,7 @@ class Recorder:
                     encoder, source._internal, from_offset, target._internal, to_offset, nbytes
                 )
             self._commands[0] = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
+            self._device.stop_if_failed()
             index = lib.wgpuQueueSubmitForIndex(self._queue, 1, self._commands)
             lib.wgpuCommandBufferRelease(self._commands[0])
             lib.wgpuCommandEncoderRelease(encoder)

@@ -8,7 +8,9 @@ are named in a warning and stay off.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import DeviceError, HalfbyteError
+from halfbyte.errors import DeviceError
 from halfbyte.formats import Format, Weight, WeightSource, get_format
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, Plan, make_plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
-from halfbyte.remembered import cache_folder, recall, remember
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels.table import VARIANTS
+from halfbyte.webgpu.remembered import cache_file, read, write
 from halfbyte.webgpu.shader import kernels_hash
 from halfbyte.webgpu.synthetic import SyntheticWeights
 
@@ -67,13 +69,25 @@ MODELS: tuple[dict[str, Any], ...] = (
 )
 FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
 """Of the matrices of each model: in its first layer, its second, and the embedding table."""
-SCHEMA = 1
 RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the self-test found on a device.
+
+    Attributes:
+        off: Kernel variants that must stay off; None if even the plain kernels are wrong.
+        seconds: What it took.
+    """
+
+    off: tuple[str, ...] | None
+    seconds: float
+
+
 def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[str]:
-    """Names of the kernel variants that must stay off on a device.
+    """Names of the kernel variants that must stay off on a device; the test runs once for a device, driver and kernels.
 
     Args:
         cache: Where results are remembered; the user's cache folder if None.
@@ -81,16 +95,26 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
     Raises:
         DeviceError: Even the plain kernels are wrong there.
     """
-    path = cache or cache_folder() / "selftest.json"
+    verdict = examined(device, cache=cache)
+    if verdict.off is None:
+        raise DeviceError(
+            f"{device.name} computes wrong results (driver {device.adapter.driver}).",
+            "Update its driver, or use device='cpu'.",
+        )
+    return frozenset(verdict.off)
+
+
+def examined(device: Device, *, cache: Path | None = None) -> Verdict:
+    """What the self-test finds or found on a device. The test runs once for a device, driver and kernels."""
+    path = cache or cache_file("gpu-selftest.json")
     key = device_key(device)
-    known = recall(path, SCHEMA)
-    if not isinstance(known.get(key), list):
-        known[key] = sorted(find_faulty(device))
-        try:
-            remember(path, SCHEMA, known)
-        except HalfbyteError as problem:
-            _log.info("the self-test will be made again: %s", problem)
-    return frozenset(_names(known[key]))
+    if found := _verdict(read(path).get(key)):
+        return found
+    began = time.perf_counter()
+    off = find_faulty(device)
+    verdict = Verdict(None if off is None else tuple(sorted(off)), time.perf_counter() - began)
+    write(path, read(path) | {key: asdict(verdict)})
+    return verdict
 
 
 def device_key(device: Device) -> str:
@@ -99,8 +123,18 @@ def device_key(device: Device) -> str:
     return " | ".join(map(str, about))
 
 
-def find_faulty(device: Device) -> frozenset[str]:
-    """As `faulty_variants`, asked anew: the fewest variants without which everything agrees."""
+def _verdict(known: Any) -> Verdict | None:
+    """A verdict that was remembered; None for anything else."""
+    match known:
+        case {"off": None, "seconds": float(seconds)}:
+            return Verdict(None, seconds)
+        case {"off": [*off], "seconds": float(seconds)} if all(name in VARIANTS for name in off):
+            return Verdict(tuple(off), seconds)
+    return None
+
+
+def find_faulty(device: Device) -> frozenset[str] | None:
+    """The fewest variants without which everything agrees, found now; None if nothing helps."""
     offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities)]
     for count in range(len(offered) + 1):
         if 2 < count < len(offered):
@@ -110,10 +144,7 @@ def find_faulty(device: Device) -> frozenset[str]:
                 for name in off:
                     _log.warning("%s computes wrong results with %s kernels; they stay off.", device.name, name)
                 return frozenset(off)
-    raise DeviceError(
-        f"{device.name} computes wrong results (driver {device.adapter.driver}).",
-        "Update its driver, or use device='cpu'.",
-    )
+    return None
 
 
 def error(device: Device, off: tuple[str, ...]) -> float:
@@ -226,10 +257,6 @@ def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
     rounded: NDArray[np.float32] = (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
     return rounded
-
-
-def _names(values: object) -> list[str]:
-    return [name for name in values if isinstance(name, str)] if isinstance(values, list) else []
 
 
 _log = logging.getLogger(__name__)

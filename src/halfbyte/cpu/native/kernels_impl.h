@@ -33,8 +33,8 @@ static constexpr Kernels table() {
         .add = add,
         .softcap = softcap,
         .to_half = to_half,
-        .attend_f32 = attend<F32>,
-        .attend_f16 = attend<F16>,
+        .attend_f32 = {score<F32>, weigh, add_values<F32>},
+        .attend_f16 = {score<F16>, weigh, add_values<F16>},
     };
 }
 

@@ -24,6 +24,7 @@ struct Context {
     const Kernels* kernels;
     float* local;
     float* shared;
+    Shares* shares;
     bool int8;  // whether activations are rounded to 8 bits for packed weights
 };
 
@@ -62,6 +63,7 @@ private:
     bool int8_;
     const Kernels& kernels_;
     Pool pool_;
+    Shares shares_;
     Inputs inputs_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<int64_t> step_ns_;

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import UsageError
-from halfbyte.formats import WeightSource
+from halfbyte.formats import Format, WeightSource
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Decoder, Executor, Plan, make_plan
 
@@ -86,11 +87,29 @@ def prepare(
             )
 
         plan = _fitting(planned, BATCH_TOKENS[device], context, opened)
+        if opened is not None:
+            _tune_first(opened, spec, source.format, kv_dtype, activations or "int8", gpu)
         return plan, make_executor(device, plan, source, threads, activations, opened=opened, progress=progress)
     except BaseException:
         if opened is not None:
             opened.close()
         raise
+
+
+def _tune_first(
+    gpu: Device, spec: ModelSpec, formats: Callable[[str], Format], kv_dtype: str, activations: str, number: int | None
+) -> None:
+    """Tune the kernels for a GPU the first time that it meets a model, and say how long that took."""
+    from halfbyte.webgpu.tuning.first_use import tune_first
+
+    said = tune_first(
+        gpu, spec, formats, tokens=BATCH_TOKENS["gpu"], kv_dtype=kv_dtype, activations=activations, gpu=number
+    )
+    if said:
+        _log.warning("%s", said)
+
+
+_log = logging.getLogger(__name__)
 
 
 def _fitting(planned: Callable[[int, int | None], Plan], tokens: int, context: int | None, gpu: Device | None) -> Plan:

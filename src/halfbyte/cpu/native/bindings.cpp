@@ -13,6 +13,7 @@
 
 #include "isa.h"
 #include "machine.h"
+#include "peak.h"
 #include "steps.h"
 
 namespace nb = nanobind;
@@ -259,6 +260,14 @@ NB_MODULE(_native, module) {
     module.def("isas", isa_names);
     module.def("processor_name", processor_name);
     module.def("processor_features", processor_features);
+    module.def("copy_bandwidth", [](int threads, int64_t nbytes, double seconds) {
+        Pool pool(threads);
+        return copy_bandwidth(pool, nbytes, seconds);
+    }, "threads"_a, "nbytes"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+    module.def("int8_rate", [](int threads, const std::string& isa, double seconds) {
+        Pool pool(threads);
+        return int8_rate(pool, find_isa(isa), seconds);
+    }, "threads"_a, "isa"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
     module.def("read_bandwidth", [](int threads, int64_t nbytes, double seconds) {
         Pool pool(threads);
         return read_bandwidth(pool, nbytes, seconds);

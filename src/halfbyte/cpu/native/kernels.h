@@ -82,6 +82,8 @@ struct Kernels {
     void (*softcap)(const float* x, float cap, float* out, int64_t n);
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
 
+    int64_t (*peak_int8)(int64_t rounds, float* out);
+
     Attend attend_f32, attend_f16;
 };
 

@@ -21,7 +21,7 @@ from halfbyte.plan.ops import Embed
 from halfbyte.report import host
 from halfbyte.report.check import Agreement, check
 from halfbyte.report.schema import Case, Record, Sample
-from halfbyte.report.subject import Settings, Subject
+from halfbyte.report.subject import Settings, Subject, let_go
 from halfbyte.runtime import Engine, SamplingParams
 from halfbyte.runtime.sequence import Sequence
 
@@ -72,9 +72,12 @@ def bench(
     for case in cases:
         _check_fits(subject, case)
     loaded = _load(subject, settings, cases, say, loading)
-    for case in cases:
-        say(f"{subject.name}: {case.label}")
-        yield measure(loaded, case)
+    try:
+        for case in cases:
+            say(f"{subject.name}: {case.label}")
+            yield measure(loaded, case)
+    finally:
+        let_go(loaded.executor)
 
 
 def _check_fits(subject: Subject, case: Case) -> None:

@@ -43,6 +43,8 @@ class Settings:
         device: `cpu`, `gpu` or `reference`.
         gpu: Which GPU, for device `gpu`; the first real one if None.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
+        kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
+        variant: In words what is different about these settings, where several are measured side by side.
         each_token: Whether device `gpu` hands each token back before it begins the next.
     """
 
@@ -55,6 +57,8 @@ class Settings:
     warm_up: int = 1
     gpu: int | None = None
     each_token: bool = False
+    kernels: str | None = None
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,12 @@ class Subject:
     opened_s: float
 
     def load(
-        self, settings: Settings, *, context: int, sequences: int, progress: Progress | None = None
+        self, settings: Settings, *, context: int, sequences: int, tune: bool = True, progress: Progress | None = None
     ) -> tuple[Plan, Executor]:
         """A plan of its own size and what runs it, as `halfbyte.load` makes them.
+
+        Args:
+            tune: Whether a GPU that never met this model is tuned for it first.
 
         Raises:
             DeviceError: There is no such device, or it is too small.
@@ -86,7 +93,7 @@ class Subject:
         return prepare(
             settings.device, self.spec, self.source, context=context, sequences=sequences, rows=max(8, sequences),
             kv_dtype=settings.kv_dtype, threads=settings.threads, activations=settings.activations, gpu=settings.gpu,
-            progress=progress,
+            kernels=settings.kernels, tune=tune, progress=progress,
         )  # fmt: skip
 
     def cut(self) -> Subject:
@@ -144,6 +151,12 @@ def synthetic(name: str, *, layers: int | None = None, weights: str | None = Non
     weights = weights or "q4g32"
     about = {"name": name, "synthetic": True, "weights": weights, "config": catalog_config(name, layers=layers)}
     return Subject(name, spec, _random_weights(spec, weights), about, None, 0.0)
+
+
+def let_go(executor: Executor) -> None:
+    """Free what an executor has on a GPU."""
+    if close := getattr(executor, "close", None):
+        close()
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:

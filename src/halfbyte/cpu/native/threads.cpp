@@ -7,7 +7,7 @@
 namespace halfbyte {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kSpin = std::chrono::microseconds(300);
 constexpr int kPausesBetweenLooks = 16;
 
 // Waits until `value` is no longer `old`: spinning first, then asleep.

@@ -1,7 +1,7 @@
 // A team of threads that runs one job at a time: the caller is thread 0, the others wait for it.
 //
-// Waiting threads spin for a few hundred microseconds, which covers the gap between two steps or two tokens, and then
-// sleep until they are woken.
+// Waiting threads spin, for tens of microseconds between two steps and for hundreds between two tokens, and then sleep
+// until they are woken.
 #pragma once
 
 #include <atomic>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,19 @@ def test_the_command_line_answers_and_chats() -> None:
     assert chatted.exit_code == 0
     assert chatted.stdout.startswith("Use `tar`")
     assert "Find patterns" in chatted.stdout
+
+
+def test_the_command_line_evaluates(tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"question": "How do I extract a tar archive?", "answer": ANSWER}) + "\n")
+    found = command("eval", "answers", "--questions", str(asked), *GPU, "--no-store", "--json")
+    assert json.loads(found.stdout)["right"] == 1
+    text = tmp_path / "text.txt"
+    text.write_text("List the files of a folder. " * 8)
+    options = ("--text", str(text), "--window", "32", "--activations", "f32", "--no-store", "--json")
+    scored = [json.loads(command("eval", "perplexity", *on, *options).stdout) for on in (GPU, ("--device", "cpu"))]
+    assert scored[0]["device"] == "gpu"
+    assert scored[0]["ppl"] == pytest.approx(scored[1]["ppl"], rel=1e-3)
 
 
 @pytest.mark.parametrize("stored", ["q4_k_m", "q3g32z, q8g32"])

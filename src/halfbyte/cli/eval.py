@@ -150,6 +150,7 @@ def table(
     keep: Keep = Path("quantized"),
     out: Out = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
 ) -> None:
     """Quantize by several methods; compare perplexities at several window lengths, divergence, and answers."""
     from halfbyte.evaluate.answers import read_questions
@@ -161,7 +162,7 @@ def table(
     with _bar() as tick:
         made = Sweep(
             _folder(model), methods.split(","), _lengths(windows), text, calibration, group_size, keep, max_tokens,
-            device, asked,
+            device, asked, gpu,
         ).run(tick)  # fmt: skip
     for file in out or []:
         file.write_text(_FORMS[file.suffix](made), encoding="utf-8")

@@ -39,6 +39,7 @@ class Sweep:
         group_size: Of the decoder layers.
         keep: The folder with the models that the methods make; those that are there are used again.
         questions: What to ask each model, if anything.
+        gpu: Which GPU to use, where there are several.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class Sweep:
     max_tokens: int | None = None
     device: str = "auto"
     questions: Sequence[Question] = ()
+    gpu: int | None = None
 
     def run(self, tick: Tick) -> Table:
         """The table, the original first. Its models are in memory together.
@@ -97,7 +99,7 @@ class Sweep:
         return folder
 
     def _scorer(self, folder: Path, window: int) -> Scorer:
-        return Scorer(folder, window, device=self.device)
+        return Scorer(folder, window, device=self.device, gpu=self.gpu)
 
     def _ids(self) -> Ids:
         scorer = self._scorer(self.source, min(self.windows))
@@ -121,7 +123,9 @@ class Sweep:
         if not self.questions:
             return [None] * len(folders)
         asked = list(self.questions)
-        right = [right_answers(load(folder, self.device, sequences=AT_ONCE), asked, tick) for folder in folders]
+        right = [
+            right_answers(load(folder, self.device, gpu=self.gpu, sequences=AT_ONCE), asked, tick) for folder in folders
+        ]
         return [compare(right[0], None), *(compare(each, right[0]) for each in right[1:])]
 
 

@@ -17,6 +17,7 @@ from halfbyte.cli.plan import plan
 from halfbyte.cli.profile import profile
 from halfbyte.cli.quantize import quantize
 from halfbyte.cli.run import run
+from halfbyte.cli.tune import tune
 
 app = typer.Typer(
     cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
@@ -25,6 +26,7 @@ app.command(cls=Command)(run)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
 app.command(cls=Command)(profile)
+app.command(cls=Command)(tune)
 app.command(cls=Command)(quantize)
 app.command(cls=Command)(export)
 app.command(cls=Command)(doctor)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -12,12 +13,13 @@ from typer.core import TyperGroup
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
+from halfbyte.cli.loading import late_bar
 from halfbyte.cli.output import note, print_json
-from halfbyte.errors import UsageError
+from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.report.schema import Record
-    from halfbyte.report.subject import Subject
+    from halfbyte.report.subject import Settings, Subject
 
 _CASES = "Cases"
 _OUTPUT = "Output"
@@ -55,6 +57,14 @@ WarmUp = Annotated[
 EachToken = Annotated[
     bool,
     typer.Option("--each-token", help="gpu: read each token before the next is begun.", rich_help_panel=_CASES),
+]
+Variants = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,…",
+        help="Side by side, every combination: formats, activations, kernels.",
+        rich_help_panel=_CASES,
+    ),
 ]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", rich_help_panel=_OUTPUT)]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_OUTPUT)]
@@ -102,6 +112,7 @@ def bench(
     repeat: Repeat = 5,
     warm_up: WarmUp = 1,
     each_token: EachToken = False,
+    variants: Variants = None,
     markdown: Markdown = False,
     csv: Csv = False,
     json: Json = False,
@@ -124,20 +135,41 @@ def bench(
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
     where, _ = choose_device(device, gpu=gpu, threads=threads)
     settings = subjects.Settings(where, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token)
-    subject: Subject
-    if synthetic is not None:
-        subject = subjects.synthetic(synthetic, layers=layers, weights=weights)
-    else:
-        subject = subjects.stored(model, revision=revision, offline=offline, weights=weights)
+    from halfbyte.report.variants import variants as all_variants
+
+    chosen = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)
+
+    def subject(weights: str | None) -> Subject:
+        if synthetic is not None:
+            return subjects.synthetic(synthetic, layers=layers, weights=weights)
+        return subjects.stored(model, revision=revision, offline=offline, weights=weights)
+
     done: list[Record] = []
     with ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
         try:
-            for record in measure(subject, settings, wanted, note):
-                done.append(record)
-                _keep(record, file, form)
+            for each in chosen:
+                if each.variant:
+                    note(f"variant {each.variant}")
+                with _passed_over(each):
+                    for record in measure(subject(each.weights), each, wanted, note, late_bar):
+                        done.append(record)
+                        _keep(record, file, form)
         finally:
             _show(done, form)
+    if not done:
+        raise UsageError("no variant could be measured.", "The lines above say why.")
+
+
+@contextmanager
+def _passed_over(settings: Settings) -> Iterator[None]:
+    """One of several variants that a device has not, or computes wrongly, does not end the others."""
+    try:
+        yield
+    except (DeviceError, UnsupportedModelError) as error:
+        if not settings.variant:
+            raise
+        note(f"{settings.variant} is left out: {error.message}")
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -155,7 +155,8 @@ class _Pairs:
 def _by_case(records: Sequence[Record]) -> dict[tuple[str, Case], list[Record]]:
     cases: dict[tuple[str, Case], list[Record]] = {}
     for record in records:
-        cases.setdefault((record.model["name"], record.case), []).append(record)
+        name = " ".join([record.model["name"], record.settings.get("variant", "")]).strip()
+        cases.setdefault((name, record.case), []).append(record)
     return cases
 
 

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
+from halfbyte.devices import Progress, prepare
 from halfbyte.formats import Format, WeightSource
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
 from halfbyte.models.spec import Layer, ModelSpec
-from halfbyte.plan import Executor, Plan, make_plan
+from halfbyte.plan import Executor, Plan
 
 SMALL_NBYTES = 64_000_000
 """Weights of at most so many bytes are checked whole; of larger models, a few layers."""
@@ -42,6 +43,8 @@ class Settings:
         device: `cpu`, `gpu` or `reference`.
         gpu: Which GPU, for device `gpu`; the first real one if None.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
+        kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
+        variant: In words what is different about these settings, where several are measured side by side.
         each_token: Whether device `gpu` hands each token back before it begins the next.
     """
 
@@ -54,6 +57,8 @@ class Settings:
     warm_up: int = 1
     gpu: int | None = None
     each_token: bool = False
+    kernels: str | None = None
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,26 +78,23 @@ class Subject:
     path: Path | None
     opened_s: float
 
-    def plan(self, *, context: int, sequences: int, settings: Settings) -> Plan:
-        """A plan of its own size, as `load` would make it. Raises UsageError for a context out of range."""
-        from halfbyte.devices import BATCH_TOKENS
+    def load(
+        self, settings: Settings, *, context: int, sequences: int, tune: bool = True, progress: Progress | None = None
+    ) -> tuple[Plan, Executor]:
+        """A plan of its own size and what runs it, as `halfbyte.load` makes them.
 
-        rows, tokens, kv_dtype = max(8, sequences), BATCH_TOKENS[settings.device], settings.kv_dtype
-        return make_plan(
-            self.spec,
-            self.source.format,
-            tokens=tokens,
-            context=context,
-            sequences=sequences,
-            rows=rows,
-            kv_dtype=kv_dtype,
-        )
+        Args:
+            tune: Whether a GPU that never met this model is tuned for it first.
 
-    def executor(self, plan: Plan, settings: Settings) -> Executor:
-        """Its weights, loaded for a plan."""
-        from halfbyte.devices import make_executor
-
-        return make_executor(settings.device, plan, self.source, settings.threads, settings.activations, settings.gpu)
+        Raises:
+            DeviceError: There is no such device, or it is too small.
+            UsageError: A context out of range, or an option that the device has not.
+        """
+        return prepare(
+            settings.device, self.spec, self.source, context=context, sequences=sequences, rows=max(8, sequences),
+            kv_dtype=settings.kv_dtype, threads=settings.threads, activations=settings.activations, gpu=settings.gpu,
+            kernels=settings.kernels, tune=tune, progress=progress,
+        )  # fmt: skip
 
     def cut(self) -> Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""
@@ -149,6 +151,12 @@ def synthetic(name: str, *, layers: int | None = None, weights: str | None = Non
     weights = weights or "q4g32"
     about = {"name": name, "synthetic": True, "weights": weights, "config": catalog_config(name, layers=layers)}
     return Subject(name, spec, _random_weights(spec, weights), about, None, 0.0)
+
+
+def let_go(executor: Executor) -> None:
+    """Free what an executor has on a GPU."""
+    if close := getattr(executor, "close", None):
+        close()
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from halfbyte.webgpu import budget
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.kernels.family import Tuning
 from halfbyte.webgpu.lower import ROW_TILE, Lowering
 from halfbyte.webgpu.program import Buffer, Command, Extent, Program, Recorder
 from halfbyte.webgpu.shader import Pipelines
@@ -43,7 +46,9 @@ class GpuExecutor:
         weights: Where its weights come from; each is uploaded once.
         device: An open device; the first real GPU if None.
         off: Names of kernel variants not to use; those that the self-test found wrong if None.
+        tuning: Sizes of kernels; those remembered for the device if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
+        pipelines: The device's compiled kernels, where another executor has some already.
         free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
 
@@ -58,7 +63,9 @@ class GpuExecutor:
         *,
         device: Device | None = None,
         off: Collection[str] | None = None,
+        tuning: Tuning | None = None,
         activations: str = "int8",
+        pipelines: Pipelines | None = None,
         free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -66,7 +73,8 @@ class GpuExecutor:
         self.device = device or open_device()
         self.off = frozenset(_faulty(self.device) if off is None else off)
         unwanted = self.off | ({"int8"} if activations != "int8" else set())
-        self.choice = table.choose(self.device.capabilities, off=unwanted)
+        sizes = _tuned(self.device) if tuning is None else tuning
+        self.choice = table.choose(self.device.capabilities, off=unwanted, tuning=sizes)
         budget.check(self.plan, self.device, free_memory)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
@@ -77,7 +85,7 @@ class GpuExecutor:
         self.target = Target(
             self.device,
             self.plan,
-            Pipelines(self.device),
+            pipelines or Pipelines(self.device),
             store,
             self.layout,
             state,
@@ -88,8 +96,15 @@ class GpuExecutor:
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
         self._bodies: dict[int, tuple[Program, Value]] = {}
         self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
-        self._single = self.lower_single()
+        self._single: tuple[Program, int, Value] | None = self.lower_single()
         self._staging: dict[int, Staging] = {}
+
+    def with_choice(self, choice: table.Choice) -> GpuExecutor:
+        """Another executor with other kernels over the same weights, caches and state; not to be run in turns."""
+        other = copy(self)
+        other.choice, other.target = choice, replace(self.target, choice=choice)
+        other._bodies, other._heads, other._single = {}, {}, None
+        return other
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
@@ -118,6 +133,7 @@ class GpuExecutor:
     @property
     def single(self) -> tuple[Program, int, Value]:
         """The program of one token, where its head begins, and its logits."""
+        self._single = self._single or self.lower_single()
         return self._single
 
     @property
@@ -196,7 +212,7 @@ class GpuExecutor:
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
         if tokens == 1 and rows <= 1:
-            program, head_at, logits = self._single
+            program, head_at, logits = self.single
             return program.commands(extent)[: None if rows else head_at], logits
         columns = _columns(tokens)
         body, hidden = self._body(columns)
@@ -255,3 +271,9 @@ def _faulty(device: Device) -> frozenset[str]:
     from halfbyte.webgpu.selftest import faulty_variants
 
     return faulty_variants(device)
+
+
+def _tuned(device: Device) -> Tuning:
+    from halfbyte.webgpu.tuning.choices import remembered_tuning
+
+    return remembered_tuning(device)

@@ -107,9 +107,7 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
 def examined(device: Device, *, cache: Path | None = None) -> Verdict:
     """What the self-test finds or found on a device. The test runs once for a device, driver and kernels."""
     path = cache or cache_file("gpu-selftest.json")
-    key = (
-        f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
-    )
+    key = device_key(device)
     if found := _verdict(read(path).get(key)):
         return found
     began = time.perf_counter()
@@ -117,6 +115,12 @@ def examined(device: Device, *, cache: Path | None = None) -> Verdict:
     verdict = Verdict(None if off is None else tuple(sorted(off)), time.perf_counter() - began)
     write(path, read(path) | {key: asdict(verdict)})
     return verdict
+
+
+def device_key(device: Device) -> str:
+    """What results are remembered by: adapter, driver, what both offer, and the kernels."""
+    about = (device.name, device.adapter.backend, device.adapter.driver, device.capabilities, kernels_hash())
+    return " | ".join(map(str, about))
 
 
 def _verdict(known: Any) -> Verdict | None:

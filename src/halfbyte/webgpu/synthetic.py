@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +21,33 @@ class SyntheticWeights:
     """The `WeightSource` protocol with random values of a size that keeps activations in range.
 
     Args:
-        weight_format: The format of matrices; vectors are float32.
+        weight_format: The format of matrices, or a tensor's format by its name; vectors are float32.
     """
 
-    def __init__(self, spec: ModelSpec, weight_format: str = "q4g32") -> None:
+    def __init__(self, spec: ModelSpec, weight_format: str | Callable[[str], Format] = "q4g32") -> None:
         self._spec = spec
-        self._matrix_format = get_format(weight_format)
+        self._matrix_format = weight_format
 
     def format(self, name: str) -> Format:
         """The format of a tensor."""
-        return self._matrix_format if len(self._spec.shapes[name]) == 2 else get_format("f32")
+        if len(self._spec.shapes[name]) != 2:
+            return get_format("f32")
+        wanted = self._matrix_format
+        return get_format(wanted) if isinstance(wanted, str) else wanted(name)
 
     def weight(self, name: str) -> Weight:
         """Random parts, the same at each call; norms' weights leave their input's size as it is."""
         shape, stored = self._spec.shapes[name], self.format(name)
         if len(shape) == 1:
             return Weight(stored, shape, {"": np.full(shape, 1 - self._spec.norm_offset, np.float32)})
-        distinct = (min(DISTINCT_ROWS, shape[0]), shape[1])
-        parts = _random_parts(stored, distinct, np.random.default_rng(zlib.crc32(name.encode())))
+        parts = self.tile(name).parts
         return Weight(stored, shape, {suffix: _repeated(part, shape[0]) for suffix, part in parts.items()})
+
+    def tile(self, name: str) -> Weight:
+        """The first rows of a matrix, which the others repeat: a device can copy them by itself."""
+        (rows, columns), stored = self._spec.shapes[name], self.format(name)
+        shape = (min(DISTINCT_ROWS, rows), columns)
+        return Weight(stored, shape, _random_parts(stored, shape, np.random.default_rng(zlib.crc32(name.encode()))))
 
     def release(self, name: str) -> None:
         """Nothing is kept."""

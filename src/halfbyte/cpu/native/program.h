@@ -24,6 +24,7 @@ struct Context {
     const Kernels* kernels;
     float* local;
     float* shared;
+    Shares* shares;
     bool int8;  // whether activations are rounded to 8 bits for packed weights
 };
 
@@ -44,6 +45,8 @@ public:
     Program(int threads, Isa isa, int64_t context, bool int8);
 
     Pool& pool() { return pool_; }
+    // Memory for matrices.
+    Arena& arena() { return arena_; }
     Isa isa() const { return isa_; }
     Inputs& inputs() { return inputs_; }
     void add(std::unique_ptr<Step> step);
@@ -62,6 +65,8 @@ private:
     bool int8_;
     const Kernels& kernels_;
     Pool pool_;
+    Arena arena_;
+    Shares shares_;
     Inputs inputs_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<int64_t> step_ns_;

@@ -163,14 +163,18 @@ def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache
     }
 
 
+def head_lanes(head_dim: int) -> int:
+    """Lanes that hold a head, eight values each: a power of two."""
+    return 1 << (-(-head_dim // 8) - 1).bit_length()
+
+
 def _attend_derived(sizes: Sizes) -> Constants:
     """TL, lanes that hold a head, and SLICES, workgroups for the query heads that share a key head."""
-    lanes = 1 << (-(-sizes["head_dim"] // 8) - 1).bit_length()
-    return {"TL": lanes, "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"]}
+    return {"TL": head_lanes(sizes["head_dim"]), "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"]}
 
 
 def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
-    lanes = _attend_derived(sizes)["TL"]
+    lanes = head_lanes(sizes["head_dim"])
     return bool(
         sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
         and sizes["WG"] // lanes > sizes["SLICE"]
@@ -199,9 +203,9 @@ def _attend_tiled_fits(choice: Choice, sizes: Sizes) -> bool:
     )
 
 
-def _norm(choice: Choice, *, width: int) -> Constants:
-    """Sizes for a norm: WG, for one row a workgroup."""
-    large = choice.large_workgroups and choice.subgroup and width > 2048
+def _norm(choice: Choice, *, width: int, columns: int) -> Constants:
+    """Sizes for a norm: WG, for one row a workgroup; with many rows small ones keep a GPU busier."""
+    large = choice.large_workgroups and choice.subgroup and width > 2048 and columns
     return {"WG": 1024 if large else 256}
 
 

@@ -16,6 +16,8 @@ WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
 """Attention over many keys is split among twice as many workgroups."""
+MERGING_STORAGE = 10_000
+"""Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +129,41 @@ def gemm(choice: Choice, *, rows: int) -> Constants:
 
 
 def attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int) -> Constants:
-    """Sizes for attention of few tokens: WG, TL, SLICE, SLICES, KEYS, SPLIT_KEYS, MAX_SPLITS."""
+    """Sizes for attention of few tokens: WG, TL, SLICE, SLICES, KEYS, CHUNK, SPLIT_CHUNKS, MAX_SPLITS, AT_ONCE."""
     eights = -(-head_dim // 8)
     team = 1 << (eights - 1).bit_length()
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
-    side_by_side = heads // slice_
     keys = (4 if slice_ * eights <= 64 else 2) if choice.subgroup else 1
-    split = 32 if side_by_side <= 4 else 64
+    most = min(64, max(4, -(-2 * BUSY_WORKGROUPS * slice_ // heads)))
+    return attend_sizes(choice, heads, kv_heads, team, wg=256, slice_=slice_, keys=keys, split_chunks=1, most=most)
+
+
+def attend_sizes(
+    choice: Choice,
+    heads: int,
+    kv_heads: int,
+    team: int,
+    *,
+    wg: int,
+    slice_: int,
+    keys: int,
+    split_chunks: int,
+    most: int,
+) -> Constants:
+    """Everything about attention of few tokens that follows from the sizes that can be chosen."""
+    kept = wg // max(team, choice.subgroup) * 2 * team * 16
+    room = 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE
     return {
-        "WG": 256,
+        "WG": wg,
         "TL": team,
         "SLICE": slice_,
-        "SLICES": group // slice_,
+        "SLICES": heads // kv_heads // slice_,
         "KEYS": keys,
-        "SPLIT_KEYS": split,
-        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))),
+        "CHUNK": wg // team * keys,
+        "SPLIT_CHUNKS": split_chunks,
+        "MAX_SPLITS": most,
+        "AT_ONCE": max(1, min(slice_, room // kept)),
         "SUBGROUP": choice.subgroup,
     }
 

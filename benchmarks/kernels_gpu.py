@@ -1,8 +1,6 @@
 """GPU kernels in the shapes of real models: time, bytes and share of the measured bandwidth of every kind of dispatch.
 
-    python benchmarks/kernels_gpu.py model phi-4-mini llama-3.2-1b     whole models, synthetic weights
-    python benchmarks/kernels_gpu.py tune phi-4-mini --layers 8        sizes of the matrix × vector products
-    python benchmarks/kernels_gpu.py tune-attention phi-4-mini --layers 4 --context 8192
+    python benchmarks/kernels_gpu.py phi-4-mini llama-3.2-1b     whole models, synthetic weights
 
 A kind is all dispatches of one label in a model's program, run back to back over their own weights, so that caches
 see what they see in use. Every model's numbers come after a check: its programs for one and for many tokens agree.
@@ -27,7 +25,6 @@ from halfbyte.runtime import SamplingParams
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Extent, Program
 from halfbyte.webgpu.synthetic import SyntheticWeights
 from halfbyte.webgpu.timing import Clock
@@ -180,103 +177,8 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
     return result
 
 
-def candidates(chosen: dict[str, Any], outputs_owned: bool) -> Iterator[dict[str, Any]]:
-    for wg, team, rows, unroll in itertools.product(
-        (64, 128, 256, 512, 1024), (8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8, 12)
-    ):
-        units = rows * (chosen["UNITS"] // chosen["ROWS"])
-        if (outputs_owned and wg // team * rows != 32) or not 3 <= units * unroll <= 16:
-            continue
-        if not outputs_owned and (wg not in (64, 256) or team < 16):
-            continue
-        yield {**chosen, "WG": wg, "TEAM": team, "ROWS": rows, "UNITS": units, "UNROLL": unroll}
-
-
-def tune(device: Device, name: str, args: argparse.Namespace) -> None:
-    """Times every size of each matrix × vector product of a model."""
-    plain = table.gemv
-    clock = Clock(device)
-    run = executor(device, name, args)
-    warm(run, 1.0)
-    asked: dict[str, dict[str, Any]] = {}
-
-    def noted(choice: Any, **shape: Any) -> dict[str, Any]:
-        sizes = plain(choice, **shape)
-        asked.setdefault(json.dumps(shape, sort_keys=True), sizes)
-        return sizes
-
-    table.gemv = noted
-    run.lower_single()
-    for key, sizes in asked.items():
-        shape = json.loads(key)
-        tried = [c for c in candidates(sizes, shape["emit"]) if c["UNROLL"] <= -(-shape["blocks"] // c["TEAM"])]
-        built = []
-        for sizes_tried in [sizes, *(c for c in tried if c != sizes)]:
-            table.gemv = lambda choice, now=sizes_tried, wanted=shape, **s: now if s == wanted else plain(choice, **s)
-            built.append((run.lower_single()[0], sizes_tried))
-        table.gemv = plain
-        label = f"gemv {shape['outputs'] * (2 if shape['gated'] else 1)}×{shape['blocks'] * 32}"
-        busy(run, 0.4)
-        timed = []
-        for program, sizes_tried in built:
-            commands = [c for _, c in kinds(program, Extent(1, 1, 512))[label]]
-            many = commands * max(1, 192 // len(commands))
-            timed.append((clock.median(many, repeats=5) / len(many), sizes_tried))
-        now = timed[0]
-        print(f"{shape['outputs']}×{shape['blocks'] * 32} gated={shape['gated']} emit={shape['emit']}")
-        print(f"   now {now[0] * 1e6:.2f} µs {_brief(now[1])}")
-        for seconds, sizes_tried in sorted(timed, key=lambda t: t[0])[:6]:
-            print(f"   {seconds * 1e6:.2f} µs {_brief(sizes_tried)}", flush=True)
-    table.gemv = plain
-
-
-def tune_attention(device: Device, name: str, args: argparse.Namespace) -> None:
-    """Times sizes of the attention of one token at several lengths of the context."""
-    plain = table.attend
-    clock = Clock(device)
-    run = executor(device, name, args)
-    lengths = [n for n in (512, 2048, 8192) if n <= run.plan.context]
-    tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in run.plan.groups}
-    run.load(Batch(*(np.full(1, v, np.int32) for v in (1, run.plan.context - 1, 0, 0)), tables, np.zeros(1, np.int32)))
-    built = []
-    for wg, keys, split, most, slice_ in itertools.product(
-        (128, 256), (1, 2, 4), (32, 64, 128), (16, 32, 64), (1, 2, 3, 4)
-    ):
-
-        def tried(
-            choice: Any, *, wg=wg, keys=keys, split=split, most=most, slice_=slice_, **shape: int
-        ) -> dict[str, Any]:
-            sizes = plain(choice, **shape)
-            group = sizes["SLICE"] * sizes["SLICES"]
-            slices = {"SLICE": slice_, "SLICES": group // slice_} if group % slice_ == 0 else {}
-            return {**sizes, **slices, "WG": wg, "KEYS": keys, "SPLIT_KEYS": split, "MAX_SPLITS": most}
-
-        table.attend = tried
-        built.append(
-            (run.lower_single()[0], f"WG={wg} KEYS={keys} SPLIT_KEYS={split} MAX_SPLITS={most} SLICE={slice_}")
-        )
-    table.attend = plain
-    built.insert(0, (run.lower_single()[0], "now"))
-    for length in lengths:
-        run.load(Batch(*(np.full(1, v, np.int32) for v in (1, length - 1, 0, 0)), tables, np.zeros(1, np.int32)))
-        busy(run, 0.4)
-        timed = []
-        for program, sizes in built:
-            commands = [c for _, c in kinds(program, Extent(1, 1, length))["attend"]]
-            many = commands * max(1, 96 // len(commands))
-            timed.append((clock.median(many, repeats=5) / len(many), sizes))
-        print(f"attention over {length} keys: now {timed[0][0] * 1e6:.2f} µs")
-        for seconds, sizes in sorted(timed)[:8]:
-            print(f"   {seconds * 1e6:.2f} µs {sizes}", flush=True)
-
-
-def _brief(sizes: dict[str, Any]) -> str:
-    return " ".join(f"{name}={sizes[name]}" for name in ("WG", "TEAM", "ROWS", "UNROLL"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("model", "tune", "tune-attention"))
     parser.add_argument("models", nargs="+")
     parser.add_argument("--software", action="store_true", help="take a software GPU")
     parser.add_argument("--layers", type=int)
@@ -290,7 +192,7 @@ def main() -> None:
     device = open_device(software=args.software)
     print(device.name, device.adapter.driver, device.capabilities, file=sys.stderr)
     for name in args.models:
-        {"model": model, "tune": tune, "tune-attention": tune_attention}[args.what](device, name, args)
+        model(device, name, args)
 
 
 if __name__ == "__main__":

@@ -385,10 +385,14 @@ def make_executor(
     return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")
 
 
-def make_decoder(device: str, executor: Any) -> Decoder | None:
-    """What chooses tokens where the executor runs, on devices that can."""
+def make_decoder(device: str, executor: Any, *, each_token: bool = False) -> Decoder | None:
+    """What chooses tokens where the executor runs, on devices that can.
+
+    Args:
+        each_token: Whether each is handed back before the next is begun; else several are on their way.
+    """
     if device != "gpu":
         return None
     from halfbyte.webgpu.decode import ResidentDecoder
 
-    return ResidentDecoder(executor)
+    return ResidentDecoder(executor, ahead=1, together=1) if each_token else ResidentDecoder(executor)

@@ -7,13 +7,19 @@ from functools import cache
 import numpy as np
 
 from halfbyte.plan import Batch, Plan
-from halfbyte.webgpu.device import BASELINE, Device, open_device
+from halfbyte.webgpu.device import BASELINE, Device, find_adapters, open_device
 
 
 @cache
 def software_gpu(*, baseline: bool = False) -> Device:
     """The software adapter, all it offers or a browser's default limits without subgroups."""
     return open_device(software=True, subgroups=not baseline, limits=BASELINE if baseline else None)
+
+
+@cache
+def software_index() -> int:
+    """The software adapter's number, as `load(gpu=…)` takes it."""
+    return next(i for i, adapter in enumerate(find_adapters()) if adapter.software)
 
 
 def block_tables(plan: Plan) -> dict[str, np.ndarray]:

@@ -51,8 +51,8 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     return spec
 
 
-def logits(source: Any, spec: ModelSpec, ids: list[int], rope_set: int = 0) -> np.ndarray:
-    plan = make_plan(spec, source.format, rows=len(ids), tokens=len(ids), kv_dtype="f32", context=64)
+def logits(source: Any, spec: ModelSpec, ids: list[int], rope_set: int = 0, *, context: int = 64) -> np.ndarray:
+    plan = make_plan(spec, source.format, rows=len(ids), tokens=len(ids), kv_dtype="f32", context=context)
     return feed(ReferenceExecutor(plan, source), ids, rope_set=rope_set)
 
 

@@ -43,7 +43,7 @@ def record() -> Record:
         read_bandwidth=(9e9, 11e9), peak_bytes=123_000_000,
         check={"kl": 0.001, "same": 8, "tokens": 8, "layers": 2, "all_layers": 16}, machine={"processor": "Test CPU"},
         versions={}, model={"name": "test", "synthetic": True, "nbytes": 20e6},
-        settings={"device": "cpu", "threads": 2},
+        settings={"device": "cpu", "threads": 2}, device_bytes=456_000_000, gpu_s=0.002,
     )  # fmt: skip
 
 
@@ -62,13 +62,14 @@ def test_figures_follow_from_the_samples(record: Record) -> None:
     assert (shown["ms/token p50"], shown["p95"], shown["p99"]) == ("10.000", "30.000", "30.000")
     assert shown["% of read bandwidth"] == f"{100 * 20e6 * (8 / 0.06) / 10e9:.0f}"
     assert shown["host ms/token"] == "1.000"
-    assert shown["dispatches/token"] == "50.0"
-    assert shown["host MB"] == "123"
+    assert shown["dispatches/token"] == f"{500 / 8}"
+    assert shown["GPU ms/token"] == "1.000"
+    assert (shown["host MB"], shown["device MB"]) == ("123", "456")
 
 
 def test_what_is_unknown_is_a_dash_and_never_zero(record: Record) -> None:
     bare = replace(record.samples[0], prefill_s=None, host_s=None, counters={}, step_s=())
-    shown = cells(replace(record, samples=(bare,), read_bandwidth=(), peak_bytes=None))
+    shown = cells(replace(record, samples=(bare,), read_bandwidth=(), peak_bytes=None, device_bytes=None, gpu_s=None))
     unknown = {name for name, cell in shown.items() if cell == "–"}
     assert unknown >= {"prefill ms", "tokens/s", "p99", "dispatches/token", "GPU ms/token", "host ms/token", "host MB"}
     assert {name for name, cell in shown.items() if cell.startswith("0")} == {"total s"}
@@ -86,6 +87,14 @@ def test_tables_have_a_cell_a_figure_and_case(record: Record) -> None:
 def test_a_record_survives_its_file(record: Record, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(record.to_json() + "\n")
     assert read(tmp_path / "a.jsonl") == [record]
+
+
+def test_lines_from_before_there_were_gpu_columns_are_read(record: Record, tmp_path: Path) -> None:
+    values = json.loads(record.to_json())
+    for name in ("device_bytes", "gpu_s"):
+        del values[name]
+    (tmp_path / "a.jsonl").write_text(json.dumps(values))
+    assert read(tmp_path / "a.jsonl") == [replace(record, device_bytes=None, gpu_s=None)]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +223,7 @@ def test_a_full_disk_is_a_sentence_and_the_row_is_shown(monkeypatch: pytest.Monk
         (("--layers", "2"), 2, "--layers goes with --synthetic"),
         (("-p", "8,x"), 2, "'8,x' is not a list of numbers"),
         (("-p", "999999"), 6, "positions; pocket has"),
+        (("--each-token", "--device", "cpu"), 2, "device cpu hands back each token anyway"),
         (("--json", "--csv"), 2, "exclude each other"),
         (("compare", "/no/a", "/no/b"), 2, "cannot read '/no/a'"),
     ],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.answers import compare, read_questions
-from halfbyte.evaluate.divergence import _compare, _summary
+from halfbyte.evaluate.answers import Answers, compare, read_questions
+from halfbyte.evaluate.divergence import Divergence, _compare, _summary
 from halfbyte.evaluate.perplexity import mean_perplexity
 from halfbyte.evaluate.scorer import log_probabilities
 from halfbyte.evaluate.table import Row, Table
@@ -63,7 +63,7 @@ def test_perplexity_of_known_losses() -> None:
 
 def test_divergence_of_known_distributions() -> None:
     p, q = np.array([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2]]), np.array([[0.25, 0.5, 0.25], [0.2, 0.6, 0.2]])
-    columns = _compare(np.log(q).astype(np.float32), np.log(p).astype(np.float32), np.array([0, 1]))
+    columns = _compare(np.log(q), np.log(p), np.array([0, 1]))
     found = _summary(columns)
     assert found.kl_max == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2), rel=1e-5)
     assert found.kl_mean == pytest.approx(found.kl_max / 2, rel=1e-5)
@@ -90,11 +90,12 @@ def test_questions_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_table_in_every_form() -> None:
-    table = Table(
-        (16, 2048), (Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2)), Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2))), "x", 99
-    )
+    moved = Divergence(0.02, 0.001, 0.2, 1.5, 0.9, 33.0, 32.25, 1.02326, 98)
+    first = Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2), None, Answers(9, 10))
+    table = Table((16, 2048), (first, Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2), moved, Answers(8, 10, 7, 9))), "x", 99)
     assert "| a<b | 4.500 | 74.000 | 33.000 |" in table.markdown()
-    assert "a<b,4.5,2048,33.0,0.2" in table.csv()
+    assert "| a<b | 4.500 | 0.0200 | 0.200 | 90.0% | 1.0233 | 8 | 7 of 9 |" in table.markdown()
+    assert "a<b,4.5,74.0,0.5,33.0,0.2,0.02,0.001,0.2,1.5,0.9,1.02326,8,10,7,9" in table.csv()
     assert json.loads(table.json())["rows"][0]["ppl"] == [72.5, 32.25]
     plot = ElementTree.fromstring(table.svg())
     assert len(plot.findall("{http://www.w3.org/2000/svg}polyline")) == 2

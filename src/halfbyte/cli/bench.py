@@ -52,6 +52,10 @@ Repeat = Annotated[
 WarmUp = Annotated[
     int, typer.Option("--warm-up", metavar="N", min=0, help="Repetitions not counted.", rich_help_panel=_CASES)
 ]
+EachToken = Annotated[
+    bool,
+    typer.Option("--each-token", help="gpu: read each token before the next is begun.", rich_help_panel=_CASES),
+]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", rich_help_panel=_OUTPUT)]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a case.", rich_help_panel=_OUTPUT)]
@@ -93,6 +97,7 @@ def bench(
     batch: Batches = "1",
     repeat: Repeat = 5,
     warm_up: WarmUp = 1,
+    each_token: EachToken = False,
     markdown: Markdown = False,
     csv: Csv = False,
     json: Json = False,
@@ -113,7 +118,7 @@ def bench(
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
     settings = subjects.Settings(
-        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up, gpu
+        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token
     )
     subject: Subject
     if synthetic is not None:

@@ -15,6 +15,7 @@ from halfbyte.cli.command import Command, Group
 from halfbyte.cli.output import note, print_json, print_pairs
 
 if TYPE_CHECKING:
+    from halfbyte.evaluate.table import Table
     from halfbyte.evaluate.windows import Protocol
 
 ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
@@ -32,9 +33,12 @@ ProtocolOption = Annotated[
     ProtocolName, typer.Option("--protocol", metavar="windows|gptq|llama.cpp|sliding", help="How the text is cut.")
 ]
 Questions = Annotated[Path, typer.Option(metavar="FILE", help='JSON lines, each {"question": …, "answer": …}.')]
+Asked = Annotated[
+    Path | None, typer.Option("--questions", metavar="FILE", help="Count right answers too; JSON lines as for answers.")
+]
 Store = Annotated[bool, typer.Option("--store/--no-store", help="Keep the result in the model's halfbyte.json.")]
 Windows = Annotated[str, typer.Option(metavar="N,N,…", help="Window lengths.")]
-Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq.")]
+Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq, and folders made before.")]
 Keep = Annotated[Path, typer.Option(metavar="FOLDER", help="Where quantized models are kept and found again.")]
 Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibrate on.")]
 GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Of the decoder layers.")]
@@ -150,30 +154,34 @@ def table(
     windows: Windows = "16,96,192,256,512,768,1024,1536,2048",
     group_size: GroupSize = 128,
     max_tokens: MaxTokens = None,
+    questions: Asked = None,
     keep: Keep = Path("quantized"),
     out: Out = None,
     device: opt.DeviceOption = "auto",
 ) -> None:
-    """Quantize by several methods and compare perplexities at several window lengths."""
-    from halfbyte.evaluate.sweep import sweep
-    from halfbyte.evaluate.table import Table
+    """Quantize by several methods; compare perplexities at several window lengths, divergence, and answers."""
+    from halfbyte.evaluate.answers import read_questions
+    from halfbyte.evaluate.sweep import Sweep
 
-    lengths = _lengths(windows)
+    if unknown := [file for file in out or [] if file.suffix not in _FORMS]:
+        raise typer.BadParameter(f"{unknown[0]} must end in {', '.join(_FORMS)}.")
+    asked = read_questions(questions) if questions else []
     with _bar() as tick:
-        made: Table = sweep(
-            _folder(model), methods.split(","), lengths, text, calibration=calibration, group_size=group_size,
-            keep=keep, max_tokens=max_tokens, device=device, tick=tick,
-        )  # fmt: skip
+        made = Sweep(
+            _folder(model), methods.split(","), _lengths(windows), text, calibration, group_size, keep, max_tokens,
+            device, asked,
+        ).run(tick)  # fmt: skip
     for file in out or []:
-        file.write_text(_rendered(made, file), encoding="utf-8")
+        file.write_text(_FORMS[file.suffix](made), encoding="utf-8")
     print(made.markdown(), end="")
 
 
-def _rendered(made: Any, file: Path) -> str:
-    forms: dict[str, Callable[[], str]] = {".md": made.markdown, ".csv": made.csv, ".json": made.json, ".svg": made.svg}
-    if file.suffix not in forms:
-        raise typer.BadParameter(f"{file} must end in {', '.join(forms)}.")
-    return forms[file.suffix]()
+_FORMS: dict[str, Callable[[Table], str]] = {
+    ".md": lambda table: table.markdown(),
+    ".csv": lambda table: table.csv(),
+    ".json": lambda table: table.json(),
+    ".svg": lambda table: table.svg(),
+}
 
 
 def _lengths(windows: str) -> list[int]:

@@ -26,6 +26,15 @@ Method = Annotated[
 ]
 Clip = Annotated[bool, typer.Option("--clip", help="rtn: ranges of least squared error.", rich_help_panel=_METHOD)]
 AwqScales = Annotated[bool, typer.Option("--awq-scales", help="gptq: after AWQ's scales.", rich_help_panel=_METHOD)]
+Refine = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="gptq, awq: passes over the text in which scales and norms learn the original's distribution.",
+        rich_help_panel=_METHOD,
+    ),
+]
 Bits = Annotated[int, typer.Option(metavar="3|4|8", help="Bits of a weight.", rich_help_panel=_FORMAT)]
 GroupSize = Annotated[
     int | None,
@@ -85,6 +94,7 @@ def quantize(
     method: Method = "rtn",
     clip: Clip = False,
     awq_scales: AwqScales = False,
+    refine: Refine = 0,
     bits: Bits = 4,
     group_size: GroupSize = None,
     zero_points: ZeroPoints = None,
@@ -112,6 +122,7 @@ def quantize(
             method=method,
             clip=clip,
             awq_scales=awq_scales,
+            refine=refine,
             bits=bits,
             group_size=group_size or (128 if method == "awq+" else 32),
             zero_points=method != "rtn" if zero_points is None else zero_points,

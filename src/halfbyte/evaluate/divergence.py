@@ -5,6 +5,7 @@ Both models run side by side, batch by batch; nothing is kept but one number a t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,30 +48,44 @@ def divergence(
     Raises:
         UsageError: They have different vocabularies.
     """
+    return divergences([model], base, ids, protocol, tick)[0]
+
+
+def divergences(
+    models: Sequence[Scorer], base: Scorer, ids: Ids, protocol: Protocol, tick: Tick = lambda what, done, total: None
+) -> list[Divergence]:
+    """Compare several models with one base, which is run once. Raises what `divergence` raises."""
+    for model in models:
+        _check_vocabularies(model, base)
+    windows = protocol.cut(ids)
+    total = sum(len(window.ids) - window.first_scored for window in windows)
+    columns: list[list[Float64]] = [[] for _ in models]
+    done = 0
+    for theirs, *ours in zip(base.score(windows), *(model.score(windows) for model in models), strict=True):
+        for start in range(0, len(theirs.targets), _ROWS):
+            rows = slice(start, start + _ROWS)
+            expected = log_probabilities(theirs.logits[rows])
+            for column, scored in zip(columns, ours, strict=True):
+                column.append(_compare(log_probabilities(scored.logits[rows]), expected, theirs.targets[rows]))
+        done += len(theirs.targets)
+        tick("divergence", done, total)
+    return [_summary(np.concatenate(column, axis=1)) for column in columns]
+
+
+def _check_vocabularies(model: Scorer, base: Scorer) -> None:
     if model.model.spec.vocab_size != base.model.spec.vocab_size:
         sizes = f"{model.model.spec.vocab_size:,} and {base.model.spec.vocab_size:,}"
         raise UsageError(
             f"The models' vocabularies differ: {sizes} tokens.", "Compare a model with what it was made from."
         )
-    windows = protocol.cut(ids)
-    total = sum(len(window.ids) - window.first_scored for window in windows)
-    columns: list[Float64] = []
-    done = 0
-    for ours, theirs in zip(model.score(windows), base.score(windows), strict=True):
-        for start in range(0, len(ours.targets), _ROWS):
-            rows = slice(start, start + _ROWS)
-            columns.append(_compare(ours.logits[rows], theirs.logits[rows], ours.targets[rows]))
-        done += len(ours.targets)
-        tick("divergence", done, total)
-    return _summary(np.concatenate(columns, axis=1))
 
 
-def _compare(ours: np.ndarray, theirs: np.ndarray, targets: np.ndarray) -> Float64:
+def _compare(ours: Float64, theirs: Float64, targets: np.ndarray) -> Float64:
     """Of each token: KL, agreement on the likeliest, and both negative log-likelihoods; `[4, tokens]`."""
-    q, p = log_probabilities(ours), log_probabilities(theirs)
     each = np.arange(len(targets))
-    kl = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0)
-    return np.stack([kl, p.argmax(axis=1) == q.argmax(axis=1), -q[each, targets], -p[each, targets]])
+    kl = np.maximum((np.exp(theirs) * (theirs - ours)).sum(axis=1), 0)
+    agree = theirs.argmax(axis=1) == ours.argmax(axis=1)
+    return np.stack([kl, agree, -ours[each, targets], -theirs[each, targets]])
 
 
 def _summary(columns: Float64) -> Divergence:

@@ -34,8 +34,8 @@ class Scorer:
     Args:
         model: A folder or hub id.
         window: The longest window.
-        activations: What packed weights are multiplied with, as for `load`; by default f32, which
-            shows what the weights cost alone.
+        activations: What packed weights are multiplied with, as for `load`: by default what the device does whenever
+            it runs the model, so that this is what is judged. `f32` shows what the weights cost alone.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Scorer:
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
         self.model: Model = load(
-            model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights, kv_dtype="f32",
-            activations=activations or "f32",
+            model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights,
+            activations=activations,
         )  # fmt: skip
         vocabulary = self.model.spec.vocab_size
         self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))

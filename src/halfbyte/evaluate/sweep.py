@@ -3,60 +3,117 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halfbyte.checkpoint.folder import open_checkpoint
+from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import UsageError
+from halfbyte.evaluate.answers import AT_ONCE, Answers, Question, compare, right_answers
+from halfbyte.evaluate.divergence import Divergence, divergences
 from halfbyte.evaluate.perplexity import Perplexity, Tick, perplexity
 from halfbyte.evaluate.scorer import Scorer
 from halfbyte.evaluate.table import Row, Table
 from halfbyte.evaluate.texts import read_text, tokens_of
-from halfbyte.evaluate.windows import Protocol
+from halfbyte.evaluate.windows import Ids, Protocol
+from halfbyte.model import load
 from halfbyte.models import build_spec
 from halfbyte.quantize import METHODS, quantize
 
 ORIGINAL = "bf16"
 
 
-def sweep(
-    source: Path, methods: Sequence[str], windows: Sequence[int], text: str, *, calibration: Path, group_size: int,
-    keep: Path, max_tokens: int | None, device: str, tick: Tick,
-) -> Table:  # fmt: skip
-    """The table of a model. Quantized models are kept in folders under `keep`, and used again if they are there.
+@dataclass(frozen=True)
+class Sweep:
+    """What a table shows.
 
-    All methods quantize the decoder layers to 4 bits with zero points and leave table and output matrix as they are,
-    except `awq+`, which is AWQ with those in 4 bits and groups of 32.
-
-    Raises:
-        UsageError: A method is unknown, or the text is too short.
+    Attributes:
+        methods: Names of methods, or folders of models that were quantized before.
+        windows: Window lengths.
+        text: A file, or `wikitext-2`; its first `max_tokens` tokens.
+        calibration: For the methods that need text.
+        group_size: Of the decoder layers.
+        keep: The folder with the models that the methods make; those that are there are used again.
+        questions: What to ask each model, if anything.
     """
-    unknown = [name for name in methods if name not in (ORIGINAL, *METHODS)]
-    if unknown:
-        raise UsageError(f"The method {unknown[0]!r} is unknown.", f"Known are {', '.join((ORIGINAL, *METHODS))}.")
-    rows, tokens = [], 0
-    for name in methods:
-        folder = source if name == ORIGINAL else _quantized(source, name, calibration, group_size, keep, tick)
-        found = [_measure(folder, window, text, max_tokens, device, tick) for window in windows]
-        rows.append(Row(name, _bits(folder), tuple(p.ppl for p in found), tuple(p.stderr for p in found)))
-        tokens = max(p.tokens for p in found)
-    return Table(tuple(windows), tuple(rows), text, tokens)
 
+    source: Path
+    methods: Sequence[str]
+    windows: Sequence[int]
+    text: str
+    calibration: Path
+    group_size: int
+    keep: Path
+    max_tokens: int | None = None
+    device: str = "auto"
+    questions: Sequence[Question] = ()
 
-def _quantized(source: Path, method: str, calibration: Path, group_size: int, keep: Path, tick: Tick) -> Path:
-    folder = keep / f"{source.name}-{method}-g{group_size}"
-    if not folder.is_dir():
-        bits: dict[str, Any] = {} if method == "awq+" else {"embed_bits": 16, "head_bits": 16}
-        quantize(
-            source, folder, method=method, group_size=group_size, zero_points=True, calibration=calibration,
-            progress=lambda what, done, total: tick(f"{method}: {what}", done, total), **bits,
-        )  # fmt: skip
-    return folder
+    def run(self, tick: Tick) -> Table:
+        """The table, the original first. Its models are in memory together.
 
+        Methods quantize the decoder layers to 4 bits with zero points and leave table and output matrix as they are,
+        except `awq+`, which is AWQ with those in 4 bits and groups of 32.
 
-def _measure(folder: Path, window: int, text: str, most: int | None, device: str, tick: Tick) -> Perplexity:
-    scorer = Scorer(folder, window, device=device)
-    return perplexity(scorer, tokens_of(scorer.model.tokenizer, read_text(text), most), Protocol(window=window), tick)
+        Raises:
+            UsageError: A method is unknown, or the text is too short.
+        """
+        names = [name for name in self.methods if name != ORIGINAL]
+        unknown = next(
+            (name for name in names if name not in METHODS and not (Path(name) / MANIFEST_NAME).is_file()), ""
+        )
+        if unknown:
+            raise UsageError(
+                f"The method {unknown!r} is unknown.",
+                f"Known are {', '.join((ORIGINAL, *METHODS))}, and folders of quantized models.",
+            )
+        folders = [self.source, *(self._quantized(name, tick) for name in names)]
+        ids = self._ids()
+        found = [self._perplexities(folder, ids, tick) for folder in folders]
+        moved = self._divergences(folders, ids, tick)
+        answers = self._answers(folders, tick)
+        rows = [
+            Row(name, _bits(folder), tuple(p.ppl for p in ppl), tuple(p.stderr for p in ppl), apart, right)
+            for name, folder, ppl, apart, right in zip(
+                [ORIGINAL, *(Path(name).name for name in names)], folders, found, moved, answers, strict=True
+            )
+        ]
+        return Table(tuple(self.windows), tuple(rows), self.text, len(ids))
+
+    def _quantized(self, method: str, tick: Tick) -> Path:
+        """The folder of a method's model, made if it is not there yet."""
+        if method not in METHODS:
+            return Path(method)
+        folder = self.keep / f"{self.source.name}-{method}-g{self.group_size}"
+        if not folder.is_dir():
+            bits: dict[str, Any] = {} if method == "awq+" else {"embed_bits": 16, "head_bits": 16}
+            quantize(
+                self.source, folder, method=method, group_size=self.group_size, zero_points=True,
+                calibration=self.calibration, progress=lambda what, *of: tick(f"{method}: {what}", *of), **bits,
+            )  # fmt: skip
+        return folder
+
+    def _scorer(self, folder: Path, window: int) -> Scorer:
+        return Scorer(folder, window, device=self.device)
+
+    def _ids(self) -> Ids:
+        scorer = self._scorer(self.source, min(self.windows))
+        return tokens_of(scorer.model.tokenizer, read_text(self.text), self.max_tokens)
+
+    def _perplexities(self, folder: Path, ids: Ids, tick: Tick) -> list[Perplexity]:
+        return [perplexity(self._scorer(folder, w), ids, Protocol(window=w), tick) for w in self.windows]
+
+    def _divergences(self, folders: list[Path], ids: Ids, tick: Tick) -> list[Divergence | None]:
+        window = max(self.windows)
+        base, *others = (self._scorer(folder, window) for folder in folders)
+        return [None, *(divergences(others, base, ids, Protocol(window=window), tick) if others else [])]
+
+    def _answers(self, folders: list[Path], tick: Tick) -> list[Answers | None]:
+        if not self.questions:
+            return [None] * len(folders)
+        asked = list(self.questions)
+        right = [right_answers(load(folder, self.device, sequences=AT_ONCE), asked, tick) for folder in folders]
+        return [compare(right[0], None), *(compare(each, right[0]) for each in right[1:])]
 
 
 def _bits(folder: Path) -> float:

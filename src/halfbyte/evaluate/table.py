@@ -1,4 +1,4 @@
-"""One table of many models: a column a window length, with bits a weight; as Markdown, CSV, JSON or a plot."""
+"""One table of many models: perplexities at window lengths, divergence, answers; as Markdown, CSV, JSON or a plot."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ import json
 from dataclasses import asdict, dataclass
 from xml.sax.saxutils import escape
 
+from halfbyte.evaluate.answers import Answers
+from halfbyte.evaluate.divergence import Divergence
+
 _WIDTH, _HEIGHT, _MARGIN = 720, 420, 56
 _COLOURS = ("#1b1b1b", "#0b6e99", "#c4472c", "#3f7d3a", "#7b4fa3", "#b8860b", "#5a6570")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model's perplexities, one a window length."""
+    """A model's perplexities, one a window length; and what sets it apart from the first row's model.
+
+    Attributes:
+        divergence: From the first row's model, at the longest window; None for that model itself.
+        answers: How many questions it answers right, where some were asked.
+    """
 
     name: str
     bits_per_weight: float
     ppl: tuple[float, ...]
     stderr: tuple[float, ...]
+    divergence: Divergence | None = None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Perplexity of models at several window lengths, all on the same tokens."""
+    """Perplexity of models at several window lengths, all on the same tokens; the first is the original."""
 
     windows: tuple[int, ...]
     rows: tuple[Row, ...]
@@ -32,20 +42,27 @@ class Table:
     tokens: int
 
     def markdown(self) -> str:
-        """A pipe table, perplexities with three decimals."""
-        head = ["window", "bits a weight", *map(str, self.windows)]
-        lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-        lines += [[row.name, f"{row.bits_per_weight:.3f}", *(f"{p:.3f}" for p in row.ppl)] for row in self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        """Two pipe tables: perplexities, and what each model differs in from the first."""
+        head = ["perplexity at windows of", "bits a weight", *map(str, self.windows)]
+        lines = [[row.name, f"{row.bits_per_weight:.3f}", *(f"{p:.3f}" for p in row.ppl)] for row in self.rows]
+        asked = any(row.answers for row in self.rows)
+        head_2 = [f"windows of {max(self.windows)}", "bits a weight", "KL mean", "KL p99", "top-1", "perplexity ratio"]
+        lines_2 = [_differences(row, asked) for row in self.rows]
+        return _pipes(head, lines) + "\n" + _pipes([*head_2, *(["right", "kept"] if asked else [])], lines_2)
 
     def csv(self) -> str:
-        """A line a model and window."""
+        """A line a model."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["model", "bits_per_weight", "window", "ppl", "stderr"])
+        figures = ("kl_mean", "kl_stderr", "kl_p99", "kl_max", "top1", "ppl_ratio")
+        windows = [f"{kind}_{window}" for window in self.windows for kind in ("ppl", "stderr")]
+        writer.writerow(["model", "bits_per_weight", *windows, *figures, "right", "total", "kept", "base_right"])
         for row in self.rows:
-            for window, ppl, stderr in zip(self.windows, row.ppl, row.stderr, strict=True):
-                writer.writerow([row.name, row.bits_per_weight, window, ppl, stderr])
+            each = [value for pair in zip(row.ppl, row.stderr, strict=True) for value in pair]
+            moved = asdict(row.divergence) if row.divergence else {}
+            given = asdict(row.answers) if row.answers else {}
+            answers = [given.get(name) for name in ("right", "total", "kept", "base_right")]
+            writer.writerow([row.name, row.bits_per_weight, *each, *(moved.get(name) for name in figures), *answers])
         return out.getvalue()
 
     def json(self) -> str:
@@ -55,6 +72,18 @@ class Table:
     def svg(self) -> str:
         """A plot: each model's perplexity over that of the first, against the window length."""
         return _plot(self)
+
+
+def _pipes(head: list[str], lines: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+
+
+def _differences(row: Row, asked: bool) -> list[str]:
+    d, a = row.divergence, row.answers
+    moved = [f"{d.kl_mean:.4f}", f"{d.kl_p99:.3f}", f"{d.top1:.1%}", f"{d.ppl_ratio:.4f}"] if d else ["", "", "", ""]
+    right = [str(a.right) if a else "", f"{a.kept} of {a.base_right}" if a and a.kept is not None else ""]
+    return [row.name, f"{row.bits_per_weight:.3f}", *moved, *(right if asked else [])]
 
 
 def _plot(table: Table) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,47 @@ from halfbyte.errors import UnsupportedModelError
 
 Parts = dict[str, NDArray[np.generic]]
 """Arrays of one stored tensor by suffix: `{"": …}` for plain formats, `{".q": …, ".scale": …}` for packed."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An array that a GPU's kernels read, a run of bytes for each row of the matrix.
+
+    Attributes:
+        nbytes: Bytes a row takes; what the parts do not fill is zero.
+        of: From the parts of some rows to their bytes, an array `[rows, …]` of any type.
+    """
+
+    nbytes: int
+    of: Callable[[Parts], NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a GPU's kernels see the matrices of a format that have some number of columns.
+
+    A snippet offers `weight4(row, k4)`: the values of columns 4·k4 … 4·k4 + 3. A packed one also works on blocks of 32
+    codes: `weight_codes` and `weight_scale(row, block)` load what is stored of one, `block_product` multiplies it with
+    32 int8 values, `block_bytes` gives its codes as signed bytes, and `tile_scale` what their products with int8 values
+    are to be multiplied with: a factor, or a pair (see the constants).
+
+    Attributes:
+        snippet: The stem of the WGSL file that reads it.
+        constants: What the snippet wants to know; of packed formats also HALVES (a pair: one factor for the first 16
+            codes of a block, one for the others) and OFFSETS (a pair: the factor, and what is taken off each value).
+        arrays: By the names of the snippet's bindings.
+        packed: Whether it can be multiplied with int8 activations.
+    """
+
+    snippet: str
+    constants: Mapping[str, Any]
+    arrays: Mapping[str, Rows]
+    packed: bool
+
+
+def stored_part(suffix: str, nbytes: int) -> Rows:
+    """A part as it is stored, in rows of `nbytes`."""
+    return Rows(nbytes, lambda parts: parts[suffix])
 
 
 class Format(Protocol):
@@ -42,6 +84,10 @@ class Format(Protocol):
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes that a tensor of this shape takes."""
+        ...
+
+    def storage(self, columns: int) -> Storage | None:
+        """How a GPU's kernels see matrices of this many columns; None if there is no snippet for the format."""
         ...
 
 
@@ -73,6 +119,16 @@ class WeightSource(Protocol):
     def release(self, name: str) -> None:
         """Say that the memory map's pages of this tensor are not needed for now."""
         ...
+
+
+def group_storage(snippet: str, form: Format, group: int, columns: int) -> Storage:
+    """The storage of a format whose parts are `.q`, `.scale` and perhaps `.zero`."""
+    item = {"U8": 1, "F16": 2}
+    layout = form.layout((1, columns))
+    groups = layout[".scale"][1][1]
+    constants = {"GROUP": group, "GROUPS": groups, "BLOCKS": groups * group // 32, "ZERO": ".zero" in layout}
+    arrays = {f"w_{suffix[1:]}": stored_part(suffix, item[kind] * shape[1]) for suffix, (kind, shape) in layout.items()}
+    return Storage(snippet, {**constants, "HALVES": False, "OFFSETS": False}, arrays, True)
 
 
 @cache

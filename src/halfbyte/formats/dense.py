@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts
+from halfbyte.formats import Parts, Storage, stored_part
 
 _F16_MAX = np.float32(65504)
 _STORED = {"f32": ("F32", np.float32), "f16": ("F16", np.float16), "bf16": ("BF16", np.uint16)}
@@ -48,6 +48,11 @@ class Dense:
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * np.dtype(_STORED[self.name][1]).itemsize
+
+    def storage(self, columns: int) -> Storage:
+        fours = -(-columns // 4)
+        nbytes = fours * 4 * np.dtype(_STORED[self.name][1]).itemsize
+        return Storage("dense", {"KIND": self.name, "ROW4": fours}, {"w": stored_part("", nbytes)}, False)
 
 
 NAMES = tuple(_STORED)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Parts
+from halfbyte.formats import Parts, Storage
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -51,6 +51,7 @@ class BlockFormat:
         runs_as: The format in which executors compute with it: its own, or one it is turned into while loading.
         group_codes: From blocks to what such a format of 32 values a group is made of, where that loses nothing:
             int8 codes `[n, 32]` around 0 and float16 scales `[n]`.
+        gpu_storage: What `storage` gives for a number of columns, where a GPU has a snippet for the format.
     """
 
     name: str
@@ -60,6 +61,7 @@ class BlockFormat:
     encode_blocks: Callable[[F32, F32 | None], U8] | None = field(default=None, repr=False)
     runs_as: str = "q8g32"
     group_codes: Callable[[U8], GroupCodes] | None = field(default=None, repr=False)
+    gpu_storage: Callable[[int], Storage] | None = field(default=None, repr=False)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         rows, columns = shape
@@ -71,6 +73,9 @@ class BlockFormat:
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of this many values."""
         return -(-columns // self.values) * self.block_bytes
+
+    def storage(self, columns: int) -> Storage | None:
+        return self.gpu_storage(columns) if self.gpu_storage else None
 
     def encode(self, values: F32, importance: F32 | None = None) -> Parts:
         """Store float32 values `[rows, columns]`, with the importance of each column if it is known.

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.formats import Parts, Rows, Storage, stored_part
 from halfbyte.formats.ggml import (
+    BLOCKS,
     F32,
     U8,
     BlockFormat,
@@ -190,14 +192,42 @@ def _encode_q6(values: F32, importance: F32 | None) -> U8:
     return np.concatenate([low.reshape(n, -1), high.reshape(n, -1), scales.view(np.uint8), half_bytes(d)], axis=-1)
 
 
+def _storage_q4(columns: int) -> Storage:
+    blocks = -(-columns // 256)
+    return _storage("q4_k", columns, {"w": stored_part(BLOCKS, blocks * 144)})
+
+
+def _storage_q6(columns: int) -> Storage:
+    """Each of ggml's blocks in three: 210 bytes are no whole number of words."""
+    blocks = -(-columns // 256)
+
+    def cut(start: int, stop: int, nbytes: int) -> Rows:
+        def of(parts: Parts) -> U8:
+            stored = parts[BLOCKS].view(np.uint8).reshape(-1, blocks, 210)
+            out = np.zeros((len(stored), blocks, nbytes), np.uint8)
+            out[:, :, : stop - start] = stored[:, :, start:stop]
+            return out
+
+        return Rows(blocks * nbytes, of)
+
+    return _storage(
+        "q6_k", columns, {"w_low": cut(0, 128, 128), "w_high": cut(128, 192, 64), "w_scale": cut(192, 210, 20)}
+    )
+
+
+def _storage(kind: str, columns: int, arrays: dict[str, Rows]) -> Storage:
+    constants = {"KIND": kind, "COLUMNS": columns, "BLOCKS": -(-columns // 256)}
+    return Storage("ggml_k", {**constants, "HALVES": kind == "q6_k", "OFFSETS": kind == "q4_k"}, arrays, True)
+
+
 _FORMATS = {
     form.name: form
     for form in (
         BlockFormat("q2_k", 256, 84, _decode_q2),
         BlockFormat("q3_k", 256, 110, _decode_q3),
-        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4, "q4_k"),
+        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4, "q4_k", gpu_storage=_storage_q4),
         BlockFormat("q5_k", 256, 176, _decode_q5, _encode_q5),
-        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6, "q6_k"),
+        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6, "q6_k", gpu_storage=_storage_q6),
     )
 }
 NAMES = tuple(_FORMATS)

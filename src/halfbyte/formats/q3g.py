@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts
+from halfbyte.formats import Parts, Storage, group_storage
 from halfbyte.formats.ggml import F32, U8, inverse, to_half
 
 BLOCK = 32
@@ -66,6 +66,9 @@ class Q3G:
     def nbytes(self, shape: tuple[int, ...]) -> int:
         item = {"U8": 1, "F16": 2}
         return sum(item[dtype] * part[0] * part[1] for dtype, part in self.layout(shape).values())
+
+    def storage(self, columns: int) -> Storage:
+        return group_storage("q3g", self, self.group, columns)
 
     def encode(self, values: F32) -> Parts:
         rows, columns = values.shape

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts
+from halfbyte.formats import Parts, Storage, group_storage
 
 BLOCK = 32
 _F16_MAX = np.float32(65504)
@@ -57,6 +57,9 @@ class Q4G:
     def nbytes(self, shape: tuple[int, ...]) -> int:
         item = {"U8": 1, "F16": 2}
         return sum(item[dtype] * part[0] * part[1] for dtype, part in self.layout(shape).values())
+
+    def storage(self, columns: int) -> Storage:
+        return group_storage("q4g", self, self.group, columns)
 
     def encode(self, values: NDArray[np.float32]) -> Parts:
         rows, columns = values.shape

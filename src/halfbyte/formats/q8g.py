@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from halfbyte.formats import Parts
+from halfbyte.formats import Parts, Storage, group_storage
 from halfbyte.formats.ggml import F32, inverse, to_half
 
 TOP = 127
@@ -45,6 +45,9 @@ class Q8G:
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return shape[0] * self.groups(shape[1]) * (self.group + 2)
+
+    def storage(self, columns: int) -> Storage:
+        return group_storage("q8g", self, self.group, columns)
 
     def encode(self, values: F32) -> Parts:
         rows, columns = values.shape

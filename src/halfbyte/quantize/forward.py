@@ -31,6 +31,7 @@ class Forward:
     """Runs the sections of a model's plan over texts of one length.
 
     Attributes:
+        embed: The step that looks up the embeddings.
         layers: The steps of each decoder layer.
         fixed: State, constants and rotary tables: the same for every text.
         head: The steps from the residual stream to the logits of every token.
@@ -40,21 +41,23 @@ class Forward:
         self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", fused=False)
         sections = _sections(self.plan, len(spec.layers))
         self._start, self.layers, self.head = sections[0], sections[1:-1], sections[-1]
+        self.embed = next(step for step in self._start if STATE_IDS in step.inputs)
         self.fixed = self._make_fixed(length, int(spec.rope_switch is not None and length > spec.rope_switch))
 
     def start(self, ids: NDArray[np.int32], table: Array) -> Array:
         """The residual stream of one text, `[tokens, hidden_size]`, from its embedding table."""
         values = {**self.fixed, STATE_IDS: ids}
-        for step in self._start:
-            if STATE_IDS in step.inputs:
-                return run(step, values, lambda _: table)
-        raise LookupError("the plan has no embedding")
+        return run(self.embed, values, lambda _: table)
+
+    def entry(self, section: Sequence[Op]) -> str:
+        """The name by which a section reads the residual stream."""
+        made = {name for step in section for name in step.outputs}
+        read = (name for step in section for name in step.inputs if name not in self.fixed and name not in made)
+        return next(name for name in read if self.plan.tensors[name].kind == "activation")
 
     def enter(self, section: Sequence[Op], stream: Array) -> Values:
         """The values a section starts from."""
-        made = {name for step in section for name in step.outputs}
-        read = (name for step in section for name in step.inputs if name not in self.fixed and name not in made)
-        return {**self.fixed, next(name for name in read if self.plan.tensors[name].kind == "activation"): stream}
+        return {**self.fixed, self.entry(section): stream}
 
     def advance(self, steps: Sequence[Op], values: Values, weights: Weights) -> Array:
         """Run steps; the last one's output. Caches are made when they are first written."""

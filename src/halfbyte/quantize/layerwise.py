@@ -96,6 +96,17 @@ class Layerwise:
         """The residual streams before a layer: the original's, and the quantized model's."""
         return self.work.stream("original", layer, self._shape), self.work.stream("quantized", layer, self._shape)
 
+    def original_logits(self) -> Callable[[int], Array]:
+        """What gives the original's logits of a text, once all layers are done."""
+        stream = self.streams(len(self.spec.layers))[0]
+        weights = {name: self.read(name) for name in names_of(self.forward.head, self.spec)}
+
+        def logits(text: int) -> Array:
+            values = self.forward.enter(self.forward.head, stream[text])
+            return self.forward.advance(self.forward.head, values, weights.__getitem__)
+
+        return logits
+
     def store(self, name: str, weight: Array, hessian: Array | None, damping: float = DAMPING) -> Array:
         """Quantize a matrix, keep its parts, and give the values that they stand for."""
         form = self.task.formats[name]

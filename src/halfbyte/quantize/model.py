@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from halfbyte.formats import Format, Parts, get_format
 from halfbyte.models import build_spec
 from halfbyte.quantize import calibration as texts
 from halfbyte.quantize.recipe import for_model, group_format, listed
+
+if TYPE_CHECKING:
+    from halfbyte.quantize.layerwise import Layerwise
 
 Method = Literal["rtn", "awq", "awq+", "gptq"]
 METHODS: tuple[Method, ...] = ("rtn", "awq", "awq+", "gptq")
@@ -42,6 +45,7 @@ class Options:
         budget: Bits a weight over the whole file; formats are then chosen tensor by tensor.
         clip: Whether `rtn` looks for the ranges with the least squared error.
         awq_scales: Whether AWQ's scales come before GPTQ.
+        refine: Passes over the calibration text in which scales and norms learn the original's distribution.
         calibration: A file of text; needed by all but plain rtn.
         calibration_tokens: How many of its tokens to use.
     """
@@ -59,6 +63,7 @@ class Options:
     budget: float | None = None
     clip: bool = False
     awq_scales: bool = False
+    refine: int = 0
     calibration: Path | None = None
     calibration_tokens: int = texts.TOKENS
 
@@ -114,15 +119,37 @@ class _Job:
 
         task = self._task(packed)
         work = WorkFolder(self.target.parent / f".{self.target.name}.work", self._fingerprint(task.formats))
-        Layerwise(self.checkpoint, self.spec, task, work, self.progress).run()
-        made = task.formats
+        layerwise = Layerwise(self.checkpoint, self.spec, task, work, self.progress)
+        layerwise.run()
+        made = dict(task.formats)
+        refined = self._refined(layerwise, packed) if self.options.refine else {}
+        made |= {tensor: get_format("f32") for tensor in refined if len(self.spec.shapes[tensor]) == 1}
 
         def parts(tensor: str) -> Parts:
+            if tensor in refined:
+                return refined[tensor]
             return work.parts(tensor) if tensor in made else packed.weight(tensor).parts
 
         manifest = self._write(packed, made, parts, name, overwrite)
         work.remove()
         return manifest
+
+    def _refined(self, layerwise: Layerwise, packed: Packed) -> dict[str, Parts]:
+        """What refining changes of a model that was quantized layer by layer."""
+        from halfbyte.cpu.machine import available_memory
+        from halfbyte.quantize.refine import Refiner, Stored, needed_bytes
+
+        needed = needed_bytes(self.spec)
+        if needed > available_memory():
+            raise UsageError(f"Refining this model takes {needed / 1e9:,.1f} GB of memory.", "Leave refining out.")
+        task = layerwise.task
+        stored = {}
+        for tensor, shape in self.spec.shapes.items():
+            form = task.formats.get(tensor) or packed.format(tensor)
+            parts = layerwise.work.parts(tensor) if tensor in task.formats else packed.weight(tensor).parts
+            stored[tensor] = Stored(form, parts, form.decode(parts, shape))
+        refiner = Refiner(self.spec, layerwise.forward, stored, task.ids, layerwise.original_logits())
+        return refiner.run(self.options.refine, self.progress)
 
     def _write(self, packed: Packed, made: Mapping[str, Format], parts: Any, name: str, overwrite: bool) -> Manifest:
         tensors = []
@@ -142,7 +169,8 @@ class _Job:
             from halfbyte.quantize.auto import auto_formats
 
             some = self._ids(_AUTO_TOKENS)
-            return listed(auto_formats(self.checkpoint, self.spec, some, o.budget, self.progress))
+            budget = o.budget - self._bits_of_norms()
+            return listed(auto_formats(self.checkpoint, self.spec, some, budget, self.progress))
         rest = {"awq": 16, "awq+": 4}.get(o.method, o.bits)
         group = 32 if o.method == "awq+" else o.group_size
         embed = group_format(o.embed_bits or rest, o.embed_group_size or group, o.zero_points)
@@ -151,6 +179,14 @@ class _Job:
             embed = head
         body = group_format(o.bits, o.group_size, o.zero_points)
         return for_model(self.spec, body, o.embed_format or embed, o.head_format or head)
+
+    def _bits_of_norms(self) -> float:
+        """Bits a weight that storing every norm in f32 adds, where a method changes norms."""
+        if not self.options.refine and not self.options.awq_scales:
+            return 0.0
+        norms = {name: shape for name, shape in self.spec.shapes.items() if len(shape) == 1}
+        added = sum(get_format("f32").nbytes(s) - self.checkpoint.format(n).nbytes(s) for n, s in norms.items())
+        return 8 * added / self.spec.parameters
 
     def _ids(self, tokens: int) -> NDArray[np.int32]:
         if self.options.calibration is None:
@@ -197,6 +233,8 @@ def _check_options(options: Options) -> None:
     group_format(options.bits, options.group_size, options.zero_points)
     if options.budget is not None and options.method in ("awq", "awq+"):
         raise UsageError("A budget goes with rtn and gptq.", "Choose --method gptq.")
+    if options.refine < 0 or (options.refine and options.method == "rtn"):
+        raise UsageError(f"{options.refine} rounds of refining do not go with {options.method}.", "Choose gptq or awq.")
     if options.budget is not None and not 3 <= options.budget <= 16:
         raise UsageError(f"A budget of {options.budget} bits a weight is out of range.", "It is from 3 to 16.")
 

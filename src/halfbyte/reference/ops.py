@@ -164,14 +164,14 @@ def _attend(op: ops.Attention, q: Array, positions: Array, sequence: int, get: G
     seen = np.arange(max(0, int(positions.min()) - window + 1), int(positions.max()) + 1)
     block, offset = slots(blocks, np.full(len(seen), sequence), seen, k_cache.shape[2])
     keys, values = k_cache[block, :, offset].astype(F32), v_cache[block, :, offset].astype(F32)
-    scores = np.einsum("nhgd,mhd->hgnm", q, keys, optimize=True) * F32(op.scale)
+    scores = q.transpose(1, 2, 0, 3) @ keys.transpose(1, 2, 0)[:, None] * F32(op.scale)
     if op.softcap is not None:
         scores = F32(op.softcap) * np.tanh(scores / F32(op.softcap))
     distance = positions[:, None] - seen[None, :]
     scores = np.where((distance >= 0) & (distance < window), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hgnm,mhd->nhgd", weights, values, optimize=True).astype(F32)
+    return (weights @ values.transpose(1, 0, 2)[:, None]).transpose(2, 0, 1, 3).astype(F32)
 
 
 @run_op.register

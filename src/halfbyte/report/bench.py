@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from halfbyte.errors import ContextFullError
+from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.model import make_decoder
 from halfbyte.plan import Executor, Plan
 from halfbyte.plan.ops import Embed
@@ -40,6 +41,11 @@ class Loaded:
     peak_bytes: int | None
 
     @property
+    def gpu(self) -> Any:
+        """The GPU it is on, a `halfbyte.webgpu.device.Device`; None on another device."""
+        return getattr(self.executor, "device", None)
+
+    @property
     def threads(self) -> int:
         """Processor threads that work."""
         return int(getattr(self.executor, "threads", 1))
@@ -55,7 +61,10 @@ def bench(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> 
         ContextFullError: A case needs more positions than the model has.
         DeviceError: The device computes something else than the reference.
         MemoryError: The model or its cache does not fit.
+        UsageError: A setting that the device has not.
     """
+    if settings.each_token and settings.device != "gpu":
+        raise UsageError(f"device {settings.device} hands back each token anyway.", "Leave out --each-token.")
     for case in cases:
         _check_fits(subject, case)
     loaded = _load(subject, settings, cases, say)
@@ -88,43 +97,75 @@ def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> 
 def measure(loaded: Loaded, case: Case) -> Record:
     """One case: a warm-up, the repetitions, and the bandwidth before and after them.
 
-    The peak of memory is that of loading or of the repetitions; what measuring the bandwidth takes is left out.
+    The peaks of memory are those of loading or of the repetitions; what measuring the bandwidth takes is left out.
     """
-    decoder = make_decoder(loaded.settings.device, loaded.executor)
+    settings, gpu = loaded.settings, loaded.gpu
+    decoder = make_decoder(settings.device, loaded.executor, each_token=settings.each_token)
     engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch, decoder=decoder)
     run = _Repetition(engine, loaded.executor, case, loaded.subject.spec.vocab_size)
-    bandwidth = _bandwidth(loaded)
-    host.forget_peak()
-    for turn in range(loaded.settings.warm_up):
+    peaks = _Peaks(loaded)
+    with peaks.ignored():
+        bandwidth = _bandwidth(loaded)
+    for turn in range(settings.warm_up):
         run.once(-1 - turn)
-    samples = tuple(run.once(turn) for turn in range(loaded.settings.repeat))
-    peaks = [peak for peak in (loaded.peak_bytes, host.peak_resident_bytes()) if peak is not None]
-    return _record(loaded, case, samples, bandwidth + _bandwidth(loaded), max(peaks, default=None))
+    samples = tuple(run.once(turn) for turn in range(settings.repeat))
+    gpu_s = run.gpu_seconds(settings.repeat) if gpu and gpu.capabilities.timestamps else None
+    with peaks.ignored():
+        bandwidth += _bandwidth(loaded)
+    return _record(loaded, case, samples, bandwidth, *peaks.found(), gpu_s)
+
+
+class _Peaks:
+    """The most memory, of the host and of a GPU, since the model began to load."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._gpu = loaded.gpu
+        self._host = loaded.peak_bytes
+        self._device = self._gpu.peak_nbytes if self._gpu else None
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        self._host, self._device = self.found()
+        yield
+        host.forget_peak()
+        if self._gpu:
+            self._gpu.peak_nbytes = self._gpu.allocated_nbytes
+
+    def found(self) -> tuple[int | None, int | None]:
+        """Bytes of the host and of the GPU; None where it is not known."""
+        both = (self._host, host.peak_resident_bytes()), (self._device, self._gpu.peak_nbytes if self._gpu else None)
+        return tuple(max((n for n in pair if n is not None), default=None) for pair in both)  # type: ignore[return-value]
 
 
 def _record(
-    loaded: Loaded, case: Case, samples: tuple[Sample, ...], bandwidth: tuple[float, ...], peak: int | None
-) -> Record:
+    loaded: Loaded, case: Case, samples: tuple[Sample, ...], bandwidth: tuple[float, ...], host_bytes: int | None,
+    device_bytes: int | None, gpu_s: float | None,
+) -> Record:  # fmt: skip
     subject, settings = loaded.subject, replace(loaded.settings, threads=loaded.threads)
     return Record(
         time=datetime.now(UTC).isoformat(timespec="seconds"), case=case, samples=samples, load_s=loaded.load_s,
         bytes_per_token=decode_bytes(loaded.executor.plan, case), read_bandwidth=bandwidth,
-        peak_bytes=peak, check=asdict(loaded.agreement),
-        machine=host.machine() | _gpu(loaded.executor), versions=host.versions(),
+        peak_bytes=host_bytes, check=asdict(loaded.agreement),
+        machine=host.machine() | _gpu_about(loaded.gpu), versions=host.versions(),
         model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes}, settings=asdict(settings),
+        device_bytes=device_bytes, gpu_s=gpu_s,
     )  # fmt: skip
 
 
-def _gpu(executor: Executor) -> dict[str, str]:
-    """The name of the GPU that an executor runs on, if it does."""
-    device: Any = getattr(executor, "device", None)
-    return {} if device is None else {"gpu": str(device.name)}
+def _gpu_about(gpu: Any) -> dict[str, str]:
+    """A GPU's name, driver and way there, for the record."""
+    if gpu is None:
+        return {}
+    return {"gpu": gpu.name, "gpu_driver": gpu.adapter.driver, "gpu_backend": gpu.adapter.backend}
 
 
 def _bandwidth(loaded: Loaded) -> tuple[float, ...]:
-    """The rate of the memory that holds the weights, read by as many threads as the device has; none if unknown."""
-    if loaded.settings.device not in ("cpu", "reference"):
-        return ()
+    """The rate of the memory that holds the weights: read by a kernel, or by as many threads as the device has."""
+    if loaded.gpu:
+        from halfbyte.webgpu.bandwidth import read_bandwidth as read_by_gpu
+
+        return (read_by_gpu(loaded.gpu),)
     from halfbyte.cpu.machine import read_bandwidth
 
     return (read_bandwidth(loaded.threads),)
@@ -167,10 +208,14 @@ class _Repetition:
         prompts = [self._prompt(turn, index) for index in range(self._case.batch)]
         if self._case.depth:
             self._answer([prompts[0][: self._case.depth]], 1)
-        before = self._counters()
-        sample = self._answer(prompts, self._case.new_tokens)
-        after = self._counters()
-        return replace(sample, counters={name: after[name] - before[name] for name in after})
+        return self._answer(prompts, self._case.new_tokens)
+
+    def gpu_seconds(self, turn: int) -> float | None:
+        """A GPU's seconds a decoding step, in a repetition whose passes are timed."""
+        executor: Any = self._executor
+        with executor.timed():
+            sample = self.once(turn)
+        return sample.counters["gpu_s"] / len(sample.step_s) if sample.step_s else None
 
     def _prompt(self, turn: int, index: int) -> list[int]:
         """The depth's tokens, then others: the first after the depth is another one at every turn."""
@@ -187,19 +232,23 @@ class _Repetition:
         started = time.perf_counter()
         ends: list[float] = []
         device_s: list[float | None] = []
-        reading = 0
+        reading, before = 0, {}
         for sequences in self._advance(prompts, new_tokens):
             ends.append(time.perf_counter())
             device_s.append(device_seconds(self._executor))
             reading += any(not sequence.generated_ids for sequence in sequences)
+            if len(ends) == reading + 1:
+                before = self._counters()
+        counted = {name: value - before[name] for name, value in self._counters().items()}
         steps = np.diff(ends[reading:])
         known = [busy for busy in device_s[reading + 1 :] if busy is not None]
+        busy = counted.pop("wait_s", sum(known) if len(known) == len(steps) else None)
         clean = all(sequence.reused_tokens == self._case.depth for sequence in sequences)
         return Sample(
             prefill_s=ends[reading] - started if clean else None,
             first_token_s=min(sequence.prefill_s for sequence in sequences),
             step_s=evened(steps.tolist()), total_s=ends[-1] - started,
-            host_s=float(steps.sum()) - sum(known) if len(known) == len(steps) > 0 else None,
+            host_s=None if busy is None or not len(steps) else float(steps.sum()) - busy, counters=counted,
         )  # fmt: skip
 
     def _advance(self, prompts: list[list[int]], new_tokens: int) -> Iterator[list[Sequence]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,7 +58,7 @@ class Sample:
         step_s: Seconds of each decoding step after that; a step gives one token to every sequence.
         total_s: Seconds from submission to the last token.
         host_s: Seconds of decoding spent outside the device's work; None where the device does not tell.
-        counters: What the device counted during the repetition, such as dispatches; empty where it counts nothing.
+        counters: What the device counted while decoding, such as dispatches; empty where it counts nothing.
     """
 
     prefill_s: float | None
@@ -79,6 +79,8 @@ class Record:
         read_bandwidth: Bytes a second that the device's memory gave around this case; empty if unknown.
         peak_bytes: The most host memory since the model began to load; None if unknown.
         check: How the model's tokens agreed with the reference before anything was timed.
+        device_bytes: The most memory of a GPU that weights, caches and scratch took; None where there is none.
+        gpu_s: A GPU's seconds a decoding step, of one more repetition in which they were counted; None if unknown.
     """
 
     time: str
@@ -93,6 +95,8 @@ class Record:
     versions: Mapping[str, str]
     model: Mapping[str, Any]
     settings: Mapping[str, Any]
+    device_bytes: int | None = None
+    gpu_s: float | None = None
 
     def to_json(self) -> str:
         """The record as one line."""
@@ -141,13 +145,13 @@ def _record(line: str, where: str) -> Record:
 
 
 def _parsed(values: Mapping[str, Any]) -> Record:
-    fields = {name: values[name] for name in Record.__dataclass_fields__}
-    fields["case"] = Case(**fields["case"])
-    fields["samples"] = tuple(_sample(sample) for sample in fields["samples"])
-    fields["read_bandwidth"] = tuple(map(float, fields["read_bandwidth"]))
-    if not fields["samples"]:
+    found = {f.name: values[f.name] for f in fields(Record) if f.name in values or f.default is MISSING}
+    found["case"] = Case(**found["case"])
+    found["samples"] = tuple(_sample(sample) for sample in found["samples"])
+    found["read_bandwidth"] = tuple(map(float, found["read_bandwidth"]))
+    if not found["samples"]:
         raise ValueError("there are no samples")
-    return Record(**fields)
+    return Record(**found)
 
 
 def _sample(values: Mapping[str, Any]) -> Sample:

@@ -42,6 +42,7 @@ class Settings:
         device: `cpu`, `gpu` or `reference`.
         gpu: Which GPU, for device `gpu`; the first real one if None.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
+        each_token: Whether device `gpu` hands each token back before it begins the next.
     """
 
     device: str = "cpu"
@@ -52,6 +53,7 @@ class Settings:
     repeat: int = 5
     warm_up: int = 1
     gpu: int | None = None
+    each_token: bool = False
 
 
 @dataclass(frozen=True)

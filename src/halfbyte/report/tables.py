@@ -84,22 +84,28 @@ def percentile_ms(percent: float) -> Callable[[Record], Figure | None]:
     return found
 
 
-def _counted(name: str, scale: float = 1.0) -> Callable[[Record], Figure | None]:
-    """What a device counted, a generated token."""
+def _counted(name: str) -> Callable[[Record], Figure | None]:
+    """What a device counted while decoding, a token."""
+
+    def of(sample: Sample, batch: int) -> float | None:
+        return sample.counters[name] / (batch * len(sample.step_s)) if name in sample.counters else None
 
     def found(record: Record) -> Figure | None:
-        tokens = record.case.new_tokens * record.case.batch
-        return _over(record.samples, lambda s: s.counters[name] * scale / tokens if name in s.counters else None)
+        return _over(record.samples, lambda s: of(s, record.case.batch) if s.step_s else None)
 
     return found
+
+
+def _gpu_ms(record: Record) -> Figure | None:
+    return None if record.gpu_s is None else Figure(1000 * record.gpu_s / record.case.batch)
 
 
 def _host_ms(record: Record) -> Figure | None:
     return _over(record.samples, lambda s: None if s.host_s is None else 1000 * s.host_s / len(s.step_s))
 
 
-def _peak(record: Record) -> Figure | None:
-    return None if record.peak_bytes is None else Figure(record.peak_bytes / 1e6)
+def _megabytes(nbytes: int | None) -> Figure | None:
+    return None if nbytes is None else Figure(nbytes / 1e6)
 
 
 COLUMNS = (
@@ -120,8 +126,9 @@ COLUMNS = (
     Column("dispatches/token", _counted("dispatches"), 1),
     Column("submits/token", _counted("submits"), 2),
     Column("host ms/token", _host_ms, 3),
-    Column("GPU ms/token", _counted("gpu_s", 1000), 3),
-    Column("host MB", _peak, 0),
+    Column("GPU ms/token", _gpu_ms, 3),
+    Column("host MB", lambda r: _megabytes(r.peak_bytes), 0),
+    Column("device MB", lambda r: _megabytes(r.device_bytes), 0),
 )
 
 
@@ -166,6 +173,7 @@ def heading(record: Record) -> str:
     rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
     threads = f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
     where = record.machine.get("gpu") or threads + record.machine["processor"]
+    where += ", each token read back" * bool(settings.get("each_token"))
     return (
         f"{record.model['name']} ({what}{record.model['nbytes'] / 1e6:,.0f} MB) on {settings['device']}, "
         f"{where}{rates}; "

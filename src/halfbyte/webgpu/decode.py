@@ -77,7 +77,7 @@ class ResidentDecoder:
         executor = self._executor
         program, _, logits = executor.single
         sampler = self._sampler or Sampler(
-            executor.device, executor.target.pipelines, executor.layout, executor.target.state, logits
+            executor.device, executor.target.pipelines, executor.layout, executor.target.state, logits, executor.choice
         )
         self._sampler = sampler
         choose = sampler.begin(sampling, prompt_ids, generated_ids)

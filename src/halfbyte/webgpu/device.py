@@ -6,6 +6,7 @@ Everything that wgpu or a driver reports becomes a `DeviceError`, so that a proc
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -108,13 +109,19 @@ def choose_adapter(gpu: int | None = None, *, software: bool = False) -> Adapter
 
 
 class Device:
-    """An open device. Made by `open_device`."""
+    """An open device. Made by `open_device`.
+
+    Attributes:
+        allocated_nbytes: Bytes of its buffers; `peak_nbytes` the most there have been.
+        waited_s: Seconds spent waiting for it.
+    """
 
     def __init__(self, adapter: Adapter, handle: Any, capabilities: Capabilities) -> None:
         self.adapter = adapter
         self.handle = handle
         self.capabilities = capabilities
-        self.allocated_nbytes = 0
+        self.allocated_nbytes = self.peak_nbytes = 0
+        self.waited_s = 0.0
         self._errors = _Errors()
         logging.getLogger("wgpu").addHandler(self._errors)
 
@@ -141,6 +148,7 @@ class Device:
         ):
             made = self.handle.create_buffer(size=size, usage=usage, label=label)
         self.allocated_nbytes += size
+        self.peak_nbytes = max(self.peak_nbytes, self.allocated_nbytes)
         return made
 
     def free(self, buffer: Any) -> None:
@@ -172,8 +180,10 @@ class Device:
     def wait(self, submission: int | None = None) -> None:
         """Wait until a submission, or everything, is done, and deliver its callbacks."""
         index = ffi.NULL if submission is None else ffi.new("WGPUSubmissionIndex *", submission)
+        began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
             lib.wgpuDevicePoll(self.handle._internal, True, index)
+        self.waited_s += time.perf_counter() - began
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:

@@ -6,7 +6,8 @@ many rows. All share the weights, the caches and one small state buffer that hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.staging import Staging
 from halfbyte.webgpu.state import StateLayout
 from halfbyte.webgpu.target import Target, Value
+from halfbyte.webgpu.timing import PassClock
 from halfbyte.webgpu.weights import WeightStore
 
 COLUMNS = (1, 2, 4, 8)
@@ -117,6 +119,30 @@ class GpuExecutor:
         staging.request(submission)
         values = staging.take(rows * logits.stride * 4).view(np.float32)
         return values.reshape(rows, logits.stride)[:, : logits.width]
+
+    def counters(self) -> dict[str, float]:
+        """What has been counted since it was made: dispatches, submits, seconds waited; while timed, GPU seconds."""
+        clock = self.recorder.clock
+        counted = {
+            "dispatches": self.recorder.dispatches,
+            "submits": self.recorder.submits,
+            "wait_s": self.device.waited_s,
+        }
+        return counted | ({"gpu_s": clock.seconds()} if clock else {})
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count GPU seconds inside.
+
+        Raises:
+            DeviceError: The device has no timestamps.
+        """
+        clock = self.recorder.clock = PassClock(self.device)
+        try:
+            yield
+        finally:
+            self.recorder.clock = None
+            clock.close()
 
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""

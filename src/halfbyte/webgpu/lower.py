@@ -127,20 +127,26 @@ class Lowering:
         norm = self._foldable_norm(step.out) if len(matrix.pieces) == 1 else None
         value = self._value(step.out, matrix.columns)
         folded = self._fold(norm, value) if norm else {}
-        x = _ceil(value.stride // 4, 64)
         for piece in matrix.pieces:
+            stored = _format(piece)
+            sizes = table.embed(self.target.choice, width=matrix.columns, int8=bool(norm), format=stored["STORED"])
+            x = _ceil(value.stride // 4, sizes["WG"])
             constants = {
-                "WG": 64,
+                **sizes,
                 "K": matrix.columns,
                 "STRIDE4": value.stride // 4,
                 "SCALE": step.scale,
                 "ROW0": piece.first,
                 "ROWS": piece.rows,
                 "EMIT": bool(norm),
-                **_format(piece),
+                **stored,
             }
             self.add(
-                "embed", constants, {**piece.buffers, "out": value.f32, **folded}, lambda e: (x, e.tokens, 1), "embed"
+                "embed",
+                constants,
+                {**piece.buffers, "out": value.f32, **folded},
+                lambda e, x=x: (x, e.tokens, 1),  # type: ignore[misc]
+                "embed",
             )
 
     def _lower_RopeTable(self, step: ops.RopeTable) -> None:  # noqa: N802
@@ -300,7 +306,7 @@ class Lowering:
         stride: int,
     ) -> None:
         x = self.values[step.x]
-        int8 = self._packed(piece)
+        int8 = self._reads_int8(step)
         outputs = piece.rows // 2 if flags["GATED"] else piece.rows
         constants = {
             **_format(piece),
@@ -329,13 +335,22 @@ class Lowering:
             gated=constants["GATED"],
             emit=constants["EMIT"],
             columns=self.columns,
+            format=constants["STORED"],
         )
         groups = _ceil(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
         y = _ceil(groups, MOST_WORKGROUPS)
         self.add("gemv", {**constants, **sizes}, buffers, lambda e: (_ceil(groups, y), y, 1), f"gemv {label}")
 
     def _add_gemm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
-        sizes = table.gemm(self.target.choice, rows=self.capacity)
+        sizes = table.gemm(
+            self.target.choice,
+            rows=self.capacity,
+            outputs=constants["N"],
+            width=constants["K"],
+            int8=constants["INT8"],
+            gated=constants["GATED"],
+            format=constants["STORED"],
+        )
         x = _ceil(constants["N"], 32 if constants["GATED"] else 64)
         tile = 16 * sizes["RM"]
         self.add(
@@ -343,15 +358,26 @@ class Lowering:
         )
 
     def _lower_RopeKvWrite(self, step: ops.RopeKvWrite) -> None:  # noqa: N802
-        sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
+        sizes = self._attend_sizes(step)
         if self._attends_fused():
             self.values[step.out] = self.values[step.qkv]
             return
         value = self._value(step.out, step.heads * step.head_dim)
-        constants = {**self._rotation(step, sizes["TL"]), "WG": max(64, sizes["TL"]), "TL": sizes["TL"], "Q_ROW": value.stride}
-        x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // sizes["TL"])
+        lanes = sizes["TL"]
+        constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
+        x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
+
+    def _attend_sizes(self, step: ops.RopeKvWrite | ops.Attention) -> dict[str, Any]:
+        return table.attend(
+            self.target.choice,
+            heads=step.heads,
+            kv_heads=step.kv_heads,
+            head_dim=step.head_dim,
+            columns=self.columns,
+            cache=self.target.plan.tensors[step.k_cache].dtype,
+        )
 
     def _attends_fused(self) -> bool:
         return self.columns == 1 and self.target.choice.fused_attention
@@ -408,7 +434,7 @@ class Lowering:
             self._attend_tiled(step, constants)
 
     def _attend_split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        sizes = table.attend(self.target.choice, heads=step.heads, kv_heads=step.kv_heads, head_dim=step.head_dim)
+        sizes = self._attend_sizes(step)
         constants |= {**sizes, "FUSED": self._attends_fused()}
         parts = self.capacity * step.heads * sizes["MAX_SPLITS"]
         partial, weight = self._take(parts * constants["HDP"] * 4), self._take(parts * 8)
@@ -429,9 +455,10 @@ class Lowering:
         every = {**buffers, **into, "arrived": arrived}
         self.add("attend", constants, every, lambda e: (x, _splits(e, window, sizes), e.tokens), "attend")
         if not finish:
-            groups = _ceil(value.stride // 4, 64)
+            merged = table.merge(self.target.choice, width=value.width, int8=int8, columns=self.columns)
+            groups = _ceil(value.stride // 4, merged["WG"])
             merging = {"partial": partial, "weight": weight, **into}
-            self.add("merge", {**constants, "WG": 64}, merging, lambda e: (groups, e.tokens, 1), "merge")
+            self.add("merge", {**constants, **merged}, merging, lambda e: (groups, e.tokens, 1), "merge")
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
 
@@ -446,7 +473,15 @@ class Lowering:
         return self._arrived
 
     def _attend_tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        sizes = table.attend_tiled(self.target.choice, head_dim=step.head_dim)
+        cache = self.target.plan.tensors[step.k_cache].dtype
+        sizes = table.attend_tiled(
+            self.target.choice,
+            head_dim=step.head_dim,
+            heads=step.heads,
+            kv_heads=step.kv_heads,
+            window=step.window or 0,
+            cache=cache,
+        )
         value = self._value(step.out, step.heads * step.head_dim)
         buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "out": value.f32}
         self.add(
@@ -477,7 +512,10 @@ def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:
 
 
 def _format(piece: Piece) -> dict[str, Any]:
-    return {"FORMAT": piece.storage.snippet, **piece.storage.constants}
+    """The snippet of a piece's format, what it wants to know, and both as a name."""
+    constants = piece.storage.constants
+    stored = "-".join(map(str, (piece.storage.snippet, *constants.values())))
+    return {"FORMAT": piece.storage.snippet, "STORED": stored, **constants}
 
 
 def _ceil(value: int, step: int) -> int:

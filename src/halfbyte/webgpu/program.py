@@ -5,7 +5,7 @@ Recording a dispatch through these takes about 3 µs, through wgpu's classes hal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.shader import Pipeline
+from halfbyte.webgpu.timing import PassClock
 
 Dimensions = tuple[int, int, int]
 Command = tuple[Any, Any, int, int, int]
@@ -107,9 +108,16 @@ def bind_group(device: Device, dispatch: Dispatch) -> Any:
 
 
 class Recorder:
-    """Records command buffers and submits them."""
+    """Records command buffers and submits them.
+
+    Attributes:
+        dispatches, submits: How many there have been.
+        clock: Times every pass while it is set.
+    """
 
     def __init__(self, device: Device) -> None:
+        self.dispatches = self.submits = 0
+        self.clock: PassClock | None = None
         self._device = device
         self._handle = device.handle._internal
         self._queue = device.handle.queue._internal
@@ -120,7 +128,7 @@ class Recorder:
 
     def submit(
         self,
-        commands: Iterable[Command],
+        commands: Sequence[Command],
         copies: Iterable[tuple[Any, int, Any, int, int]] = (),
     ) -> int:
         """Submit dispatches in one pass, then copies (source, offset, target, offset, bytes); the submission's index.
@@ -128,6 +136,8 @@ class Recorder:
         Raises:
             DeviceError: The device is lost or refused the work.
         """
+        self.submits += 1
+        self.dispatches += len(commands)
         with self._device.guarded("the GPU refused work"):
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._handle, self._encoder_descriptor)
             self._record(encoder, commands)
@@ -141,7 +151,8 @@ class Recorder:
             lib.wgpuCommandEncoderRelease(encoder)
         return int(index)
 
-    def _record(self, encoder: Any, commands: Iterable[Command]) -> None:
+    def _record(self, encoder: Any, commands: Sequence[Command]) -> None:
+        self._pass_descriptor.timestampWrites = self.clock.next_pass() if self.clock else ffi.NULL
         recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
         set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
         dispatch, null = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent, Program
 from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.state import StateLayout
@@ -24,7 +25,6 @@ from halfbyte.webgpu.target import Value
 
 PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
 GREEDY_BELOW = 1e-5
-GROUPS = 128
 RING = 8
 """Tokens whose results the GPU keeps."""
 RESULT_NBYTES = 8
@@ -72,15 +72,24 @@ class _Mode:
 class Sampler:
     """The sampling kernels over one buffer of logits."""
 
-    def __init__(self, device: Device, pipelines: Pipelines, layout: StateLayout, state: Buffer, logits: Value) -> None:
+    def __init__(
+        self,
+        device: Device,
+        pipelines: Pipelines,
+        layout: StateLayout,
+        state: Buffer,
+        logits: Value,
+        choice: table.Choice,
+    ) -> None:
         self._device = device
         self._pipelines = pipelines
+        sizes = table.sample(choice, vocabulary=logits.width)
+        self._groups: int = sizes["GROUPS"]
         self._constants = {
             **layout.offsets,
             **{name: i for i, name in enumerate(PARAMS)},
             "V": logits.width,
-            "GROUPS": GROUPS,
-            "WG": 256,
+            **sizes,
             "RING": RING,
         }
         self._logits = logits
@@ -93,7 +102,7 @@ class Sampler:
         self.result = made(RING * RESULT_NBYTES)
         self._buffers = {
             "state": state,
-            "parts": made(GROUPS * 16),
+            "parts": made(self._groups * 16),
             "found": made(4),
             "params": made(64),
             "seed": made(8),
@@ -130,11 +139,12 @@ class Sampler:
             if name not in self._buffers:
                 self._buffers[name] = Buffer(self._device.buffer(self._large[name], "sampling"))
         buffers = {**self._buffers, "scores": self._buffers["scores" if mode.penalized else "logits"]}
-        kernels = {"sample_stats": GROUPS, "sample_collect": 0 if mode.greedy else GROUPS, "sample_pick": 1}
+        groups = self._groups
+        kernels = {"sample_stats": groups, "sample_collect": 0 if mode.greedy else groups, "sample_pick": 1}
         return [
-            Dispatch(self._pipelines.get(kernel, {**self._constants, **flags}), buffers, _one_row(groups), kernel)
-            for kernel, groups in kernels.items()
-            if groups
+            Dispatch(self._pipelines.get(kernel, {**self._constants, **flags}), buffers, _one_row(count), kernel)
+            for kernel, count in kernels.items()
+            if count
         ]
 
 

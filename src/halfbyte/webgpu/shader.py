@@ -58,6 +58,7 @@ class Pipelines:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._made: dict[str, Pipeline] = {}
+        self._found: dict[tuple[str, frozenset[tuple[str, str]]], Pipeline] = {}
 
     def get(self, kernel: str, constants: Constants) -> Pipeline:
         """The kernel file `kernel` with these constants.
@@ -65,10 +66,13 @@ class Pipelines:
         Raises:
             DeviceError: The driver did not accept it.
         """
-        source = compose(kernel, constants)
-        if source not in self._made:
-            self._made[source] = self._compile(kernel, source)
-        return self._made[source]
+        key = (kernel, frozenset((name, repr(value)) for name, value in constants.items()))
+        if key not in self._found:
+            source = compose(kernel, constants)
+            if source not in self._made:
+                self._made[source] = self._compile(kernel, source)
+            self._found[key] = self._made[source]
+        return self._found[key]
 
     def _compile(self, name: str, source: str) -> Pipeline:
         found = _BINDING.findall(source)

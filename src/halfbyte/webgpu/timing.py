@@ -13,6 +13,8 @@ from halfbyte.errors import DeviceError
 from halfbyte.webgpu.device import Device
 
 Commands = Sequence[tuple[Any, Any, int, int, int]]
+PASSES = 1024
+"""Passes that a `PassClock` keeps the times of before it has to wait for them and add them up."""
 
 
 class Clock:
@@ -44,9 +46,59 @@ class Clock:
         encoder.resolve_query_set(self._queries, 0, 2, self._resolved, 0)
         self._device.handle.queue.submit([encoder.finish()])
         begin, end = self._device.read(self._resolved, 16).view(np.uint64)
-        return float(end - begin) * 1e-9
+        return float(end - begin) * tick_seconds(self._device)
 
     def median(self, commands: Commands, *, repeats: int = 5) -> float:
         """The median of several runs, after one to warm up."""
         self.seconds(commands)
         return float(np.median([self.seconds(commands) for _ in range(repeats)]))
+
+
+class PassClock:
+    """Adds up the GPU time of passes as they are submitted, without waiting for each.
+
+    Raises:
+        DeviceError: The device has no timestamps.
+    """
+
+    def __init__(self, device: Device) -> None:
+        if not device.capabilities.timestamps:
+            raise DeviceError(f"{device.name} has no timestamps.", "Time whole generations instead.")
+        self._device = device
+        self._queries = device.handle.create_query_set(type="timestamp", count=2 * PASSES)
+        self._resolved = device.buffer(
+            16 * PASSES, "timestamps", usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
+        )
+        self._writes = ffi.new("WGPUPassTimestampWrites *")
+        self._writes.querySet = self._queries._internal
+        self._used = 0
+        self._seconds = 0.0
+
+    def next_pass(self) -> Any:
+        """Where the next pass writes its times: a C pointer for its descriptor, valid until the next call."""
+        if self._used == PASSES:
+            self.seconds()
+        self._writes.beginningOfPassWriteIndex = 2 * self._used
+        self._writes.endOfPassWriteIndex = 2 * self._used + 1
+        self._used += 1
+        return self._writes
+
+    def seconds(self) -> float:
+        """Seconds that all passes so far took, once they are done."""
+        if self._used:
+            encoder = self._device.handle.create_command_encoder()
+            encoder.resolve_query_set(self._queries, 0, 2 * self._used, self._resolved, 0)
+            self._device.handle.queue.submit([encoder.finish()])
+            times = self._device.read(self._resolved, 16 * self._used).view(np.uint64).reshape(-1, 2)
+            self._seconds += float((times[:, 1] - times[:, 0]).sum()) * tick_seconds(self._device)
+            self._used = 0
+        return self._seconds
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._device.free(self._resolved)
+
+
+def tick_seconds(device: Device) -> float:
+    """Seconds between two counts of a device's timestamps."""
+    return float(lib.wgpuQueueGetTimestampPeriod(device.handle.queue._internal)) * 1e-9

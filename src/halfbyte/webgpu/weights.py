@@ -11,33 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Format, WeightSource, get_format
-from halfbyte.formats.dense import Dense
-from halfbyte.formats.q4g import Q4G
+from halfbyte.formats import Format, Parts, Rows, Storage, WeightSource, get_format
 from halfbyte.plan import Plan
-from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.device import CHUNK_NBYTES, Device
 from halfbyte.webgpu.program import Buffer
 
 Array = NDArray[Any]
 ROW_STEP = 64
 """Pieces of a matrix begin at multiples of this, so that every part of theirs begins at a whole word."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How kernels see a format.
-
-    Attributes:
-        snippet: The WGSL file that reads it.
-        constants: What the snippet wants to know.
-        parts: Binding → (suffix of the stored part, bytes of a row).
-        packed: Whether it can be multiplied with int8 activations.
-    """
-
-    snippet: str
-    constants: dict[str, Any]
-    parts: dict[str, tuple[str, int]]
-    packed: bool
 
 
 def storage(stored: Format, columns: int) -> Storage:
@@ -46,20 +27,10 @@ def storage(stored: Format, columns: int) -> Storage:
     Raises:
         UnsupportedModelError: There is no snippet for it.
     """
-    match stored:
-        case Q4G(group, zero_points):
-            groups = stored.groups(columns)
-            constants = {"GROUP": group, "GROUPS": groups, "BLOCKS": groups * group // 32, "ZERO": zero_points}
-            parts = {"w_q": (".q", groups * group // 2), "w_scale": (".scale", groups * 2)}
-            if zero_points:
-                parts["w_zero"] = (".zero", (groups + 1) // 2)
-            return Storage("q4g", constants, parts, True)
-        case Dense(kind):
-            fours = -(-columns // 4)
-            return Storage(
-                "dense", {"KIND": kind, "ROW4": fours}, {"w": ("", fours * (16 if kind == "f32" else 8))}, False
-            )
-    raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name} yet.", "Use device='cpu'.")
+    found = stored.storage(columns)
+    if found is None:
+        raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name}.", "Use device='cpu'.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,7 +110,7 @@ class WeightStore:
     def _pieces(self, stored: Storage, rows: dict[str, int], first: int) -> Iterator[Piece]:
         """Stacked matrices of one format, cut where a binding would become too large."""
         total = sum(rows.values())
-        widest = max(nbytes for _, nbytes in stored.parts.values())
+        widest = max(array.nbytes for array in stored.arrays.values())
         limit = min(self._device.capabilities.max_binding, self._device.capabilities.max_buffer)
         most = max(ROW_STEP, limit // widest // ROW_STEP * ROW_STEP)
         pieces = [
@@ -154,17 +125,17 @@ class WeightStore:
         at = 0
         for name, count in rows.items():
             weight = self._source.weight(name)
-            for binding, (suffix, row_nbytes) in stored.parts.items():
-                values = _rows_of_bytes(weight.parts[suffix], count, row_nbytes)
-                self._scatter(pieces, first + at, binding, values)
+            step = max(ROW_STEP, CHUNK_NBYTES // widest // ROW_STEP * ROW_STEP)
+            for start in range(0, count, step):
+                chunk = {suffix: part[start : start + step] for suffix, part in weight.parts.items()}
+                for binding, array in stored.arrays.items():
+                    self._scatter(pieces, first + at + start, binding, _row_bytes(array, chunk))
             self._source.release(name)
             at += count
         yield from pieces
 
     def _buffers(self, stored: Storage, rows: int, label: str) -> dict[str, Buffer]:
-        return {
-            binding: Buffer(self._device.buffer(rows * nbytes, label)) for binding, (_, nbytes) in stored.parts.items()
-        }
+        return {name: Buffer(self._device.buffer(rows * array.nbytes, label)) for name, array in stored.arrays.items()}
 
     def _scatter(self, pieces: list[Piece], row: int, binding: str, values: Array) -> None:
         """Write rows of bytes, the first being the matrix' row `row`, into the pieces they belong to."""
@@ -186,11 +157,12 @@ class WeightStore:
         self._device.write(handle, offset - begin, values)
 
 
-def _rows_of_bytes(part: Array, rows: int, row_nbytes: int) -> Array:
-    """A stored part as bytes `[rows, row_nbytes]`, padded with zeros where the device's rows are longer."""
-    raw = np.ascontiguousarray(part.reshape(rows, -1)).view(np.uint8)
-    if raw.shape[1] == row_nbytes:
+def _row_bytes(array: Rows, parts: Parts) -> NDArray[np.uint8]:
+    """An array's bytes `[rows, nbytes]` for some rows, padded with zeros where the device's rows are longer."""
+    values = np.ascontiguousarray(array.of(parts))
+    raw = values.view(np.uint8).reshape(len(values), -1)
+    if raw.shape[1] == array.nbytes:
         return raw
-    padded = np.zeros((rows, row_nbytes), np.uint8)
+    padded = np.zeros((len(raw), array.nbytes), np.uint8)
     padded[:, : raw.shape[1]] = raw
     return padded

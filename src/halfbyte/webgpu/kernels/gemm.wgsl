@@ -1,7 +1,8 @@
 // out[t, o] = x[t] · W[o] for many rows of x: tiles of TM rows × 64 outputs, 16 × 16 invocations, each with rows
 // ty + 16·i and outputs tx + 16·j. Both tiles are staged in workgroup memory as [row][four words], the stride odd so
 // that 16-byte loads do not collide; the next tile is loaded while this one is multiplied.
-// INT8: int8 blocks of x against codes, made signed bytes on the way in. GATED: half the outputs of a tile are gates.
+// INT8: int8 blocks of x against codes, made signed bytes on the way in. HALVES: each 16 codes have their own scale;
+// OFFSETS: something is taken off what a block's codes stand for. GATED: half the outputs of a tile are gates.
 // Grid: (outputs / (64 or 32), rows / TM). Constants: N, FIRST, STRIDE, X_BLOCKS or K and X_STRIDE, STEP, RM.
 #if INT8
 @bind var<storage, read> x8: array<vec4<u32>>;
@@ -20,12 +21,8 @@
 #if INT8
 var<workgroup> x_tile: array<vec4<u32>, ${16 * RM * (2 * STEP + 1)}>;
 var<workgroup> w_tile: array<vec4<u32>, ${64 * (2 * STEP + 1)}>;
-var<workgroup> x_scales: array<f32, ${16 * RM * STEP}>;
-var<workgroup> w_scales: array<f32, ${64 * STEP}>;
-
-fn dot16(a: vec4<u32>, b: vec4<u32>, start: i32) -> i32 {
-    return start + dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
-}
+var<workgroup> x_scales: array<${"vec2<f32>" if OFFSETS else "f32"}, ${16 * RM * STEP}>;
+var<workgroup> w_scales: array<${"vec2<f32>" if HALVES or OFFSETS else "f32"}, ${64 * STEP}>;
 #else
 var<workgroup> x_tile: array<vec4<f32>, ${16 * RM * 5}>;
 var<workgroup> w_tile: array<vec4<f32>, ${64 * 5}>;
@@ -57,16 +54,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let x_word${k} = x_item${k} % ${2 * STEP}u;
     let x_from${k} = (row0 + x_row${k}) * ${X_BLOCKS}u;
     var next_x${k} = vec4<u32>(0u);
-    var next_xs${k} = 0.0;
+    var next_xs${k}: ${"vec2<f32>" if OFFSETS else "f32"};
 #endfor
 #for k in range((64 * STEP + 255) // 256)
     let w_item${k} = min(lid + ${256 * k}u, ${64 * STEP - 1}u);
     let w_col${k} = w_item${k} / ${STEP}u;
     let w_block${k} = w_item${k} % ${STEP}u;
     let w_row${k} = weight_row(wg.x, w_col${k});
-    var next_w${k} = vec4<u32>(0u);
-    var next_ws${k} = 0.0;
-    var next_z${k} = 0u;
+    var next_w${k}: Codes;
+    var next_ws${k}: Scale;
 #endfor
     for (var step = 0u; step <= ${(X_BLOCKS + STEP - 1) // STEP}u; step++) {
         workgroupBarrier();
@@ -80,12 +76,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for k in range((64 * STEP + 255) // 256)
             {
                 let at = w_col${k} * ${2 * STEP + 1}u + w_block${k} * 2u;
-                let low = next_w${k} & vec4<u32>(0x0F0F0F0Fu);
-                let high = (next_w${k} >> vec4<u32>(4u)) & vec4<u32>(0x0F0F0F0Fu);
-                let z = next_z${k};
-                w_tile[at] = vec4<u32>(signed_codes(low.x, z), signed_codes(low.y, z), signed_codes(low.z, z), signed_codes(low.w, z));
-                w_tile[at + 1u] = vec4<u32>(signed_codes(high.x, z), signed_codes(high.y, z), signed_codes(high.z, z), signed_codes(high.w, z));
-                w_scales[w_block${k} * 64u + w_col${k}] = next_ws${k};
+                let bytes = block_bytes(next_w${k}, next_ws${k});
+                w_tile[at] = bytes.low;
+                w_tile[at + 1u] = bytes.high;
+                w_scales[w_block${k} * 64u + w_col${k}] = tile_scale(next_ws${k});
             }
 #endfor
         }
@@ -97,15 +91,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 let block = first + x_word${k} / 2u;
                 let at = x_from${k} + min(block, ${X_BLOCKS - 1}u);
                 next_x${k} = x8[at + x_from${k} + x_word${k} % 2u * ${X_BLOCKS}u];
-                next_xs${k} = select(0.0, bitcast<f32>(xm[at].x), block < ${X_BLOCKS}u);
+                let x_scale = select(0.0, bitcast<f32>(xm[at].x), block < ${X_BLOCKS}u);
+                next_xs${k} = ${"vec2<f32>(x_scale, x_scale * f32(bitcast<i32>(xm[at].y)))" if OFFSETS else "x_scale"};
             }
 #endfor
 #for k in range((64 * STEP + 255) // 256)
             {
                 let block = min(first + w_block${k}, ${X_BLOCKS - 1}u);
-                next_w${k} = weight_block(w_row${k}, block);
+                next_w${k} = weight_codes(w_row${k}, block);
                 next_ws${k} = weight_scale(w_row${k}, block);
-                next_z${k} = u32(weight_zero(w_row${k}, block));
             }
 #endfor
         }
@@ -124,7 +118,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                     let high = x_tile[at + 1u];
                     let x_scale = x_scales[b * ${16 * RM}u + ty + ${16 * i}u];
 #for j in range(4)
+#if HALVES
+                    sum${i}_${j} += dot(vec2<f32>(vec2<i32>(dot16(low, w_low${j}, 0), dot16(high, w_high${j}, 0))), w_scale${j}) * x_scale;
+#elif OFFSETS
+                    sum${i}_${j} += f32(dot16(low, w_low${j}, dot16(high, w_high${j}, 0))) * (x_scale.x * w_scale${j}.x) - x_scale.y * w_scale${j}.y;
+#else
                     sum${i}_${j} += f32(dot16(low, w_low${j}, dot16(high, w_high${j}, 0))) * (x_scale * w_scale${j});
+#endif
 #endfor
                 }
 #endfor

@@ -77,7 +77,7 @@ fn main(
         let b${i} = first + ${i * TEAM}u;
 #endif
 #for u in range(UNITS)
-        let codes${i}_${u} = weight_block(row${u}, b${i});
+        let codes${i}_${u} = weight_codes(row${u}, b${i});
 #endfor
 #endfor
 #for i in range(UNROLL)
@@ -104,8 +104,7 @@ fn main(
 #endif
             let x_sum = bitcast<i32>(facts.y);
 #for u in range(UNITS)
-            let start${u} = -x_sum * weight_zero(row${u}, b${i});
-            sum${u}_${c} += f32(block_dot(codes${i}_${u}, lo, hi, start${u})) * (scale${i}_${u} * x_scale);
+            sum${u}_${c} += block_product(codes${i}_${u}, scale${i}_${u}, lo, hi, x_sum) * x_scale;
 #endfor
         }
 #endfor

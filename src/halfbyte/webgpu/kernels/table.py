@@ -1,17 +1,19 @@
-"""Which kernel variant runs where: a row a variant, and the sizes it takes for a shape.
+"""Which kernel variant runs where: a row a variant, and a row a family with the sizes it takes for a shape.
 
 A variant is switched off by its name, when the self-test found it wrong on a device; the plain ones always remain.
+The rules below are what a device gets that nothing was measured on; `halfbyte tune` tries each family's other sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from halfbyte.webgpu.device import Capabilities
+from halfbyte.webgpu.kernels.family import Constants, Family, Tuning
 
-Constants = dict[str, Any]
+Sizes = Mapping[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
@@ -54,6 +56,7 @@ class Choice:
 
     Attributes:
         subgroup: Lanes of a subgroup where they are used, else 0.
+        tuning: Sizes measured on the device.
     """
 
     subgroup: int
@@ -63,10 +66,11 @@ class Choice:
     merged_attention: bool
     large_workgroups: bool
     wide_tiles: bool
+    tuning: Tuning = field(default_factory=Tuning)
 
 
-def choose(capabilities: Capabilities, *, off: Collection[str] = ()) -> Choice:
-    """Every variant the device offers but those switched off by name."""
+def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tuning | None = None) -> Choice:
+    """Every variant the device offers but those switched off by name, in the sizes measured on it."""
     on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
     return Choice(
         capabilities.subgroup if "subgroups" in on else 0,
@@ -76,11 +80,18 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = ()) -> Choice:
         "merged-attention" in on,
         "large-workgroups" in on,
         "wide-tiles" in on,
+        tuning or Tuning(),
     )
 
 
-def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, emit: bool, columns: int) -> Constants:
-    """Sizes for a matrix × vector product: WG, TEAM, ROWS, UNITS, UNROLL.
+def _invocations(choice: Choice) -> int:
+    return 1024 if choice.large_workgroups else 256
+
+
+def _gemv(
+    choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, emit: bool, columns: int, **format: int | str
+) -> Constants:
+    """Sizes for a matrix × vector product: WG, TEAM, ROWS, UNROLL.
 
     With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
     """
@@ -93,15 +104,7 @@ def gemv(choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, 
     else:
         wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
     units = rows * (2 if gated else 1)
-    return {
-        "WG": wg,
-        "TEAM": team,
-        "ROWS": rows,
-        "UNITS": units,
-        "UNROLL": _unroll(blocks, team, units),
-        "COLS": columns,
-        "SUBGROUP": choice.subgroup,
-    }
+    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": _unroll(blocks, team, units)}
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
@@ -115,7 +118,7 @@ def _unroll(blocks: int, team: int, units: int) -> int:
 
 
 def _emitting(choice: Choice, gated: bool, blocks: int) -> tuple[int, int, int]:
-    """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200 (`benchmarks/kernels_gpu.py tune`)."""
+    """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200."""
     if not choice.large_workgroups or not choice.subgroup:
         return 256, 8, 1
     if gated:
@@ -123,60 +126,148 @@ def _emitting(choice: Choice, gated: bool, blocks: int) -> tuple[int, int, int]:
     return (1024, 32, 1) if blocks >= 96 else (512, 16, 1)
 
 
-def gemm(choice: Choice, *, rows: int) -> Constants:
+def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
+    teams, rounds = sizes["WG"] // sizes["TEAM"], -(-sizes["blocks"] // sizes["TEAM"])
+    units = sizes["ROWS"] * (2 if sizes["gated"] else 1) * sizes["columns"]
+    if sizes["emit"]:
+        whole = teams * sizes["ROWS"] == 32 and sizes["WG"] >= 8 * sizes["columns"]
+    else:
+        whole = teams >= 1 and sizes["WG"] <= 256
+    return bool(
+        whole
+        and sizes["WG"] <= _invocations(choice)
+        and sizes["UNROLL"] <= (rounds if sizes["int8"] else 1)
+        and units * sizes["UNROLL"] <= MOST_SUMS
+    )
+
+
+def _gemm(choice: Choice, *, rows: int, **shape: int | str) -> Constants:
     """Sizes for a matrix × matrix product: STEP (blocks staged at once), RM (rows of x an invocation takes)."""
     return {"STEP": 4 if choice.wide_tiles else 2, "RM": 4 if rows > 32 else 2}
 
 
-def attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int) -> Constants:
-    """Sizes for attention of few tokens: WG, TL, SLICE, SLICES, KEYS, CHUNK, SPLIT_CHUNKS, MAX_SPLITS, AT_ONCE."""
-    eights = -(-head_dim // 8)
-    team = 1 << (eights - 1).bit_length()
+def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
+    return sizes["STEP"] <= 2 or choice.wide_tiles
+
+
+def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache: int | str) -> Constants:
+    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in."""
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
-    keys = (4 if slice_ * eights <= 64 else 2) if choice.subgroup else 1
-    most = min(64, max(4, -(-2 * BUSY_WORKGROUPS * slice_ // heads)))
-    return attend_sizes(choice, heads, kv_heads, team, wg=256, slice_=slice_, keys=keys, split_chunks=1, most=most)
-
-
-def attend_sizes(
-    choice: Choice,
-    heads: int,
-    kv_heads: int,
-    team: int,
-    *,
-    wg: int,
-    slice_: int,
-    keys: int,
-    split_chunks: int,
-    most: int,
-) -> Constants:
-    """Everything about attention of few tokens that follows from the sizes that can be chosen."""
-    kept = wg // max(team, choice.subgroup) * 2 * team * 16
-    room = 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE
     return {
-        "WG": wg,
-        "TL": team,
+        "WG": 256,
         "SLICE": slice_,
-        "SLICES": heads // kv_heads // slice_,
-        "KEYS": keys,
-        "CHUNK": wg // team * keys,
-        "SPLIT_CHUNKS": split_chunks,
-        "MAX_SPLITS": most,
-        "AT_ONCE": max(1, min(slice_, room // kept)),
+        "KEYS": 2 if choice.subgroup else 1,
+        "SPLIT_CHUNKS": 1,
+        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS * slice_ // heads))),
+        "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
 
 
-def attend_tiled(choice: Choice, *, head_dim: int) -> Constants:
+def _attend_derived(sizes: Sizes) -> Constants:
+    """What follows for attention of few tokens.
+
+    TL, lanes that hold a head; SLICES, workgroups for the query heads that share a key head; CHUNK, keys that a
+    workgroup takes at a time; AT_ONCE, heads whose teams are merged at once.
+    """
+    lanes = 1 << (-(-sizes["head_dim"] // 8) - 1).bit_length()
+    kept = sizes["WG"] // max(lanes, sizes["SUBGROUP"]) * lanes * 32
+    return {
+        "TL": lanes,
+        "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"],
+        "CHUNK": sizes["WG"] // lanes * sizes["KEYS"],
+        "AT_ONCE": max(1, min(sizes["SLICE"], sizes["ROOM"] // kept)),
+    }
+
+
+def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
+    lanes = _attend_derived(sizes)["TL"]
+    return bool(
+        sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
+        and sizes["WG"] // lanes > sizes["SLICE"]
+        and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
+        and sizes["WG"] * 32 + (sizes["SLICE"] + 1) * lanes * 32 <= 16000
+    )
+
+
+def _attend_tiled(choice: Choice, *, head_dim: int, **cache: int | str) -> Constants:
     """Sizes for attention of many tokens: ROWS, KEYS, STAGED."""
     side = 64 if choice.wide_tiles else 32
-    fours = 2 * -(-head_dim // 8)
-    staged = next(n for n in (64, 32, 16, 8, 4) if n <= side and n * fours <= 2 * side * 9)
-    return {"WG": 256, "ROWS": side, "KEYS": side, "STAGED": staged, "SUBGROUP": choice.subgroup}
+    staged = next(n for n in (64, 32, 16, 8, 4) if n <= side and _stages(n, head_dim, 2 * side))
+    return {"ROWS": side, "KEYS": side, "STAGED": staged}
 
 
-def norm(choice: Choice, *, width: int) -> Constants:
+def _stages(keys: int, head_dim: int, rows: int) -> bool:
+    """Whether the values of so many keys fit where the tiles of so many rows were."""
+    return keys * 2 * -(-head_dim // 8) <= rows * 9
+
+
+def _attend_tiled_fits(choice: Choice, sizes: Sizes) -> bool:
+    return (
+        (sizes["ROWS"] + sizes["KEYS"] <= 64 or choice.wide_tiles)
+        and sizes["STAGED"] <= sizes["KEYS"]
+        and _stages(sizes["STAGED"], sizes["head_dim"], sizes["ROWS"] + sizes["KEYS"])
+    )
+
+
+def _norm(choice: Choice, *, width: int) -> Constants:
     """Sizes for a norm: WG, for one row a workgroup."""
     large = choice.large_workgroups and choice.subgroup and width > 2048
-    return {"WG": 1024 if large else 256, "SUBGROUP": choice.subgroup}
+    return {"WG": 1024 if large else 256}
+
+
+def _fits_workgroup(choice: Choice, sizes: Sizes) -> bool:
+    return bool(sizes["WG"] <= _invocations(choice))
+
+
+MOST_SUMS = 64
+"""Weights' blocks that an invocation of a matrix × vector kernel holds or sums at once: more do not fit registers."""
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "gemv",
+            _gemv,
+            {
+                "WG": (64, 128, 256, 512, 1024),
+                "TEAM": (8, 16, 32),
+                "ROWS": (1, 2, 4),
+                "UNROLL": (1, 2, 3, 4, 6, 8, 12),
+            },
+            _gemv_fits,
+            lambda s: {"UNITS": s["ROWS"] * (2 if s["gated"] else 1), "COLS": s["columns"]},
+        ),
+        Family("gemm", _gemm, {"STEP": (1, 2, 4), "RM": (1, 2, 4)}, _gemm_fits),
+        Family(
+            "attend",
+            _attend,
+            {
+                "WG": (128, 256),
+                "SLICE": (1, 2, 3, 4),
+                "KEYS": (1, 2, 4),
+                "SPLIT_CHUNKS": (1, 2),
+                "MAX_SPLITS": (16, 32, 64),
+            },
+            _attend_fits,
+            _attend_derived,
+        ),
+        Family(
+            "attend_tiled",
+            _attend_tiled,
+            {"ROWS": (16, 32, 64), "KEYS": (16, 32, 64), "STAGED": (4, 8, 16, 32, 64)},
+            _attend_tiled_fits,
+            lambda s: {"WG": 256},
+        ),
+        Family("norm", _norm, {"WG": (64, 128, 256, 512, 1024)}, _fits_workgroup),
+        Family("embed", lambda choice, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
+        Family("merge", lambda choice, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
+        Family(
+            "sample",
+            lambda choice, **shape: {"WG": 256, "GROUPS": 128},
+            {"WG": (64, 128, 256), "GROUPS": (32, 64, 128, 256)},
+        ),
+    )
+}
+gemv, gemm, attend, attend_tiled, norm, embed, merge, sample = FAMILIES.values()

@@ -1,0 +1,18 @@
+// Reads words in turns of STRIDE vectors and keeps a sum a lane, so that nothing is left out: how fast can memory be read?
+// Grid: (STRIDE / 256). Constants: COUNT, STRIDE, both in vectors of 16 bytes, AT_ONCE loads in flight.
+@bind var<storage, read> words: array<vec4<u32>>;
+@bind var<storage, read_write> sums: array<u32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    var sum = vec4<u32>(0u);
+    for (var i = id.x; i < ${COUNT}u; i += ${AT_ONCE * STRIDE}u) {
+#for j in range(AT_ONCE)
+        let w${j} = words[i + ${j * STRIDE}u];
+#endfor
+#for j in range(AT_ONCE)
+        sum += w${j};
+#endfor
+    }
+    sums[id.x] = sum.x + sum.y + sum.z + sum.w;
+}

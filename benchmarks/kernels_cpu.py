@@ -41,7 +41,10 @@ from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SE
 from halfbyte.reference.ops import run_op
 
 SCHEMA = 1
-FORMATS = ("q4g32", "q4g32z", "q4g64", "q4g128", "q4g128z", "q8g32", "q8g128", "f16", "bf16", "f32")
+FORMATS = (
+    *("q3g32", "q3g128z", "q4g32", "q4g32z", "q4g64", "q4g128", "q4g128z", "q8g32", "q8g128"),
+    *("q4_k", "q6_k", "f16", "bf16", "f32"),
+)
 OUT_OF_CACHE = 128 << 20
 """Bytes of weights that one run goes through at least, so that none is in a cache when its turn comes again."""
 

@@ -7,28 +7,24 @@ and the tokenizer turns the engine's ids into text as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 from halfbyte.checkpoint.folder import is_gguf, open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
-from halfbyte.errors import UsageError
-from halfbyte.formats import WeightSource
+from halfbyte.devices import Progress, choose_device, make_decoder, prepare
+from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import Decoder, Executor, Plan, make_plan
+from halfbyte.plan import Executor, Plan
 from halfbyte.runtime import Engine, SamplingParams, TokenOutput
 from halfbyte.text import TextStream, Tokenizer
 
 POCKET = Path(__file__).parent / "pocket"
-DEVICES = ("auto", "cpu", "gpu", "reference")
-
-BATCH_TOKENS = {"cpu": 256, "gpu": 1024, "reference": 256}
-"""Most prompt tokens that are computed together."""
-
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -62,6 +58,8 @@ class Generation:
         prefill_ms: From the prompt to the first token.
         ms_per_token, tokens_per_s: Of the tokens after the first; None where there are none.
         total_s: From the prompt to the end.
+        logits_read_back: Whether a device that can choose tokens itself handed its logits back for each, because
+            its sampler has not what was asked for (typical_p, the log-probabilities of other tokens).
     """
 
     text: str
@@ -73,6 +71,7 @@ class Generation:
     prefill_ms: float
     ms_per_token: float | None
     total_s: float
+    logits_read_back: bool = False
 
     @property
     def new_tokens(self) -> int:
@@ -88,7 +87,10 @@ class Generation:
 class Stream(Iterator[Token]):
     """Tokens as they are made. Closing it early (or leaving a `with` block) cancels the rest."""
 
-    def __init__(self, outputs: Iterator[TokenOutput], text: TextStream, prompt_tokens: int) -> None:
+    def __init__(
+        self, outputs: Iterator[TokenOutput], text: TextStream, prompt_tokens: int, logits_read_back: bool
+    ) -> None:
+        self._logits_read_back = logits_read_back
         self._outputs = outputs
         self._text = text
         self._prompt_tokens = prompt_tokens
@@ -146,6 +148,7 @@ class Stream(Iterator[Token]):
             prefill_ms=1000 * (self._first - self._started),
             ms_per_token=1000 * (self._last - self._first) / later if later > 0 else None,
             total_s=self._last - self._started,
+            logits_read_back=self._logits_read_back,
         )
 
 
@@ -175,7 +178,8 @@ class Model:
         self.load_s = load_s
         self.notes = notes
         self.executor = executor
-        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=make_decoder(device, executor))
+        self._decoder = make_decoder(device, executor)
+        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=self._decoder)
 
     @property
     def nbytes(self) -> int:
@@ -242,11 +246,12 @@ class Model:
         """
         ids = self.encode(prompt, raw=raw, system=system)
         text = TextStream(self.tokenizer, [stop] if isinstance(stop, str) else stop)
+        settings = SamplingParams(**sampling)
         outputs = self.engine.generate(
-            ids, SamplingParams(**sampling), max_tokens=max_tokens,
-            stop_token_ids=() if ignore_eos else self.spec.stop_token_ids,
+            ids, settings, max_tokens=max_tokens, stop_token_ids=() if ignore_eos else self.spec.stop_token_ids,
         )  # fmt: skip
-        return Stream(outputs, text, len(ids))
+        read_back = self._decoder is not None and not self._decoder.supports(settings)
+        return Stream(outputs, text, len(ids), read_back)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """The whole answer at once; options as for `stream`."""
@@ -264,7 +269,9 @@ class Model:
 
     def close(self) -> None:
         """Let go of weights and caches."""
-        del self.engine, self.executor
+        if close := getattr(self.executor, "close", None):
+            close()
+        del self.engine, self.executor, self._decoder
 
 
 def load(
@@ -281,12 +288,14 @@ def load(
     kv_dtype: str = "f16",
     activations: str | None = None,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a model.
 
     Args:
         model: A folder, a GGUF file, a hub id (`org/name`), or None for the pocket model that comes with the package.
-        device: `auto` (the CPU), `cpu`, `gpu` (through WebGPU), or `reference` (NumPy: slow, for checking).
+        device: `cpu`, `gpu` (through WebGPU), `reference` (NumPy: slow, for checking), or `auto`: the GPU where there
+            is a real one that computes the right thing and has room for the model, else the CPU.
         gpu: Which GPU, as `halfbyte doctor` counts them; the first real one if None.
         revision: Branch, tag or commit of a hub id.
         offline: Use only what was downloaded before.
@@ -299,27 +308,38 @@ def load(
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32 (the CPU's way unless told
             otherwise), or `f32`, slower and exact.
         threads: Processor threads; all that this process may use if None.
+        progress: Called as progress(what, done, all) while weights go to a GPU and its kernels are made.
 
     Raises:
         ModelNotFoundError, DownloadError: There is no such model, or it could not be fetched.
         InvalidModelError, UnsupportedModelError: Its files are damaged, or of a kind Halfbyte cannot run.
         UsageError: An argument is out of range.
+        DeviceError: There is no such device, or the model or the context does not fit it.
     """
     started = time.perf_counter()
-    if device not in DEVICES:
-        raise UsageError(f"device {device!r} is unknown.", f"It is one of {', '.join(DEVICES)}.")
+    where, why = choose_device(device, gpu=gpu, threads=threads)
     path = locate(model, revision, offline)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
     source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
-    device, why = ("cpu", "the CPU runs every model") if device == "auto" else (device, "it was asked for")
-    plan = _plan(device, spec, source.format, context, sequences, max(logit_rows, sequences), kv_dtype)
-    executor = make_executor(device, plan, source, threads, activations, gpu)
+    prepared = partial(
+        prepare, spec=spec, source=source, context=context, sequences=sequences, rows=max(logit_rows, sequences),
+        kv_dtype=kv_dtype, threads=threads, activations=activations, gpu=gpu, progress=progress,
+    )  # fmt: skip
+    try:
+        plan, executor = prepared(where)
+    except (DeviceError, UnsupportedModelError) as error:
+        if where != "gpu" or device != "auto" or gpu is not None:
+            raise
+        where, why = "cpu", f"{why}, but {error.message}"
+        plan, executor = prepared(where)
+    if about := getattr(executor, "about", None):
+        why += f": {about}"
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
-        device=device, why_device=why, load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
+        device=where, why_device=why, load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
     )  # fmt: skip
 
 
@@ -334,65 +354,3 @@ def locate(model: str | Path | None, revision: str | None, offline: bool) -> Pat
     from halfbyte.checkpoint import hub
 
     return hub.resolve(str(model), revision=revision, offline=offline)
-
-
-def _plan(
-    device: str, spec: ModelSpec, formats: Callable[[str], Any], context: int | None, sequences: int, rows: int,
-    kv_dtype: str,
-) -> Plan:  # fmt: skip
-    if not 1 <= sequences <= 1024:
-        raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
-    tokens = BATCH_TOKENS[device]
-    plan = make_plan(spec, formats, tokens=tokens, context=context, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
-    if context is not None:
-        return plan
-    from halfbyte.cpu.machine import available_memory
-
-    cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
-    room = available_memory() // 2
-    if cache <= room:
-        return plan
-    fitting = max(plan.block_size, int(spec.context * room / cache) // plan.block_size * plan.block_size)
-    return make_plan(spec, formats, tokens=tokens, context=fitting, sequences=sequences, rows=rows, kv_dtype=kv_dtype)
-
-
-def make_executor(
-    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None, gpu: int | None = None
-) -> Executor:
-    """What runs a plan on a device: `cpu`, `gpu` or `reference`.
-
-    Raises:
-        UsageError: An option that the device has not.
-        DeviceError: There is no such device, or it is too small.
-    """
-    if threads is not None and device != "cpu":
-        raise UsageError(f"threads do not go with device {device}.", "Leave them out, or choose device cpu.")
-    if gpu is not None and device != "gpu":
-        raise UsageError(f"a GPU's number does not go with device {device}.", "Choose device gpu.")
-    if device == "gpu":
-        from halfbyte.webgpu.device import open_device
-        from halfbyte.webgpu.executor import GpuExecutor
-
-        return GpuExecutor(plan, source, device=open_device(gpu), activations=activations or "int8")
-    if device == "reference":
-        if activations == "int8":
-            raise UsageError("the reference has no 8-bit activations.", "Choose another device for these.")
-        from halfbyte.reference import ReferenceExecutor
-
-        return ReferenceExecutor(plan, source)
-    from halfbyte.cpu import CpuExecutor
-
-    return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")
-
-
-def make_decoder(device: str, executor: Any, *, each_token: bool = False) -> Decoder | None:
-    """What chooses tokens where the executor runs, on devices that can.
-
-    Args:
-        each_token: Whether each is handed back before the next is begun; else several are on their way.
-    """
-    if device != "gpu":
-        return None
-    from halfbyte.webgpu.decode import ResidentDecoder
-
-    return ResidentDecoder(executor, ahead=1, together=1) if each_token else ResidentDecoder(executor)

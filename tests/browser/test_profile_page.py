@@ -23,7 +23,7 @@ NAMES = ("qkv", "attention", "o", "gate_up", "down")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 50,000 events of 10 µs, a gap of 10 µs after each, and one with a name that is markup."""
-    steps = [Event("cpu", NAMES[i % 5], "decode", 20.0 * i, 10.0, f"step {i}") for i in range(COUNT - 1)]
+    steps = [Event("gpu", NAMES[i % 5], "decode", 20.0 * i, 10.0, f"step {i}") for i in range(COUNT - 1)]
     odd = Event("tokens", "</script><b>&", "prefill", 0.0, 10.0)
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(page("A <title>", ["about"], [("table", [["part", "calls"], ["qkv", "10000"]])], [odd, *steps]))
@@ -102,6 +102,14 @@ def test_hovering_says_what_an_event_is(opened: Open) -> None:
     move = f"canvas.dispatchEvent(new PointerEvent('pointermove', {at}))"
     found = opened("from=100000&to=100010", script=move)
     assert re.search(r'<div id="tip"[^>]*visible[^>]*>qkv · 10.0 µs · decode · step 5000', found["dom"])
+
+
+def test_drawing_all_of_a_gpu_takes_a_stroke_a_pixel_not_an_event(opened: Open) -> None:
+    script = (
+        "let strokes = 0; const paint = pen.fillRect.bind(pen); "
+        "pen.fillRect = (...at) => { strokes++; paint(...at); }; draw(); root.dataset.strokes = strokes"
+    )
+    assert 500 < int(opened(script=script)["strokes"]) < 2 * 1280
 
 
 def test_it_comes_in_light_and_dark(opened: Open) -> None:

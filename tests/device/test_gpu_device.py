@@ -68,6 +68,34 @@ def test_a_lost_device_is_an_error_and_the_process_goes_on() -> None:
     assert np.isfinite(again.run(one(again.plan, 5, 0))).all()
 
 
+def test_another_devices_loss_is_not_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    """wgpu logs a loss without the device's name."""
+    lost, well = open_device(software=True), open_device(software=True)
+    buffers = [device.buffer(16) for device in (lost, well)]
+    lost.handle.destroy()
+    with pytest.raises(DeviceError, match=r"was lost \(writing to the GPU failed\): its driver reset it"):
+        lost.write(buffers[0], 0, np.ones(4, np.float32))
+    logging.getLogger("wgpu").error("DEVICE LOST!")
+    well.write(buffers[1], 0, np.ones(4, np.float32))
+    assert well.read(buffers[1], 16).view(np.float32).tolist() == [1, 1, 1, 1]
+
+
+def test_what_wgpu_only_logs_during_a_call_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="was lost"), software_gpu().guarded("doing nothing"):
+        logging.getLogger("wgpu").error("DEVICE LOST!")
+    with software_gpu().guarded("doing nothing"):
+        pass
+
+
+def test_memory_is_counted_until_it_is_given_back() -> None:
+    device = open_device(software=True)
+    kept, gone = device.buffer(1024), device.buffer(4096)
+    assert device.allocated_nbytes == device.peak_nbytes == 5120
+    device.free(gone)
+    del gone
+    assert (device.allocated_nbytes, device.peak_nbytes) == (kept.size, 5120)
+
+
 def test_the_cache_grows_with_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 16)
     model = tiny("llama-3.1-8b")
@@ -102,10 +130,35 @@ def test_a_wrong_kernel_is_switched_off_by_name_and_remembered(
     assert len(asked) == first
 
 
-def test_a_gpu_that_is_wrong_throughout_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(selftest, "error", lambda *_: 1.0)
-    with pytest.raises(DeviceError, match="computes wrong results"):
-        selftest.faulty_variants(software_gpu(), cache=tmp_path / "selftest.json")
+def test_a_gpu_that_is_wrong_throughout_is_refused_and_tried_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried: list[tuple[str, ...]] = []
+    monkeypatch.setattr(selftest, "error", lambda _, off: tried.append(off) or 1.0)
+    file = tmp_path / "selftest.json"
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=r"computes wrong results.*or use device='cpu'"):
+            selftest.faulty_variants(software_gpu(), cache=file)
+    assert len(tried) == len(set(tried))
+    assert () in tried
+    assert selftest.examined(software_gpu(), cache=file).off is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"off": 1}', "null"])
+def test_a_damaged_memory_of_the_self_test_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    monkeypatch.setattr(selftest, "error", lambda *_: 0.0)
+    (tmp_path / "selftest.json").write_text(text)
+    assert selftest.faulty_variants(software_gpu(), cache=tmp_path / "selftest.json") == frozenset()
+
+
+def test_an_adapter_with_no_optional_feature_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither f16 nor subgroups nor timestamps."""
+    monkeypatch.setattr(device_module, "FEATURES", ())
+    bare = open_device(software=True, limits=BASELINE)
+    assert not {"shader-f16", "subgroup", "timestamp-query"} & set(bare.handle.features)
+    assert selftest.error(bare, ()) < selftest.TOLERANCE[True]
 
 
 def test_the_self_test_passes_here() -> None:

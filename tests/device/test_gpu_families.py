@@ -60,7 +60,7 @@ def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
         assert np.abs(got - expected).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("weight_format", ["f16", "q4g64z", "q3g32z", "q3g128", "q8g32", "q4_k", "q6_k"])
+@pytest.mark.parametrize("weight_format", ["f16", "q4g64z", "q8g32", "q4_k"])
 def test_stored_formats_agree(weight_format: str) -> None:
     model, ids = replace(tiny("phi-3.5-mini"), weight_format=weight_format), prompt(20)
     gpu, reference = executors(model)
@@ -83,10 +83,7 @@ def firsts(plan: Plan, count: int) -> Batch:
         ("gemma-3-1b", "q4g64z", False),
         ("llama-3.2-3b", "q4g128", False),
         ("llama-3.2-3b", "q4g32z", True),
-        ("llama-3.2-3b", "q3g32z", False),
-        ("gemma-3-1b", "q8g64", False),
-        ("llama-3.2-3b", "q4_k", False),
-        ("llama-3.2-3b", "q6_k", False),
+        ("gemma-3-1b", "q6_k", False),
     ],
 )
 def test_int8_activations_round_as_they_should(family: str, weight_format: str, baseline: bool) -> None:

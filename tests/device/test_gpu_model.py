@@ -2,20 +2,182 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
 import halfbyte
-from halfbyte.webgpu.device import find_adapters
+from halfbyte.checkpoint.folder import open_checkpoint
+from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.errors import DeviceError
+from halfbyte.model import Model
+from halfbyte.models import build_spec
+from halfbyte.quantize import quantize
+from halfbyte.runtime import SamplingParams
+from tests.device.gpu import software_index
+from tests.unit.cli_fakes import halfbyte as command
 
 QUESTION = {"role": "user", "content": "How do I extract a tar archive?"}
 ANSWER = "Use `tar`:\n`tar xf path/to/archive.tar.gz`"
 
 
+PROMPT = "How do I find large files?"
+GPU = ("--device", "gpu", "--gpu", str(software_index()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tested() -> Iterator[None]:
+    """The self-test has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("halfbyte.webgpu.executor._faulty", lambda _: frozenset())
+        yield
+
+
+def on_the_gpu(**options: Any) -> Model:
+    return halfbyte.load(device="gpu", gpu=software_index(), context=256, **options)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Model:
+    return on_the_gpu(activations="f32", kv_dtype="f32", sequences=2)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Model:
+    return halfbyte.load(device="cpu", activations="f32", kv_dtype="f32", context=256, sequences=2)
+
+
 def test_the_pocket_model_converses_on_the_gpu() -> None:
-    software = next(i for i, adapter in enumerate(find_adapters()) if adapter.software)
-    model = halfbyte.load(device="gpu", gpu=software, context=256)
+    model = on_the_gpu()
+    assert model.why_device.startswith("it was asked for: llvmpipe")
     assert model.chat([QUESTION]).text == ANSWER
     messages = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "What does grep do?"}]
     second = model.chat(messages, max_tokens=8)
     assert second.reused_tokens > 20
     assert second.token_ids == halfbyte.load(device="cpu").chat(messages, max_tokens=8).token_ids
-    with_logprobs = model.chat([QUESTION], logprobs=2)
-    assert with_logprobs.text == ANSWER, "chosen on the host, which the GPU's sampler leaves log-probabilities to"
+
+
+def test_a_real_gpu_is_what_auto_takes_and_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The software GPU stands in for a real one."""
+    from halfbyte.webgpu import adapters, device
+
+    opened, real = device.open_device, adapters.Adapter("Real GPU", "DiscreteGPU", "Vulkan", "1")
+    monkeypatch.setattr(adapters, "best_gpu", lambda: (real, ""))
+    monkeypatch.setattr(device, "open_device", lambda _: opened(software=True))
+    told: list[tuple[str, int, int]] = []
+    model = halfbyte.load(context=64, progress=lambda *now: told.append(now))
+    assert model.device == "gpu"
+    assert model.why_device.startswith("Real GPU was found: llvmpipe")
+    assert model.why_device.endswith("passed the self-test in all its kernels")
+    assert {what for what, _, _ in told} == {"weights", "kernels"}
+    weights = [(done, total) for what, done, total in told if what == "weights"]
+    assert weights == sorted(weights)
+    assert weights[-1][0] > 0.9 * weights[-1][1]
+
+
+def test_log_probabilities_are_those_of_the_cpu(gpu: Model, cpu: Model) -> None:
+    got, expected = (list(m.stream(PROMPT, max_tokens=5, logprobs=3)) for m in (gpu, cpu))
+    assert [t.id for t in got] == [t.id for t in expected]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+        assert [i for i, _ in ours.top_logprobs] == [i for i, _ in theirs.top_logprobs]
+        assert [p for _, p in ours.top_logprobs] == pytest.approx([p for _, p in theirs.top_logprobs], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "read_back"),
+    [
+        ({}, False),
+        ({"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}, False),
+        ({"temperature": 1.0, "typical_p": 0.7, "seed": 3}, True),
+        ({"logprobs": 1}, True),
+    ],
+)
+def test_the_same_tokens_as_the_cpus(gpu: Model, cpu: Model, options: dict[str, Any], read_back: bool) -> None:
+    got, expected = (m.generate(PROMPT, max_tokens=8, **options) for m in (gpu, cpu))
+    assert got.token_ids == expected.token_ids
+    assert got.logits_read_back == read_back
+    assert not expected.logits_read_back
+    assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+
+
+def test_a_biased_token_is_never_chosen_and_another_always(gpu: Model) -> None:
+    first = gpu.generate(PROMPT, max_tokens=1).token_ids[0]
+    assert gpu.generate(PROMPT, max_tokens=6, logit_bias={first: -100.0}).token_ids[0] != first
+    assert set(gpu.generate(PROMPT, max_tokens=6, ignore_eos=True, logit_bias={first: 100.0}).token_ids) == {first}
+
+
+def test_a_seed_gives_the_same_text_again(gpu: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 4.0, "top_p": 0.99, "top_k": 60, "min_p": 1e-4}
+    first, again, other = (gpu.generate(PROMPT, seed=seed, **options).token_ids for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_an_answer_can_be_cancelled_and_the_next_is_whole(gpu: Model) -> None:
+    with gpu.stream(PROMPT, max_tokens=40, ignore_eos=True) as stream:
+        next(stream), next(stream), next(stream)
+    assert stream.result().finish_reason == "cancelled"
+    assert gpu.engine.idle
+    assert gpu.chat([QUESTION]).text == ANSWER
+
+
+def test_sequences_at_once_answer_as_each_alone(gpu: Model) -> None:
+    prompts = [gpu.encode(PROMPT), gpu.encode("What does grep do?")]
+    alone = [gpu.generate(ids, max_tokens=6, ignore_eos=True).token_ids for ids in prompts]
+    together = [gpu.engine.submit(ids, SamplingParams(), max_tokens=6) for ids in prompts]
+    while not gpu.engine.idle:
+        gpu.engine.step()
+    assert [tuple(sequence.generated_ids) for sequence in together] == alone
+
+
+def test_a_device_lost_in_the_middle_is_a_sentence_and_the_next_load_answers() -> None:
+    model = on_the_gpu()
+    stream = model.stream(PROMPT, max_tokens=60, ignore_eos=True)
+    next(stream), next(stream)
+    model.executor.device.handle.destroy()  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError) as raised:
+        list(stream)
+    assert raised.value.hint == "Load the model again, or use device='cpu'."
+    with pytest.raises(DeviceError):
+        model.generate(PROMPT, max_tokens=2)
+    model.close()
+    assert on_the_gpu().chat([QUESTION]).text == ANSWER
+
+
+def test_the_command_line_answers_and_chats() -> None:
+    told = command(
+        "run", "How do I extract a tar archive?", *GPU, "-v", "--stats", "--typical-p", "0.9", "-t", "0.01", "-n", "4"
+    )
+    assert told.stdout.startswith("Use `tar`")
+    assert "running on gpu: it was asked for: llvmpipe" in told.stderr
+    assert "the GPU has no --typical-p" in told.stderr
+    chatted = command("chat", *GPU, "-n", "4", stdin="How do I extract a tar archive?\nWhat does grep do?\n/quit\n")
+    assert chatted.exit_code == 0
+    assert chatted.stdout.startswith("Use `tar`")
+    assert "Find patterns" in chatted.stdout
+
+
+@pytest.mark.parametrize("stored", ["q4_k_m", "q3g32z, q8g32"])
+def test_quantized_files_answer_as_on_the_cpu(shell_29m: Path, tmp_path: Path, stored: str) -> None:
+    """Q4_K and Q6_K as llama.cpp stores them; a folder of 3 bits whose embeddings have 8."""
+    if stored == "q4_k_m":
+        source = open_checkpoint(shell_29m)
+        spec = build_spec(source.config, source.generation_config, source.shapes)
+        write_gguf(path := tmp_path / "shell.gguf", source, spec, source.tokenizer_files(), kind=stored)
+    else:
+        quantize(shell_29m, path := tmp_path / "shell", bits=3, zero_points=True, embed_bits=8)
+    gpu, cpu = (
+        halfbyte.load(path, device, gpu=number, activations="f32", kv_dtype="f32", context=128)
+        for device, number in (("gpu", software_index()), ("cpu", None))
+    )
+    assert not gpu.notes
+    ids = cpu.encode([QUESTION])
+    got, expected = (np.concatenate([rows.copy() for rows in model.engine.score(ids)]) for model in (gpu, cpu))
+    assert np.abs(got - expected).max() < 2e-3
+    answers = [model.generate(ids, max_tokens=12).token_ids for model in (gpu, cpu)]
+    assert len(answers[0]) == 12
+    assert answers[0] == answers[1]

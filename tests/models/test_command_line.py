@@ -244,6 +244,14 @@ def test_quantize_then_run(shell_29m: Path, tmp_path: Path) -> None:
     refusal(halfbyte("quantize", shell_29m, target), 2)
 
 
+def test_export_then_run(shell_29m: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shell.gguf"
+    assert halfbyte("export", shell_29m, target, "--kind", "q8_0").returncode == 0
+    assert halfbyte("run", "-m", target, QUESTION).stdout.rstrip("\n") == ANSWER
+    refusal(halfbyte("export", shell_29m, target), 2)
+    refusal(halfbyte("export", shell_29m, tmp_path / "x", "--to", "awq", "--kind", "q8_0"), 2)
+
+
 def test_models_show_and_doctor_speak_json(shell_29m: Path) -> None:
     assert json.loads(halfbyte("models", "show", "--json").stdout)["parameters"] == 29_368_832
     doctor = json.loads(halfbyte("doctor", "--json").stdout)

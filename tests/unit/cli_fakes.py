@@ -76,7 +76,7 @@ def use_fake(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> FakeModel:
     """Make `halfbyte.model.load` give a model that plays these scripts, one a prompt."""
     model = FakeModel(list(scripts))
 
-    def load(name: Any = None, device: str = "auto", **options: Any) -> FakeModel:
+    def load(name: Any = None, device: str = "auto", *, progress: Any = None, **options: Any) -> FakeModel:
         model.loads.append((name, device, options))
         return model
 

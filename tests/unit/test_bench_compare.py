@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from halfbyte.errors import UsageError
+from halfbyte.report.against import Build, this_build
 from halfbyte.report.compare import Comparison, compare, ratio_interval, student_quantile
-from halfbyte.report.schema import Case, Record, Sample
+from halfbyte.report.schema import Case, Record, Sample, read
 from tests.unit.cli_fakes import error_lines, halfbyte
 
 REAL_MS = (
@@ -85,6 +86,24 @@ def test_a_machine_that_drifts_from_run_to_run_is_noise_when_runs_take_turns() -
     assert false <= 10
 
 
+def test_a_disturbed_run_in_ten_does_not_hide_three_per_cent() -> None:
+    random, slower = np.random.default_rng(6), 0
+    for _ in range(100):
+        a, b = noisy(random, 10), noisy(random, 10, work=1.03)
+        a[int(random.integers(10))] *= 2
+        slower += decode(compare([record(a)], [record(b)])).verdict == "B is slower"
+    assert slower >= 95
+
+
+def test_a_run_is_judged_by_its_lower_quartile() -> None:
+    samples = [0.01] * 3 + [0.03] * 2
+    runs = [record([s * (1 + 0.001 * i) for s in samples]) for i in range(5)]
+    slower = [record([s * 1.1 * (1 + 0.001 * i) for s in samples[:3]] + [0.9] * 2) for i in range(5)]
+    for line in compare(runs, slower):
+        assert line.runs
+        assert line.ratio == pytest.approx(1.1)
+
+
 def test_less_time_is_faster() -> None:
     random = np.random.default_rng(5)
     found = decode(compare([record(noisy(random, 10))], [record(noisy(random, 10, work=0.5))]))
@@ -97,6 +116,64 @@ def test_cases_must_be_the_same_and_repeated() -> None:
         compare([record([0.1] * 5)], [record([0.1] * 5, prompt_tokens=9)])
     with pytest.raises(UsageError, match="4 pairs are too few"):
         compare([record([0.1] * 4)], [record([0.1] * 4)])
+
+
+@pytest.fixture
+def two_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Builds that write measurements without measuring: the other one (A) takes 10% less. What was run, in order."""
+    ran: list[tuple[str, list[str]]] = []
+
+    def bench(build: Build, options: list[str], output: Path) -> None:
+        ran.append(("B" if build == this_build() else "A", list(options)))
+        work = 1.0 if build == this_build() else 0.9
+        times = noisy(np.random.default_rng(len(ran)), 5, noise=1e-3, work=work)
+        with output.open("a") as file:
+            file.write(record(times).to_json() + "\n")
+
+    monkeypatch.setattr(Build, "bench", bench)
+    return ran
+
+
+def checkout(folder: Path) -> Path:
+    """A folder that looks like a checkout."""
+    (folder / "src" / "halfbyte").mkdir(parents=True)
+    (folder / "src" / "halfbyte" / "__init__.py").touch()
+    return folder
+
+
+def test_builds_take_turns_and_are_compared(tmp_path: Path, two_builds: list[tuple[str, list[str]]]) -> None:
+    keep = tmp_path / "kept"
+    other = str(checkout(tmp_path / "other"))
+    result = halfbyte("bench", "against", other, "--runs", "5", "--keep", str(keep), "--threads", "1", "-p", "8")
+    assert result.exit_code == 0
+    assert "".join(name for name, _ in two_builds) == "ABBAABBAAB"
+    assert all(options == ["--threads", "1", "-p", "8"] for _, options in two_builds)
+    assert "decode: B is slower (time × 1.11" in result.stdout
+    assert "5 pairs of runs" in result.stdout
+    assert len((keep / "a.jsonl").read_text().splitlines()) == 5
+    again = halfbyte("bench", "against", other, "--keep", str(keep))
+    assert again.exit_code == 2
+    assert "a.jsonl' exists" in error_lines(again)[0]
+
+
+def test_ctrl_c_keeps_the_runs_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench(_build: Build, _options: list[str], output: Path) -> None:
+        if output.exists():
+            raise KeyboardInterrupt
+        output.write_text(record([0.01]).to_json() + "\n")
+
+    monkeypatch.setattr(Build, "bench", bench)
+    result = halfbyte("bench", "against", str(checkout(tmp_path / "other")), "--keep", str(tmp_path))
+    assert result.exit_code == 130
+    assert len(read(tmp_path / "a.jsonl")) == len(read(tmp_path / "b.jsonl")) == 1
+
+
+def test_a_build_that_is_none_or_fails_is_a_sentence(tmp_path: Path) -> None:
+    result = halfbyte("bench", "against", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is no build of Halfbyte" in error_lines(result)[0]
+    with pytest.raises(UsageError, match=r"bench of .* failed: .*--layers goes with --synthetic"):
+        this_build().bench(["--layers", "2"], tmp_path / "none.jsonl")
 
 
 def test_the_command_reads_two_files(tmp_path: Path) -> None:

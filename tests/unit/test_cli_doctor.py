@@ -6,15 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from halfbyte.cli.doctor import examine, thread_limits
-from halfbyte.webgpu.adapters import NO_ADAPTER, Adapter, Adapters, find_adapters
+from halfbyte.webgpu.adapters import NO_ADAPTER, Adapter, Adapters, SelfTest, find_adapters
 from tests.unit.cli_fakes import halfbyte
 
 GPU = Adapter("Test GPU", "DiscreteGPU", "Vulkan", "driver 1", ("shader-f16", "subgroup"), {"max-buffer-size": 1 << 30})
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
@@ -62,14 +68,44 @@ def test_a_containers_quota_is_among_the_limits() -> None:
     assert "container_quota" not in thread_limits(None)
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real GPU, on which a kernel variant is wrong, and one in software."""
+    found = Adapters((GPU, replace(GPU, name="Soft GPU", type="CPU")))
+    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: found)
+    monkeypatch.setattr("halfbyte.webgpu.adapters.best_gpu", lambda: (GPU, ""))
+    monkeypatch.setattr("halfbyte.webgpu.adapters.self_test", lambda _: SelfTest(("subgroups",), 0.4))
+
+
+def test_doctor_numbers_gpus_as_load_does_and_says_what_is_switched_off(two_gpus: None) -> None:
+    lines = halfbyte("doctor").stdout.splitlines()
+    first, second = (next(i for i, line in enumerate(lines) if line.startswith(f"gpu {n}")) for n in (0, 1))
+    assert "Test GPU (DiscreteGPU, Vulkan, driver 1)" in lines[first]
+    assert lines[first + 2].strip() == "self-test: switched off: subgroups (took 0.40 s, once for this driver)"
+    assert lines[second + 2].strip() == "in software: used only when asked for, with --gpu 1"
+    assert "gpu: Test GPU was found" in lines[-1]
+
+
+def test_doctor_says_when_a_gpu_is_wrong_throughout(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = SelfTest(reason="it computes wrong results.")
+    monkeypatch.setattr("halfbyte.webgpu.adapters.self_test", lambda _: wrong)
+    findings = examine()
+    assert findings["gpu"]["found"][0]["self_test"] == {"off": (), "seconds": 0.0, "reason": wrong.reason}
+    assert findings["device"]["name"] == "cpu"
+    assert findings["device"]["why"].startswith("Test GPU was found, but it computes wrong results")
+
+
 def test_doctor_tells_all_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((GPU,)))
+    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((replace(GPU, type="CPU"),)))
+    monkeypatch.setattr("halfbyte.webgpu.adapters.best_gpu", lambda: (None, "there is no GPU."))
     findings = json.loads(halfbyte("doctor", "--json").stdout)
     assert findings.keys() == examine().keys()
     assert findings["processor"]["used"] in findings["processor"]["kernels"]
     assert 1 <= findings["processor"]["threads"] <= (os.cpu_count() or 1)
     assert 0 < findings["memory"]["available_bytes"] <= findings["memory"]["bytes"]
-    assert all(speed > 1e8 for speed in findings["memory"]["read_bandwidth"].values())
+    limits = findings["limits"]["cpu"]
+    assert all(limits[name] > 1e8 for name in limits if name.endswith(("bandwidth", "rate")))
+    assert limits["threads"] == findings["processor"]["threads"]
     assert findings["gpu"]["found"][0]["features"] == ["shader-f16", "subgroup"]
     assert findings["device"]["name"] == "cpu"
     assert set(findings["packages"]) >= {"numpy", "wgpu", "tokenizers"}
@@ -80,8 +116,8 @@ def test_doctor_prints_it_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     result = halfbyte("doctor")
     assert result.exit_code == 0
     labels = [line.split("  ")[0] for line in result.stdout.splitlines()]
-    assert labels == [
-        "halfbyte", "system", "processor", "instructions", "threads", "memory", "bandwidth", "gpu", "python",
+    assert [label for label in labels if label] == [
+        "halfbyte", "system", "processor", "instructions", "threads", "memory", "limits", "gpu", "python",
         "packages", "device",
     ]  # fmt: skip
     assert f"none: {NO_ADAPTER}" in result.stdout

@@ -90,7 +90,7 @@ def test_questions_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_table_in_every_form() -> None:
-    moved = Divergence(0.02, 0.001, 0.2, 1.5, 0.9, 33.0, 32.25, 1.02326, 98)
+    moved = Divergence(0.02, 0.001, 0.2, 1.5, 0.9, 33.0, 32.25, 1.02326, 98, 0.2, 0.2)
     first = Row("bf16", 16.0, (72.5, 32.25), (0.5, 0.2), None, Answers(9, 10))
     table = Table((16, 2048), (first, Row("a<b", 4.5, (74.0, 33.0), (0.5, 0.2), moved, Answers(8, 10, 7, 9))), "x", 99)
     assert "| a<b | 4.500 | 74.000 | 33.000 |" in table.markdown()

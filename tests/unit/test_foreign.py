@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from halfbyte.checkpoint.foreign import ForeignCheckpoint, assemble, open_foreign, pack_words, take_apart, unpack_words
 from halfbyte.checkpoint.safetensors import SafetensorsFile
-from halfbyte.errors import InvalidModelError, UnsupportedModelError
+from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.formats import Weight, get_format
 from halfbyte.formats.q4g import Q4G
 
@@ -237,3 +239,54 @@ def test_taking_apart_and_assembling_are_inverse(name: str) -> None:
     again = assemble(form, *take_apart(weight))  # type: ignore[arg-type]
     assert {key: part.tobytes() for key, part in again.items()} == {k: p.tobytes() for k, p in weight.parts.items()}
     assert isinstance(get_format("q4g32"), Q4G)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=6),
+    st.lists(st.integers(0, 4), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)  # fmt: skip
+SHAPES = st.lists(st.integers(0, 70), min_size=0, max_size=3)
+DTYPES = st.sampled_from([np.int32, np.int64, np.uint8, np.float16, np.float32])
+VALID = {
+    "awq": (AWQ, awq(Matrix(4, 64))),
+    "gptq": ({**GPTQ, "checkpoint_format": "gptq_v2"}, gptq(Matrix(4, 64), 2)),
+    "gptq, 3 bits": ({**GPTQ, "bits": 3, "checkpoint_format": "gptq_v2"}, gptq(Matrix(3, 64), 2)),
+    "compressed-tensors": (compressed_settings(4), compressed(Matrix(4, 64), symmetric=False)),
+}
+
+
+def altered(settings: Any, data: st.DataObject) -> Any:
+    """Settings with one value, at any depth, replaced or left out."""
+    key = data.draw(st.sampled_from(sorted(settings)))
+    if isinstance(settings[key], dict) and settings[key] and data.draw(st.booleans()):
+        return {**settings, key: altered(settings[key], data)}
+    if data.draw(st.booleans()):
+        return {name: value for name, value in settings.items() if name != key}
+    return {**settings, key: data.draw(VALUES)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", sorted(VALID))
+def test_no_change_of_settings_or_tensors_does_more_than_raise(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    config, tensors = VALID[kind]
+    changed = dict(tensors)
+    for _ in range(data.draw(st.integers(0, 2))):
+        config = altered(config, data)
+    for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=2)):
+        kept = data.draw(st.booleans())
+        shape, dtype = data.draw(SHAPES), data.draw(DTYPES)
+        changed = {key: value for key, value in changed.items() if key != name}
+        if kept:
+            with np.errstate(all="ignore"):
+                changed[name] = np.resize(tensors[name], shape).astype(dtype)
+    message = ""
+    try:
+        checkpoint = opened(tmp_path_factory.getbasetemp(), config, changed)
+        for name in checkpoint.shapes:
+            checkpoint.weight(name).decode()
+    except HalfbyteError as error:
+        message = error.message
+    assert "\n" not in message

@@ -21,7 +21,10 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from halfbyte.checkpoint import hub
+from halfbyte.checkpoint.gguf_writer import write_gguf
 from halfbyte.errors import DownloadError, ModelNotFoundError, UnsupportedModelError, UsageError
+from tests.models.test_interchange import small_tokenizer
+from tests.models.tiny import tiny
 
 REPO = "acme/tiny"
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -255,7 +258,7 @@ def test_one_file_of_another_name_is_fetched(server: Hub) -> None:
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [({"pytorch_model.bin": b""}, "only as pickles"), ({"model.gguf": b""}, r"has no model\.safetensors")],
+    [({"pytorch_model.bin": b""}, "only as pickles"), ({"a.txt": b""}, r"has no model\.safetensors")],
 )
 def test_a_repository_without_safetensors(server: Hub, files: dict[str, bytes], message: str) -> None:
     server.files[FIRST] = SETTINGS | files
@@ -500,3 +503,81 @@ def test_a_read_only_cache_can_be_used(server: Hub, cache: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "write_text", refuse)
     assert hub.resolve(REPO) == folder
+
+
+def a_gguf(tmp_path: Path) -> bytes:
+    """A small model as one GGUF file."""
+    path = tmp_path / "made.gguf"
+    model = tiny("llama-3.2-1b")
+    write_gguf(path, model, model.spec, small_tokenizer(), kind="f16")
+    return path.read_bytes()
+
+
+GGUFS = {
+    "tiny-Q4_K_M.gguf": b"4", "tiny-q8_0.gguf": b"8", "tiny.gguf": b"?", "mmproj-tiny-f16.gguf": b"m",
+    "BF16/tiny-BF16-00001-of-00002.gguf": b"1", "BF16/tiny-BF16-00002-of-00002.gguf": b"2", "config.json": b"{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "files"),
+    [
+        ("Q4_K_M", ["tiny-Q4_K_M.gguf"]),
+        ("q8_0", ["tiny-q8_0.gguf"]),
+        ("tiny.gguf", ["tiny.gguf"]),
+        ("bf16", ["BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"]),
+    ],
+)
+def test_one_gguf_of_several_is_named_by_its_quantization(
+    server: Hub, unplug: Callable[[], None], choice: str, files: list[str]
+) -> None:
+    server.files[FIRST] = GGUFS
+    path = hub.resolve(f"{REPO}:{choice}")
+    assert (path.parts[-len(Path(files[0]).parts) - 1], path.name) == (FIRST, Path(files[0]).name)
+    assert server.downloads() == files
+    assert hub.resolve(f"{REPO}:{choice}@main", offline=True) == path
+    assert hub.resolve(REPO, offline=True) == path
+    server.requests.clear()
+    assert hub.resolve(f"{REPO}:{choice}@{FIRST}") == path
+    assert server.requests == []
+    unplug()
+    assert hub.resolve(f"{REPO}:{choice}") == path
+
+
+def test_ggufs_that_could_be_meant_are_listed(server: Hub) -> None:
+    server.files[FIRST] = GGUFS
+    with pytest.raises(ModelNotFoundError, match="acme/tiny has 4 GGUF models") as caught:
+        hub.resolve(REPO)
+    assert caught.value.hint == f"Name one as {REPO}:BF16; there are BF16, Q4_K_M, Q8_0, tiny.gguf."
+    with pytest.raises(ModelNotFoundError, match="no one GGUF model called 'Q9'"):
+        hub.resolve(f"{REPO}:Q9")
+    server.files[FIRST] = {"a-Q8_0.gguf": b"", "b-Q8_0.gguf": b""}
+    with pytest.raises(ModelNotFoundError, match="no one") as caught:
+        hub.resolve(f"{REPO}:q8_0")
+    assert "there are a-Q8_0.gguf, b-Q8_0.gguf" in caught.value.hint
+    server.files[FIRST] = dict(SINGLE)
+    with pytest.raises(ModelNotFoundError, match="no GGUF file"):
+        hub.resolve(f"{REPO}:Q8_0")
+    assert server.downloads() == []
+
+
+def test_safetensors_come_before_a_gguf_beside_them(server: Hub) -> None:
+    server.files[FIRST] = SINGLE | {"tiny-Q8_0.gguf": b"8"}
+    folder = hub.resolve(REPO)
+    assert contents(folder) == SINGLE
+    assert hub.resolve(f"{REPO}:Q8_0").name == "tiny-Q8_0.gguf"
+    assert hub.resolve(REPO, offline=True) == folder
+
+
+def test_the_only_gguf_of_a_repository_needs_no_name(server: Hub, tmp_path: Path) -> None:
+    data = a_gguf(tmp_path)
+    server.files[FIRST] = {"README.md": b"#", "tiny-F16.gguf": data}
+    path = hub.resolve(REPO)
+    assert path.read_bytes() == data
+    assert hub.installed() == [
+        hub.InstalledModel(f"{REPO}:F16", FIRST, path, len(data), "llama", ("f16", "f32")),
+    ]
+    assert hub.resolve(f"{REPO}:F16") == path
+    with pytest.raises(UsageError, match="as a whole"):
+        hub.remove(f"{REPO}:F16")
+    assert hub.remove(REPO) == len(data)

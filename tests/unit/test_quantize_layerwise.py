@@ -14,7 +14,9 @@ from halfbyte.checkpoint import open_checkpoint
 from halfbyte.formats import get_format
 from halfbyte.models import build_spec
 from halfbyte.quantize import awq
+from halfbyte.quantize.auto import auto_formats
 from halfbyte.quantize.forward import Forward
+from halfbyte.quantize.importance import importance
 from halfbyte.quantize.layerwise import Layerwise, Task
 from halfbyte.quantize.work import WorkFolder
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
@@ -124,3 +126,36 @@ def test_interrupted_work_goes_on_and_gives_the_same(tmp_path: Path) -> None:
             for suffix, part in whole.parts(name).items():
                 np.testing.assert_array_equal(part, again.parts(name)[suffix])
     assert WorkFolder(tmp_path / "broken", {"task": 2}).finished == 0
+
+
+@pytest.mark.parametrize("family", ["llama-3.2-1b", "gemma-3-1b"])
+def test_importance_is_the_mean_square_of_each_input_as_torch_sees_it(family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    checkpoint = open_checkpoint(folder(model, tmp_path / "model"))
+    found = importance(checkpoint, model.spec, IDS, lambda what, done, total: None)
+    squares: dict[str, list[np.ndarray]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, inputs, name=f"{name}.weight": squares.setdefault(name, []).append(inputs[0][0].numpy() ** 2)
+        )
+        for name, module in model.model.named_modules()
+        if f"{name}.weight" in found
+    ]
+    for ids in IDS:
+        model.logits(ids.tolist())
+    for hook in hooks:
+        hook.remove()
+    assert squares.keys() == found.keys()
+    for name, rows in squares.items():
+        np.testing.assert_allclose(found[name], np.concatenate(rows).mean(axis=0), rtol=1e-3)
+
+
+def test_bits_are_spent_by_a_budget_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    model = tiny("llama-3.2-1b")
+    checkpoint = open_checkpoint(folder(model, tmp_path / "model"))
+    formats = auto_formats(checkpoint, model.spec, IDS[:2], 9.0, tmp_path, lambda what, done, total: None)
+    assert formats.keys() == {name for name, shape in model.spec.shapes.items() if len(shape) == 2}
+    assert len(set(formats.values())) > 1
+    nbytes = sum(get_format(form).nbytes(model.spec.shapes[name]) for name, form in formats.items())
+    assert 8 * nbytes <= 9.0 * model.spec.parameters
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -7,6 +7,7 @@ import pytest
 
 from halfbyte.errors import UsageError
 from halfbyte.formats import get_format
+from halfbyte.quantize import grid, linalg
 from halfbyte.quantize.auto import Choice, allocate
 from halfbyte.quantize.awq import clip
 from halfbyte.quantize.gptq import damped, gptq
@@ -129,3 +130,31 @@ def test_names_of_formats_follow_from_bits() -> None:
         group_format(5, 64, True)
     with pytest.raises(UsageError, match="Groups of 48"):
         group_format(4, 48, True)
+
+
+def test_linear_algebra_in_place_is_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "_BLOCK", 48)
+    random = np.random.default_rng(2)
+    x, y, right = (random.standard_normal((rows, 130)).astype(np.float32) for rows in (400, 400, 7))
+    gram, product = np.zeros((2, 130, 130), np.float32)
+    linalg.add_gram(gram, x)
+    np.testing.assert_allclose(linalg.mirror(gram), x.T @ x, rtol=1e-4, atol=1e-3)
+    linalg.add_product(product, x, y)
+    np.testing.assert_allclose(product, x.T @ y, rtol=1e-4, atol=1e-3)
+    factor = linalg.cholesky(gram.copy())
+    np.testing.assert_allclose(factor, np.linalg.cholesky(gram), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(linalg.solve(right.copy(), factor) @ gram, right, rtol=1e-3, atol=1e-3)
+    with pytest.raises(np.linalg.LinAlgError):
+        linalg.cholesky(-gram)
+
+
+def test_rows_are_worked_on_some_at_a_time_with_the_same_result(
+    problem: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, hessian = problem
+    codes, found = gptq(weight, hessian, form("q4g32z"))
+    monkeypatch.setattr(grid, "_MATRIX_VALUES", 5 * COLUMNS)
+    some_codes, some_found = gptq(weight, hessian, form("q4g32z"))
+    assert (codes != some_codes).mean() < 0.01
+    np.testing.assert_allclose(some_found.scale, found.scale, rtol=0.02, atol=1e-4)
+    np.testing.assert_array_equal(clip(weight, hessian, form("q4g64")).scale.shape, (ROWS, 3))

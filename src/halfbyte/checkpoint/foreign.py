@@ -32,6 +32,7 @@ from halfbyte.formats.q8g import Q8G
 FALLBACK = "f16"
 _DENSE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _GROUPS = (128, 64, 32)
+_CHUNK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -351,27 +352,36 @@ class Runnable:
         weight, form = self.checkpoint.weight(name), self.format(name)
         if weight.format == form:
             return weight
-        exact = regrouped(weight)
-        return exact or repack(weight, form, name, lambda: self.checkpoint.release(name))
+
+        def release() -> None:
+            self.checkpoint.release(name)
+
+        return regrouped(weight, release) or repack(weight, form, name, release)
 
     def release(self, name: str) -> None:
         """Give back the memory map's pages of a tensor."""
         self.checkpoint.release(name)
 
 
-def regrouped(weight: Weight) -> Weight | None:
-    """A matrix of one of ggml's symmetric formats in Halfbyte's groups of 32, bit for bit; None for other formats."""
+def regrouped(weight: Weight, release: Callable[[], None] = lambda: None) -> Weight | None:
+    """A matrix of one of ggml's symmetric formats in Halfbyte's groups of 32, bit for bit; None for other formats.
+
+    It is made a few rows at a time; `release` is called after each.
+    """
     stored = weight.format
-    if not isinstance(stored, BlockFormat) or stored.group_codes is None:
+    if not isinstance(stored, BlockFormat) or stored.group_parts is None:
         return None
-    form = _groups(get_format(stored.runs_as))
-    rows = weight.shape[0]
-    blocks = np.ascontiguousarray(weight.parts[BLOCKS]).view(np.uint8).reshape(-1, stored.block_bytes)
-    codes, scales = stored.group_codes(blocks)
-    middle = 8 if form.name.startswith("q4") else 128
-    shifted = (codes.reshape(rows, -1).astype(np.int16) + middle).astype(np.uint8)[:, : weight.shape[1]]
-    of_row = scales.reshape(rows, -1).astype(np.float32)
-    return Weight(form, weight.shape, assemble(form, shifted, of_row, np.full(of_row.shape, middle, np.uint8)))
+    form, (rows, columns) = get_format(stored.runs_as), weight.shape
+    shapes = {suffix: shape for suffix, (_, shape) in form.layout(weight.shape).items()}
+    parts: Parts = {".q": np.empty(shapes[".q"], np.uint8), ".scale": np.empty(shapes[".scale"], np.float16)}
+    step = max(1, _CHUNK_VALUES // max(1, columns))
+    for start in range(0, rows, step):
+        chunk = np.ascontiguousarray(weight.parts[BLOCKS][start : start + step]).view(np.uint8)
+        codes, scales = stored.group_parts(chunk.reshape(-1, stored.block_bytes))
+        parts[".q"][start : start + step] = codes.reshape(len(chunk), -1)
+        parts[".scale"][start : start + step] = scales.reshape(len(chunk), -1)
+        release()
+    return Weight(form, weight.shape, parts)
 
 
 def ungrouped(weight: Weight, form: BlockFormat) -> Weight | None:

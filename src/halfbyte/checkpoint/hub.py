@@ -1,5 +1,8 @@
 """Models by name: a folder as it is, or a Hugging Face id whose needed files are in the local cache after this.
 
+A repository's safetensors weights are meant, or its GGUF file where it has only such; of several, `org/name:Q4_K_M`
+names one.
+
 A revision is turned into its commit once, and everything comes from that commit. Fetched are the files
 Halfbyte reads and no others: never pickles, never second copies of the weights. The cache is
 huggingface_hub's own (`models--org--name/{refs,blobs,snapshots/<commit>}`), shared with other programs.
@@ -16,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfbyte.checkpoint.checks import read_json
 from halfbyte.checkpoint.folder import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -27,6 +29,7 @@ from halfbyte.checkpoint.folder import (
     open_checkpoint,
     shard_names,
 )
+from halfbyte.checkpoint.gguf_choice import choose, gguf_models, label, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
 
@@ -71,13 +74,13 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
     """Where a model lies: the folder or GGUF file named, or the cached snapshot of a hub id, downloaded if need be.
 
     Args:
-        model: A folder, a GGUF file, or `org/name`, or `org/name@revision`.
+        model: A folder, a GGUF file, or `org/name`, with `:Q4_K_M` or another GGUF file of it, and `@revision`.
         revision: Branch, tag or commit of a hub id; `main` by default.
         offline: Whether only the local cache may be used; so too with HF_HUB_OFFLINE=1.
 
     Raises:
-        ModelNotFoundError: No such folder, repository or revision.
-        UnsupportedModelError: The repository has no safetensors weights.
+        ModelNotFoundError: No such folder, repository, revision or GGUF file, or several that could be meant.
+        UnsupportedModelError: The repository has neither safetensors weights nor GGUF files.
         DownloadError: It could not be fetched; the message says why.
         UsageError: A revision that cannot be meant.
     """
@@ -91,40 +94,43 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
     if _looks_like_path(model, folder):
         what = "is a file, not a model folder" if folder.exists() else "does not exist"
         raise ModelNotFoundError(f"{model} {what}.", "Name a folder with *.safetensors, a GGUF file, or a hub id.")
-    repo, wanted = _parse(model, revision)
-    cached = _cached(repo, wanted)
+    repo, choice, wanted = _parse(model, revision)
+    cached = _cached(repo, choice, wanted)
     if offline or _offline():
-        return cached or _not_cached(repo, wanted)
-    if cached and _COMMIT.fullmatch(wanted) and all((cached / name).is_file() for name in _EXPECTED):
+        return cached or _not_cached(model, repo, wanted)
+    whole = choice is not None or (cached is not None and all((cached / name).is_file() for name in _EXPECTED))
+    if cached and whole and _COMMIT.fullmatch(wanted):
         return cached
     try:
-        return _download(repo, wanted)
+        return _download(repo, choice, wanted)
     except _UnreachableError as error:
         if cached is None:
             raise
-        logger.warning("%s Using the copy of %s in the cache (%s).", error.message, repo, cached.name[:12])
+        logger.warning("%s Using the copy of %s in the cache (%s).", error.message, repo, _commit_of(cached)[:12])
         return cached
 
 
 def pull(repo: str, *, revision: str | None = None) -> Path:
-    """The folder of a hub id, after fetching what is missing; files already here are kept. Raises as `resolve` does."""
-    repo, wanted = _parse(repo, revision)
+    """The folder or GGUF file of a hub id, after fetching what is missing; what is here is kept.
+
+    Raises as `resolve` does.
+    """
+    repo, choice, wanted = _parse(repo, revision)
     if _offline():
         raise DownloadError(f"{repo} cannot be fetched: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
-    return _download(repo, wanted)
+    return _download(repo, choice, wanted)
 
 
 def installed() -> list[InstalledModel]:
     """Every model in the cache that is complete and can be opened, by id and commit."""
     found = []
     for snapshot in sorted(_cache().glob("models--*--*/snapshots/*")):
-        if not _complete(snapshot):
-            continue
         repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        try:
-            found.append(_describe(repo, snapshot))
-        except HalfbyteError:
-            continue
+        models = {repo: [snapshot]} if _complete(snapshot) else {}
+        models |= {f"{repo}:{label(name)}": files for name, files in _gguf_files(snapshot).items()}
+        for name, files in models.items():
+            with suppress(HalfbyteError):
+                found.append(_describe(name, snapshot.name, files))
     return found
 
 
@@ -135,7 +141,9 @@ def remove(repo: str) -> int:
         ModelNotFoundError: It is not in the cache.
         HalfbyteError: Something could not be deleted.
     """
-    repo, _ = _parse(repo, None)
+    repo, choice, _ = _parse(repo, None)
+    if choice:
+        raise UsageError(f"{repo} can only be removed as a whole.", f"Leave out :{choice}.")
     folder = _repo_folder(repo)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte models list` shows what is.")
@@ -157,13 +165,14 @@ def remove(repo: str) -> int:
 
 
 def _looks_like_path(model: str, folder: Path) -> bool:
-    name = model.partition("@")[0]
+    name = model.partition("@")[0].partition(":")[0]
     return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or folder.exists()
 
 
-def _parse(model: str, revision: str | None) -> tuple[str, str]:
-    """The id and revision of `org/name` or `org/name@revision`."""
-    repo, _, inline = model.partition("@")
+def _parse(model: str, revision: str | None) -> tuple[str, str | None, str]:
+    """The id, GGUF file and revision of `org/name:file@revision`, the last two optional."""
+    named, _, inline = model.partition("@")
+    repo, _, choice = named.partition(":")
     if not _ID.fullmatch(repo) or "--" in repo or ".." in repo:
         raise ModelNotFoundError(f"{model!r} is neither a folder nor a Hugging Face id.", "An id looks like org/name.")
     if revision is not None and inline and inline != revision:
@@ -171,7 +180,7 @@ def _parse(model: str, revision: str | None) -> tuple[str, str]:
     wanted = revision or inline or "main"
     if not _REVISION.fullmatch(wanted) or ".." in wanted:
         raise UsageError(f"{wanted!r} is not a revision.", "Name a branch, a tag or a commit.")
-    return repo, wanted
+    return repo, choice or None, wanted
 
 
 def _offline() -> bool:
@@ -190,14 +199,36 @@ def _repo_folder(repo: str) -> Path:
     return _cache() / f"models--{repo.replace('/', '--')}"
 
 
-def _cached(repo: str, revision: str) -> Path | None:
-    """The complete snapshot of a revision, as far as the cache knows it."""
+def _cached(repo: str, choice: str | None, revision: str) -> Path | None:
+    """The complete snapshot of a revision, or its GGUF file, as far as the cache knows it."""
     folder, commit = _repo_folder(repo), revision
     reference = folder / "refs" / revision
     if not _COMMIT.fullmatch(revision):
         commit = reference.read_text().strip() if reference.is_file() else ""
     snapshot = folder / "snapshots" / commit
-    return snapshot if _COMMIT.fullmatch(commit) and _complete(snapshot) else None
+    if not _COMMIT.fullmatch(commit):
+        return None
+    if choice is None and _complete(snapshot):
+        return snapshot
+    models = _gguf_files(snapshot)
+    if not models:
+        return None
+    with suppress(ModelNotFoundError):
+        files = [str(file.relative_to(snapshot)) for files in models.values() for file in files]
+        return snapshot / choose(repo, files, choice)[0]
+    return None
+
+
+def _gguf_files(snapshot: Path) -> dict[str, list[Path]]:
+    """The GGUF models of a snapshot that are complete, each with its files."""
+    names = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*.gguf") if file.is_file()]
+    models = gguf_models(names)
+    return {model: [snapshot / n for n in files] for model, files in models.items() if len(files) == parts(files[0])}
+
+
+def _commit_of(path: Path) -> str:
+    """The commit that a cached folder or file belongs to."""
+    return next(part for part in reversed(path.parts) if _COMMIT.fullmatch(part))
 
 
 def _complete(snapshot: Path) -> bool:
@@ -215,27 +246,30 @@ def _complete(snapshot: Path) -> bool:
     return any(file.is_file() for file in snapshot.glob("*.safetensors"))
 
 
-def _not_cached(repo: str, revision: str) -> Path:
+def _not_cached(model: str, repo: str, revision: str) -> Path:
     raise DownloadError(
         f"{repo} at {revision} is not complete in the local cache, and downloads are off.",
-        f"With a network, `halfbyte models pull {repo}` fetches it.",
+        f"With a network, `halfbyte models pull {model}` fetches it.",
     )
 
 
-def _describe(repo: str, snapshot: Path) -> InstalledModel:
-    checkpoint = open_checkpoint(snapshot)
+def _describe(repo: str, commit: str, files: list[Path]) -> InstalledModel:
+    """A folder, or the files of a GGUF model."""
+    checkpoint = open_checkpoint(files[0])
+    folder = files[0].is_dir()
+    every = [file for file in files[0].rglob("*") if file.is_file() and file.suffix != ".gguf"] if folder else files
     return InstalledModel(
         repo=repo,
-        revision=snapshot.name,
-        path=snapshot,
-        nbytes=sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()),
-        model_type=str(read_json(snapshot / CONFIG_NAME).get("model_type", "")),
+        revision=commit,
+        path=files[0],
+        nbytes=sum(file.stat().st_size for file in every),
+        model_type=str(checkpoint.config.get("model_type", "")),
         formats=tuple(sorted({checkpoint.format(name).name for name in checkpoint.shapes})),
     )
 
 
-def _download(repo: str, revision: str) -> Path:
-    """Fetch what is missing of a revision's needed files, one after the other; returns the snapshot.
+def _download(repo: str, choice: str | None, revision: str) -> Path:
+    """Fetch what is missing of a revision's needed files, one after the other; returns the snapshot or GGUF file.
 
     One at a time because an interrupt then stops at once; large files come in parallel chunks anyway,
     where the hub offers them.
@@ -249,6 +283,12 @@ def _download(repo: str, revision: str) -> Path:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     commit = str(info.sha)
     snapshot = _repo_folder(repo) / "snapshots" / commit
+    if choice is not None or _only_gguf(sizes):
+        files = choose(repo, sizes, choice)
+        _fetch(repo, commit, files, sizes)
+        if not _COMMIT.fullmatch(revision):
+            _remember(repo, revision, commit)
+        return snapshot / files[0]
     settings = [name for name in (*SETTINGS, MANIFEST_NAME) if name in sizes]
     if CONFIG_NAME not in settings:
         raise ModelNotFoundError(
@@ -260,6 +300,11 @@ def _download(repo: str, revision: str) -> Path:
     if not _COMMIT.fullmatch(revision):
         _remember(repo, revision, commit)
     return snapshot
+
+
+def _only_gguf(sizes: Mapping[str, int]) -> bool:
+    """Whether a repository's weights are GGUF files and no others that can be read."""
+    return not any(name.endswith((".safetensors", INDEX_NAME)) for name in sizes) and bool(gguf_models(sizes))
 
 
 def _weight_files(repo: str, snapshot: Path, sizes: Mapping[str, int]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -16,6 +18,7 @@ Recipe = Callable[[str, tuple[int, ...]], str | None]
 """From a tensor's name and shape to the name of the format it should be in; None leaves it as it is stored."""
 
 _CHUNK_VALUES = 1 << 20
+_MOST_THREADS = 8
 
 
 class Packed:
@@ -80,15 +83,15 @@ def is_packed(form: Format) -> bool:
 
 
 def repack(weight: Weight, form: Format, name: str, release: Callable[[], None]) -> Weight:
-    """A tensor in another format, encoded a few rows at a time; `release` is called after each.
+    """A tensor in another format, encoded by several threads, a few rows at a time; `release` is called after each.
 
     Raises:
         InvalidModelError: It holds NaN or infinity.
     """
     rows, inner = weight.shape[0], weight.shape[1:]
     step = max(1, _CHUNK_VALUES // max(1, math.prod(inner)))
-    parts: Parts = {}
-    for start in range(0, max(rows, 1), step):
+
+    def encode(start: int) -> Parts:
         stop = min(start + step, rows)
         chunk = {suffix: part[start:stop] for suffix, part in weight.parts.items()}
         values = weight.format.decode(chunk, (stop - start, *inner))
@@ -97,9 +100,20 @@ def repack(weight: Weight, form: Format, name: str, release: Callable[[], None])
                 f"The tensor {shown(name)} holds NaN or infinity in rows {start} to {stop - 1}.",
                 "The checkpoint is damaged; download it again.",
             )
-        for suffix, encoded in form.encode(values).items():
-            if start == 0:
-                parts[suffix] = np.empty((rows, *encoded.shape[1:]), encoded.dtype)
-            parts[suffix][start:stop] = encoded
         release()
+        return form.encode(values)
+
+    first = encode(0)
+    parts: Parts = {suffix: np.empty((rows, *part.shape[1:]), part.dtype) for suffix, part in first.items()}
+
+    def fill(start: int) -> None:
+        for suffix, encoded in (encode(start) if start else first).items():
+            parts[suffix][start : start + step] = encoded
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            for _ in pool.map(fill, range(0, max(rows, 1), step)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
     return Weight(form, weight.shape, parts)

@@ -11,11 +11,13 @@ from halfbyte.cli.chat import chat
 from halfbyte.cli.command import Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
 from halfbyte.cli.eval import app as eval_app
+from halfbyte.cli.export import export
 from halfbyte.cli.models import app as models
 from halfbyte.cli.plan import plan
 from halfbyte.cli.profile import profile
 from halfbyte.cli.quantize import quantize
 from halfbyte.cli.run import run
+from halfbyte.cli.tune import tune
 
 app = typer.Typer(
     cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
@@ -24,7 +26,9 @@ app.command(cls=Command)(run)
 app.command(cls=Command)(chat)
 app.command(cls=Command)(plan)
 app.command(cls=Command)(profile)
+app.command(cls=Command)(tune)
 app.command(cls=Command)(quantize)
+app.command(cls=Command)(export)
 app.command(cls=Command)(doctor)
 app.add_typer(bench, name="bench")
 app.add_typer(eval_app, name="eval")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -13,11 +14,11 @@ from typer.core import TyperGroup
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.output import note, print_json
-from halfbyte.errors import UsageError
+from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.report.schema import Record
-    from halfbyte.report.subject import Subject
+    from halfbyte.report.subject import Settings, Subject
 
 _CASES = "Cases"
 _OUTPUT = "Output"
@@ -56,6 +57,14 @@ EachToken = Annotated[
     bool,
     typer.Option("--each-token", help="gpu: read each token before the next is begun.", rich_help_panel=_CASES),
 ]
+Variants = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,…",
+        help="Side by side, every combination: formats, activations, kernels.",
+        rich_help_panel=_CASES,
+    ),
+]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", rich_help_panel=_OUTPUT)]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a case.", rich_help_panel=_OUTPUT)]
@@ -65,6 +74,10 @@ Output = Annotated[
 ]
 Before = Annotated[Path, typer.Argument(metavar="A", help="What bench --output wrote.")]
 After = Annotated[Path, typer.Argument(metavar="B", help="Another.")]
+
+Other = Annotated[Path, typer.Argument(metavar="OTHER", help="The folder of its checkout, or its Python.")]
+Runs = Annotated[int, typer.Option("--runs", metavar="N", min=5, help="Runs of each.")]
+Keep = Annotated[Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep their lines as a.jsonl and b.jsonl.")]
 
 
 class _Bench(Group):
@@ -98,6 +111,7 @@ def bench(
     repeat: Repeat = 5,
     warm_up: WarmUp = 1,
     each_token: EachToken = False,
+    variants: Variants = None,
     markdown: Markdown = False,
     csv: Csv = False,
     json: Json = False,
@@ -112,33 +126,78 @@ def bench(
     if layers is not None and synthetic is None:
         raise UsageError("--layers goes with --synthetic.", "Leave it out: a stored model is measured whole.")
 
+    from halfbyte.devices import choose_device
     from halfbyte.report import subject as subjects
     from halfbyte.report.bench import bench as measure
     from halfbyte.report.schema import cases
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
-    settings = subjects.Settings(
-        "cpu" if device == "auto" else device, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token
-    )
-    subject: Subject
-    if synthetic is not None:
-        subject = subjects.synthetic(synthetic, layers=layers, weights=weights)
-    else:
-        subject = subjects.stored(model, revision=revision, offline=offline, weights=weights)
+    where, _ = choose_device(device, gpu=gpu, threads=threads)
+    settings = subjects.Settings(where, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token)
+    from halfbyte.report.variants import variants as all_variants
+
+    chosen = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)
+
+    def subject(weights: str | None) -> Subject:
+        if synthetic is not None:
+            return subjects.synthetic(synthetic, layers=layers, weights=weights)
+        return subjects.stored(model, revision=revision, offline=offline, weights=weights)
+
     done: list[Record] = []
     with ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
         try:
-            for record in measure(subject, settings, wanted, note):
-                done.append(record)
-                _keep(record, file, form)
+            for each in chosen:
+                if each.variant:
+                    note(f"variant {each.variant}")
+                with _passed_over(each):
+                    for record in measure(subject(each.weights), each, wanted, note):
+                        done.append(record)
+                        _keep(record, file, form)
         finally:
             _show(done, form)
+    if not done:
+        raise UsageError("no variant could be measured.", "The lines above say why.")
+
+
+@contextmanager
+def _passed_over(settings: Settings) -> Iterator[None]:
+    """One of several variants that a device has not, or computes wrongly, does not end the others."""
+    try:
+        yield
+    except (DeviceError, UnsupportedModelError) as error:
+        if not settings.variant:
+            raise
+        note(f"{settings.variant} is left out: {error.message}")
+
+
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None) -> None:
+    """Measure another build (A) and this one (B) in turns, and compare; further options are those of bench."""
+    from tempfile import TemporaryDirectory
+
+    from halfbyte.report import against as turns
+
+    builds = turns.find_build(other), turns.this_build()
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        a, b = folder / "a.jsonl", folder / "b.jsonl"
+        for file in (a, b):
+            if file.exists():
+                raise UsageError(f"{str(file)!r} exists.", "Choose another folder: older runs are no pairs.")
+        for done in turns.in_turns(*builds, ctx.args, (a, b), runs):
+            note(f"{done} of {runs} pairs of runs")
+        _print_comparison(a, b, json=False)
 
 
 @app.command(cls=Command)
 def compare(a: Before, b: After, json: opt.Json = False) -> None:
     """Say whether B takes more or less time than A, or that no difference can be seen."""
+    _print_comparison(a, b, json=json)
+
+
+def _print_comparison(a: Path, b: Path, *, json: bool) -> None:
     from dataclasses import asdict
 
     from halfbyte.report.compare import compare as compared
@@ -152,9 +211,10 @@ def compare(a: Before, b: After, json: opt.Json = False) -> None:
             print(line)
     if not json and not all(line.runs for line in found):
         note(
-            "Repetitions within one run each: a drift of the machine between the two runs would look like a difference."
+            "Repetitions within one run each: a drift of the machine, or another place in memory, would look like a "
+            "difference."
         )
-        note("To exclude that, measure A and B in turns, five times each, appending to the same two files.")
+        note("To exclude that, measure in turns: halfbyte bench against, or five runs of each into the same two files.")
 
 
 def numbers(text: str) -> list[int]:

@@ -66,9 +66,9 @@ def chat(
         frequency_penalty=frequency_penalty, seed=seed,
     )  # fmt: skip
 
-    from halfbyte.model import load
+    from halfbyte.cli.loading import load_model
 
-    loaded = load(
+    loaded = load_model(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
         activations=activations, threads=threads, gpu=gpu,
     )  # fmt: skip

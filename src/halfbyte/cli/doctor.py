@@ -1,4 +1,4 @@
-"""`halfbyte doctor`: what this machine has, how fast it reads memory, and what Halfbyte will use."""
+"""`halfbyte doctor`: what this machine has, what it could do at most, and what Halfbyte will use."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.output import print_json, print_pairs, size
 
 if TYPE_CHECKING:
     from halfbyte.cpu.machine import Machine
-    from halfbyte.webgpu.adapters import Adapters
 
 PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
 
 
-def doctor(json: opt.Json = False) -> None:
-    """Show what this machine has and what will be used."""
-    findings = examine()
+Measure = Annotated[bool, typer.Option("--measure", help="Measure the limits anew, remembered ones too.")]
+
+
+def doctor(measure: Measure = False, json: opt.Json = False) -> None:
+    """Show what this machine has, what it could do at most, and what will be used."""
+    findings = examine(measure=measure)
     if json:
         print_json(findings, indent=2)
     else:
         print_pairs(list(_lines(findings)))
 
 
-def examine() -> dict[str, Any]:
-    """All findings: sizes in bytes, bandwidths in bytes a second, measured now."""
+def examine(*, measure: bool = False) -> dict[str, Any]:
+    """All findings: sizes in bytes, rates a second, times in seconds.
+
+    Args:
+        measure: Measure limits that are remembered too.
+    """
     from halfbyte import __version__
     from halfbyte.cpu import machine
-    from halfbyte.webgpu.adapters import find_adapters
+    from halfbyte.devices import choose_device
+    from halfbyte.report.limits import cpu_limits, gpu_limits
+    from halfbyte.webgpu.adapters import find_adapters, self_test
 
     cpu = machine.describe()
     adapters = find_adapters()
+    tested = [None if adapter.software else asdict(self_test(i)) for i, adapter in enumerate(adapters.found)]
+    gpu = asdict(adapters)
+    gpu["found"] = [found | {"self_test": result} for found, result in zip(gpu["found"], tested, strict=True)]
+    name, why = choose_device("auto")
+    if name == "gpu" and tested[0] and tested[0]["reason"]:
+        name, why = "cpu", f"{why}, but {tested[0]['reason']}"
     return {
         "halfbyte": __version__,
         "system": platform.platform(),
@@ -50,15 +66,15 @@ def examine() -> dict[str, Any]:
         "memory": {
             "bytes": cpu.memory_bytes,
             "available_bytes": cpu.memory_available_bytes,
-            "read_bandwidth": {
-                "one_thread": machine.read_bandwidth(1),
-                "all_threads": machine.read_bandwidth(cpu.threads),
-            },
         },
-        "gpu": asdict(adapters),
+        "limits": {
+            "cpu": asdict(cpu_limits(again=measure)),
+            "gpus": gpu_limits([asdict(adapter) for adapter in adapters.found], again=measure),
+        },
+        "gpu": gpu,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "device": {"name": "cpu", "why": _why(cpu, adapters)},
+        "device": {"name": name, "why": f"{why.rstrip('.')}{_cpu(cpu) if name == 'cpu' else ''}."},
     }
 
 
@@ -80,15 +96,12 @@ def installed_version(name: str) -> str:
         return "not installed"
 
 
-def _why(cpu: Machine, adapters: Adapters) -> str:
-    count = f"{cpu.threads} thread{'s' * (cpu.threads != 1)}"
-    gpu = "a GPU is used when asked for, with --device gpu" if adapters.found else "there is no GPU that wgpu can use"
-    return f"{gpu}; its {cpu.isa} code runs with {count}."
+def _cpu(cpu: Machine) -> str:
+    return f"; the CPU's {cpu.isa} code runs with {cpu.threads} thread{'s' * (cpu.threads != 1)}"
 
 
 def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, memory, gpu = findings["processor"], findings["memory"], findings["gpu"]
-    bandwidth = memory["read_bandwidth"]
     limits = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in cpu["limits"].items())
     packages = ", ".join(f"{name} {number}" for name, number in findings["packages"].items())
     return [
@@ -101,11 +114,9 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("threads", f"{cpu['threads']} used on {cpu['cores']} cores ({limits})"),
         ("memory", f"{size(memory['bytes'])}, {size(memory['available_bytes'])} available"),
-        (
-            "bandwidth",
-            f"{size(bandwidth['one_thread'])}/s with one thread, {size(bandwidth['all_threads'])}/s with all",
-        ),
-        *(line for adapter in gpu["found"] for line in _adapter_lines(adapter)),
+        *(("limits", line) for line in _cpu_limits(findings["limits"]["cpu"])),
+        *(line for number, adapter in enumerate(gpu["found"]) for line in _adapter_lines(number, adapter)),
+        *(("limits", line) for found in findings["limits"]["gpus"] for line in _gpu_limits(found)),
         *([] if gpu["found"] else [("gpu", f"none: {gpu['reason']}")]),
         ("python", f"{findings['python']} ({sys.executable})"),
         ("packages", packages),
@@ -113,11 +124,61 @@ def _lines(findings: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _adapter_lines(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+def _adapter_lines(number: int, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     limits = adapter["limits"]
     buffer, binding = (limits.get(name) for name in ("max-buffer-size", "max-storage-buffer-binding-size"))
     room = f"; buffers up to {size(buffer)}, bindings up to {size(binding)}" if buffer and binding else ""
+    label = f"gpu {number}"
     return [
-        ("gpu", f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
-        ("gpu", f"features: {', '.join(adapter['features'])}"),
+        (label, f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
+        (label, f"features: {', '.join(adapter['features'])}"),
+        (label, _tested(number, adapter["self_test"])),
     ]
+
+
+def _tested(number: int, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"in software: used only when asked for, with --gpu {number}"
+    if found["reason"]:
+        return f"not used: {found['reason']}"
+    off = f"switched off: {', '.join(found['off'])}" if found["off"] else "all kernel variants compute the right thing"
+    return f"self-test: {off} (took {found['seconds']:.2f} s, once for this driver)"
+
+
+def _cpu_limits(found: dict[str, Any]) -> list[str]:
+    """What the processor could do at most, one thread and all of them."""
+    kinds = (("reads", "read_bandwidth", "B/s"), ("copies", "copy_bandwidth", "B/s"), ("multiplies", "int8_rate", "/s"))
+    rates = [f"{verb} {_rate(found[name], unit)} ({_rate(found[f'all_{name}'], unit)})" for verb, name, unit in kinds]
+    count = found["threads"]
+    return [
+        f"CPU, one thread ({count} thread{'s' * (count != 1)}): {', '.join(rates[:2])}, {rates[2]} 8-bit products",
+        f"measured {_when(found['measured'])}; --measure does it anew",
+    ]
+
+
+def _gpu_limits(found: dict[str, Any]) -> list[str]:
+    """What a GPU could do at most, or why that is not known."""
+    if "error" in found:
+        return [f"{found['name']}: not measured: {found['error']}"]
+    limits = found["limits"]
+    return [
+        f"{found['name']}: reads {_rate(limits['read_bandwidth'], 'B/s')}, "
+        f"copies {_rate(limits['copy_bandwidth'], 'B/s')}, "
+        f"multiplies {_rate(limits['int8_rate'], '/s')} 8-bit products",
+        f"a dispatch takes {limits['dispatch_s'] * 1e6:.2f} µs, to record it {limits['encode_s'] * 1e6:.2f} µs, "
+        f"a submit read back {limits['round_trip_s'] * 1e6:.0f} µs; measured {_when(found['measured'])}",
+    ]
+
+
+def _rate(value: float, unit: str) -> str:
+    """Three digits with a decimal prefix: `4.28 TB/s`."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} T{unit}"
+
+
+def _when(iso: str) -> str:
+    """The day and the minute."""
+    return iso[:16].replace("T", " ") + " UTC"

@@ -58,6 +58,7 @@ def perplexity(
     stride: Stride = None,
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -65,18 +66,17 @@ def perplexity(
 ) -> None:
     """Perplexity of a text, with its standard error."""
     from halfbyte.evaluate.perplexity import perplexity
-    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
     folder = _folder(model)
     cut = _protocol(folder, protocol, window, stride)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
+    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
     with _bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
-    _finish(
-        folder, "perplexity", asdict(found) | {"text": text}, store and weights is None and activations is None, json
-    )
+    figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model, activations)
+    _finish(folder, "perplexity", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -87,6 +87,7 @@ def divergence(
     window: Window = None,
     max_tokens: MaxTokens = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -94,23 +95,18 @@ def divergence(
 ) -> None:
     """KL divergence from the original, agreement on the likeliest token, and the perplexity ratio."""
     from halfbyte.evaluate.divergence import divergence
-    from halfbyte.evaluate.scorer import Scorer
+    from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
     folder = _folder(model)
     cut = _protocol(folder, "windows", window, None)
-    scorer = Scorer(folder, cut.window, device=device, weights=weights, activations=activations)
-    original = Scorer(_folder(base), cut.window, device=device)
+    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
+    original = Scorer(_folder(base), cut.window, device=device, gpu=gpu)
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
     with _bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
-    _finish(
-        folder,
-        "divergence",
-        asdict(found) | {"text": text, "window": cut.window},
-        store and weights is None and activations is None,
-        json,
-    )
+    figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model, activations)
+    _finish(folder, "divergence", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -119,6 +115,7 @@ def answers(
     model: opt.Model = None,
     base: Base = None,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     activations: opt.ActivationsOption = None,
     store: Store = True,
@@ -126,23 +123,18 @@ def answers(
 ) -> None:
     """Questions that are answered word for word."""
     from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
+    from halfbyte.evaluate.scorer import how_it_ran
     from halfbyte.model import load
 
     asked = read_questions(questions)
     folder = _folder(model)
     with _bar() as tick:
-        theirs = right_answers(load(_folder(base), device, sequences=AT_ONCE), asked, tick) if base else None
-        right = right_answers(
-            load(folder, device, sequences=AT_ONCE, weights=weights, activations=activations), asked, tick
-        )
+        theirs = right_answers(load(_folder(base), device, gpu=gpu, sequences=AT_ONCE), asked, tick) if base else None
+        asking = load(folder, device, gpu=gpu, sequences=AT_ONCE, weights=weights, activations=activations)
+        right = right_answers(asking, asked, tick)
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    _finish(
-        folder,
-        "answers",
-        found | {"questions": str(questions)},
-        store and weights is None and activations is None,
-        json,
-    )
+    figures = found | {"questions": questions.name} | how_it_ran(asking, activations)
+    _finish(folder, "answers", figures, store and weights is None and activations is None, json)
 
 
 @app.command(cls=Command)
@@ -189,7 +181,7 @@ def _lengths(windows: str) -> list[int]:
         lengths = [int(part) for part in windows.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{windows!r} is not a list of numbers.") from error
-    return lengths
+    return sorted(set(lengths))
 
 
 def _folder(model: str | None) -> Path:

@@ -112,6 +112,13 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("context", f"{facts['context']:,} tokens"),
         ("weights", f"{size(facts['bytes'])}, {facts['bits_per_weight']:g} bits a weight"),
         ("formats", formats),
-        *(("quality", f"{name} {value}") for name, value in facts["quality"].items()),
+        *(("quality", f"{name}: {_figures(value)}") for name, value in facts["quality"].items()),
         *([("licence", facts["license"])] if facts["license"] else []),
     ]
+
+
+def _figures(value: Any) -> str:
+    """Measured figures as text: of an object `name value, name value`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figures(figure)}" for name, figure in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -68,7 +68,7 @@ ActivationsOption = Annotated[
         "--activations",
         metavar="int8|f32",
         help="What packed weights are multiplied with.",
-        show_default="int8 on the CPU",
+        show_default="int8",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -26,6 +26,7 @@ def profile(
     revision: opt.Revision = None,
     offline: opt.Offline = False,
     device: opt.DeviceOption = "auto",
+    gpu: opt.Gpu = None,
     weights: opt.Weights = None,
     kv_cache: opt.KvCacheOption = "f16",
     activations: opt.ActivationsOption = None,
@@ -43,7 +44,7 @@ def profile(
     from halfbyte.report.tables import aligned
 
     loaded = load(
-        model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
+        model, device, gpu=gpu, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
         activations=activations, threads=threads,
     )  # fmt: skip
     found = measure(loaded, loaded.encode(prompt, raw=raw), max_tokens=max_tokens)

@@ -31,7 +31,7 @@ Refine = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        help="gptq, awq: passes over the text in which scales and norms learn the original's distribution.",
+        help="gptq, awq: steps in which scales and norms learn the original's distribution, such as 32.",
         rich_help_panel=_METHOD,
     ),
 ]

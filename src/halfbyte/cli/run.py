@@ -68,10 +68,10 @@ def run(
     )  # fmt: skip
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
 
-    from halfbyte.model import load
+    from halfbyte.cli.loading import load_model
 
     start = time.perf_counter()
-    loaded = load(
+    loaded = load_model(
         model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
         activations=activations, threads=threads, gpu=gpu,
     )  # fmt: skip
@@ -126,6 +126,8 @@ def _answer_all(
         if stats and done:
             rows = [[_cell(name, getattr(generation, name)) for name in FIGURES] for generation in done]
             print_table(FIGURES, rows, file=sys.stderr)
+            if any(generation.logits_read_back for generation in done):
+                note("The host chose the tokens: the GPU has no --typical-p and no --logprobs.")
 
 
 def _answer(

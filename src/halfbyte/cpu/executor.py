@@ -8,6 +8,7 @@ batch's few integers in, and Python is not entered again until the logits are th
 from __future__ import annotations
 
 from functools import singledispatchmethod
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class CpuExecutor:
         for step in plan.steps:
             self._lower(step)
         self._logits: Float32 = self._arrays[LOGITS]
+        self._state_ns = 0
 
     @property
     def plan(self) -> Plan:
@@ -86,15 +88,21 @@ class CpuExecutor:
         Raises:
             ValueError: The batch exceeds the plan's capacities or points outside the model or its caches.
         """
+        called = perf_counter_ns()
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         for name, values in batch.state().items():
             self._set_state(name, values, tokens)
+        self._state_ns = perf_counter_ns() - called
         self._program.run(tokens, rows)
         return self._logits[:rows]
 
     def step_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that each step of the plan took in the last run; 0 where it had nothing to do."""
         return self._program.step_ns()
+
+    def before_ns(self) -> dict[str, int]:
+        """Nanoseconds of the last run before its first step: to fill the `state`, and to `start` the threads."""
+        return {"state": self._state_ns, "start": self._program.start_ns}
 
     def _set_state(self, name: str, values: NDArray[np.int32], tokens: int) -> None:
         state = self._arrays[name]

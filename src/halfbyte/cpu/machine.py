@@ -14,6 +14,7 @@ from halfbyte.cpu import _native
 MOST_THREADS = 1024
 _BANDWIDTH_NBYTES = 256 << 20
 _BANDWIDTH_SECONDS = 0.25
+_RATE_SECONDS = 0.1
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -68,6 +69,20 @@ def default_threads() -> int:
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that this many threads read together, measured now over 256 MiB."""
     return _native.read_bandwidth(threads, _BANDWIDTH_NBYTES, _BANDWIDTH_SECONDS)
+
+
+def copy_bandwidth(threads: int) -> float:
+    """Bytes a second, read and written, that this many threads copy together, measured now over 128 MiB."""
+    return _native.copy_bandwidth(threads, _BANDWIDTH_NBYTES // 2, _BANDWIDTH_SECONDS)
+
+
+def int8_rate(threads: int, isa: str = "") -> float:
+    """Products of two 8-bit integers a second that so many threads add up; the best instruction set's if none is named.
+
+    Raises:
+        ValueError: The processor has no such instruction set.
+    """
+    return _native.int8_rate(threads, isa, _RATE_SECONDS)
 
 
 def usable_cores() -> int:

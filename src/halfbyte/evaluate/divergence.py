@@ -25,7 +25,8 @@ class Divergence:
     Attributes:
         kl_mean, kl_p99, kl_max: Of KL(base ‖ model), in nats a token; `kl_stderr` is the mean's standard error.
         top1: Share of tokens for which both hold the same token likeliest.
-        ppl, ppl_base, ppl_ratio: Perplexities on the text, and the model's over the base's.
+        ppl, ppl_base, ppl_ratio: Perplexities on the text, and the model's over the base's; `ppl_stderr` and
+            `ppl_base_stderr` are their standard errors.
         tokens: Tokens scored.
     """
 
@@ -38,6 +39,8 @@ class Divergence:
     ppl_base: float
     ppl_ratio: float
     tokens: int
+    ppl_stderr: float
+    ppl_base_stderr: float
 
 
 def divergence(
@@ -90,7 +93,7 @@ def _compare(ours: Float64, theirs: Float64, targets: np.ndarray) -> Float64:
 
 def _summary(columns: Float64) -> Divergence:
     kl, agree, ours, theirs = columns
-    ppl, ppl_base = mean_perplexity(ours)[0], mean_perplexity(theirs)[0]
+    (ppl, ppl_stderr), (ppl_base, ppl_base_stderr) = mean_perplexity(ours), mean_perplexity(theirs)
     return Divergence(
         kl_mean=float(kl.mean()),
         kl_stderr=float(kl.std() / np.sqrt(len(kl))),
@@ -101,4 +104,6 @@ def _summary(columns: Float64) -> Divergence:
         ppl_base=ppl_base,
         ppl_ratio=ppl / ppl_base,
         tokens=len(kl),
+        ppl_stderr=ppl_stderr,
+        ppl_base_stderr=ppl_base_stderr,
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.checkpoint.packed import is_packed
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.windows import Window
+from halfbyte.formats import get_format
 from halfbyte.model import Model, load
 from halfbyte.plan import Batch
 
@@ -44,13 +46,14 @@ class Scorer:
         window: int,
         *,
         device: str = "auto",
+        gpu: int | None = None,
         weights: str | None = None,
         activations: str | None = None,
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
         self.model: Model = load(
             model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights,
-            activations=activations,
+            activations=activations, gpu=gpu,
         )  # fmt: skip
         vocabulary = self.model.spec.vocab_size
         self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))
@@ -99,6 +102,13 @@ class Scorer:
                 np.concatenate([_padded(w, n) for w, n in zip(wanted, lengths, strict=True)])
             ).astype(np.int32),
         )
+
+
+def how_it_ran(model: Model, activations: str | None) -> dict[str, str]:
+    """Where a model ran, and what its packed weights were multiplied with, for the record of a measurement."""
+    packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))
+    usual = "int8" if packed and model.device != "reference" else "f32"
+    return {"device": model.device, "activations": activations or usual}
 
 
 def _predicting(window: Window, start: int, stop: int) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.answers import AT_ONCE, Answers, Question, compare, right_answers
 from halfbyte.evaluate.divergence import Divergence, divergences
-from halfbyte.evaluate.perplexity import Perplexity, Tick, perplexity
+from halfbyte.evaluate.perplexity import Tick, perplexity
 from halfbyte.evaluate.scorer import Scorer
 from halfbyte.evaluate.table import Row, Table
 from halfbyte.evaluate.texts import read_text, tokens_of
@@ -23,6 +23,9 @@ from halfbyte.quantize import METHODS, quantize
 
 ORIGINAL = "bf16"
 
+Figure = tuple[float, float]
+"""A perplexity and its standard error."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -30,7 +33,7 @@ class Sweep:
 
     Attributes:
         methods: Names of methods, or folders of models that were quantized before.
-        windows: Window lengths.
+        windows: Window lengths, ascending.
         text: A file, or `wikitext-2`; its first `max_tokens` tokens.
         calibration: For the methods that need text.
         group_size: Of the decoder layers.
@@ -69,14 +72,14 @@ class Sweep:
             )
         folders = [self.source, *(self._quantized(name, tick) for name in names)]
         ids = self._ids()
-        found = [self._perplexities(folder, ids, tick) for folder in folders]
-        moved = self._divergences(folders, ids, tick)
+        columns = [self._column(folders, window, ids, tick) for window in self.windows[:-1]]
+        last, moved = self._last_column(folders, ids, tick)
         answers = self._answers(folders, tick)
+        figures = zip(*columns, last, strict=True)
+        shown = [ORIGINAL, *(Path(name).name for name in names)]
         rows = [
-            Row(name, _bits(folder), tuple(p.ppl for p in ppl), tuple(p.stderr for p in ppl), apart, right)
-            for name, folder, ppl, apart, right in zip(
-                [ORIGINAL, *(Path(name).name for name in names)], folders, found, moved, answers, strict=True
-            )
+            Row(name, _bits(folder), tuple(ppl for ppl, _ in row), tuple(stderr for _, stderr in row), apart, right)
+            for name, folder, row, apart, right in zip(shown, folders, figures, moved, answers, strict=True)
         ]
         return Table(tuple(self.windows), tuple(rows), self.text, len(ids))
 
@@ -100,13 +103,19 @@ class Sweep:
         scorer = self._scorer(self.source, min(self.windows))
         return tokens_of(scorer.model.tokenizer, read_text(self.text), self.max_tokens)
 
-    def _perplexities(self, folder: Path, ids: Ids, tick: Tick) -> list[Perplexity]:
-        return [perplexity(self._scorer(folder, w), ids, Protocol(window=w), tick) for w in self.windows]
+    def _column(self, folders: list[Path], window: int, ids: Ids, tick: Tick) -> list[Figure]:
+        found = [perplexity(self._scorer(folder, window), ids, Protocol(window=window), tick) for folder in folders]
+        return [(each.ppl, each.stderr) for each in found]
 
-    def _divergences(self, folders: list[Path], ids: Ids, tick: Tick) -> list[Divergence | None]:
-        window = max(self.windows)
+    def _last_column(self, folders: list[Path], ids: Ids, tick: Tick) -> tuple[list[Figure], list[Divergence | None]]:
+        """The longest window's, for which all models run side by side, and how far each is from the original."""
+        window = self.windows[-1]
+        if len(folders) == 1:
+            return self._column(folders, window, ids, tick), [None]
         base, *others = (self._scorer(folder, window) for folder in folders)
-        return [None, *(divergences(others, base, ids, Protocol(window=window), tick) if others else [])]
+        found = divergences(others, base, ids, Protocol(window=window), tick)
+        first = (found[0].ppl_base, found[0].ppl_base_stderr)
+        return [first, *((each.ppl, each.ppl_stderr) for each in found)], [None, *found]
 
     def _answers(self, folders: list[Path], tick: Tick) -> list[Answers | None]:
         if not self.questions:

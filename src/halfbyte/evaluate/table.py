@@ -46,7 +46,7 @@ class Table:
         head = ["perplexity at windows of", "bits a weight", *map(str, self.windows)]
         lines = [[row.name, f"{row.bits_per_weight:.3f}", *(f"{p:.3f}" for p in row.ppl)] for row in self.rows]
         asked = any(row.answers for row in self.rows)
-        head_2 = [f"windows of {max(self.windows)}", "bits a weight", "KL mean", "KL p99", "top-1", "perplexity ratio"]
+        head_2 = [f"windows of {self.windows[-1]}", "bits a weight", "KL mean", "KL p99", "top-1", "perplexity ratio"]
         lines_2 = [_differences(row, asked) for row in self.rows]
         return _pipes(head, lines) + "\n" + _pipes([*head_2, *(["right", "kept"] if asked else [])], lines_2)
 

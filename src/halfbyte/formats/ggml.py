@@ -18,7 +18,9 @@ channel over a calibration text, ggml's "imatrix"), scales are searched for the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,10 +31,11 @@ from halfbyte.formats import Parts, Storage
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
-GroupCodes = tuple[NDArray[np.int8], NDArray[np.float16]]
+GroupParts = tuple[U8, NDArray[np.float16]]
 
 BLOCKS = ".blocks"
 _CHUNK_VALUES = 1 << 17
+_THREADS = min(8, os.cpu_count() or 1)
 _F16_MAX = np.float32(65504)
 _LARGEST = np.float32(1e9)
 """Beyond what any of these formats can hold; its powers still fit float32."""
@@ -49,8 +52,8 @@ class BlockFormat:
         encode_blocks: From values and importance (or None), both `[n, values]`, to blocks; None where ggml's
             search is not offered.
         runs_as: The format in which executors compute with it: its own, or one it is turned into while loading.
-        group_codes: From blocks to what such a format of 32 values a group is made of, where that loses nothing:
-            int8 codes `[n, 32]` around 0 and float16 scales `[n]`.
+        group_parts: From blocks to what such a format of 32 values a group stores, where that loses nothing: the bytes
+            of its codes `[n, …]` and float16 scales `[n]`.
         gpu_storage: What `storage` gives for a number of columns, where a GPU has a snippet for the format.
     """
 
@@ -60,7 +63,7 @@ class BlockFormat:
     decode_blocks: Callable[[U8], F32] = field(repr=False)
     encode_blocks: Callable[[F32, F32 | None], U8] | None = field(default=None, repr=False)
     runs_as: str = "q8g32"
-    group_codes: Callable[[U8], GroupCodes] | None = field(default=None, repr=False)
+    group_parts: Callable[[U8], GroupParts] | None = field(default=None, repr=False)
     gpu_storage: Callable[[int], Storage] | None = field(default=None, repr=False)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -90,10 +93,16 @@ class BlockFormat:
         weights = None if importance is None else self._padded(importance.reshape(1, columns), blocks)
         out = np.empty((rows, blocks, self.block_bytes), np.uint8)
         step = max(1, _CHUNK_VALUES // max(1, blocks * self.values))
-        for start in range(0, rows, step):
+        search = self.encode_blocks
+
+        def encode_rows(start: int) -> None:
             chunk = self._padded(np.clip(values[start : start + step], -_LARGEST, _LARGEST), blocks)
             repeated = None if weights is None else np.tile(weights, (len(chunk) // max(blocks, 1), 1))
-            out[start : start + step] = self.encode_blocks(chunk, repeated).reshape(-1, blocks, self.block_bytes)
+            out[start : start + step] = search(chunk, repeated).reshape(-1, blocks, self.block_bytes)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(encode_rows, range(0, rows, step)):
+                pass
         return {BLOCKS: out.reshape(rows, -1)}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> F32:
@@ -215,8 +224,13 @@ def block_weights(values: F32, importance: F32 | None) -> F32:
     return weights
 
 
-def _codes(codes: U8, blocks: U8, middle: int) -> GroupCodes:
-    return codes.astype(np.int8) - np.int8(middle), half(blocks, 0)[:, 0].astype(np.float16)
+def scale_first(blocks: U8) -> GroupParts:
+    """The codes' bytes as they are, after a float16 scale."""
+    return blocks[:, 2:], np.ascontiguousarray(blocks[:, :2]).view(np.float16)[:, 0]
+
+
+def _signed_five_bits(blocks: U8) -> GroupParts:
+    return _five_bits(blocks, 2) - np.uint8(16), scale_first(blocks)[1]
 
 
 def _symmetric(codes: U8, scale: F32, middle: int) -> F32:
@@ -277,15 +291,14 @@ _FORMATS = {
     form.name: form
     for form in (
         BlockFormat("q4_0", 32, 18, lambda b: _symmetric(nibbles(b[:, 2:]), half(b, 0), 8),
-                    lambda x, w: _encode_symmetric(x, w, 4), "q4g32", lambda b: _codes(nibbles(b[:, 2:]), b, 8)),
+                    lambda x, w: _encode_symmetric(x, w, 4), "q4g32", scale_first),
         BlockFormat("q4_1", 32, 20, lambda b: _affine(nibbles(b[:, 4:]), half(b, 0), half(b, 2)),
                     lambda x, w: _encode_affine(x, w, 4)),
         BlockFormat("q5_0", 32, 22, lambda b: _symmetric(_five_bits(b, 2), half(b, 0), 16),
-                    lambda x, w: _encode_symmetric(x, w, 5), group_codes=lambda b: _codes(_five_bits(b, 2), b, 16)),
+                    lambda x, w: _encode_symmetric(x, w, 5), group_parts=_signed_five_bits),
         BlockFormat("q5_1", 32, 24, lambda b: _affine(_five_bits(b, 4), half(b, 0), half(b, 2)),
                     lambda x, w: _encode_affine(x, w, 5)),
-        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0,
-                    group_codes=lambda b: (b[:, 2:].view(np.int8), half(b, 0)[:, 0].astype(np.float16))),
+        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0, group_parts=scale_first),
     )
 }  # fmt: skip
 

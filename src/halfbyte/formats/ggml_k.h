@@ -42,8 +42,7 @@ inline void repack_block(const uint8_t* from, int64_t j, uint8_t* to, int lane) 
 }
 
 inline void repack(const Stored& from, int64_t tile, const Tiles& to) {
-    std::memset(to.block(tile, 0), 0, to.blocks * to.block_bytes);
-    std::memset(to.scale(tile, 0), 0, to.groups * to.group_scales * kTileRows * 2);
+    std::memset(to.group(tile, 0), 0, to.tile_bytes());
     for_super_blocks(from, tile, kStoredBytes, [&](const uint8_t* stored, int lane, int64_t g) {
         if (!stored) return;
         for (int i = 0; i < 2; ++i) std::memcpy(to.scale(tile, g) + i * kTileRows + lane, stored + 2 * i, 2);
@@ -65,7 +64,7 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 
 // The format as the loops over tiles see it; members as in q4g.h and tiles.h. Codes are multiplied with s.
 struct Format : Grouped<0> {
-    static constexpr bool kBlockOffsets = true;
+    static constexpr bool kZeros = false, kBlockOffsets = true;
 
     static HB_INLINE bool has_offsets(const Tiles&) { return true; }
     template <class Lanes>
@@ -118,8 +117,7 @@ inline void repack_block(const uint8_t* from, int64_t j, uint8_t* to, int lane) 
 }
 
 inline void repack(const Stored& from, int64_t tile, const Tiles& to) {
-    std::memset(to.block(tile, 0), 0, to.blocks * to.block_bytes);
-    std::memset(to.scale(tile, 0), 0, to.groups * kTileRows * 2);
+    std::memset(to.group(tile, 0), 0, to.tile_bytes());
     for_super_blocks(from, tile, kStoredBytes, [&](const uint8_t* stored, int lane, int64_t g) {
         if (!stored) return;
         std::memcpy(to.scale(tile, g) + lane, stored + 208, 2);
@@ -142,6 +140,7 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 // The format as the loops over tiles see it; members as in q4g.h and tiles.h. Codes are multiplied with s.
 struct Format : Grouped<kMiddle> {
     static constexpr int kParts = 2;
+    static constexpr bool kZeros = false;
 
     static HB_INLINE bool has_offsets(const Tiles&) { return false; }
     template <class Lanes, class Use>

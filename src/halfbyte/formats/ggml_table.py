@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from halfbyte.formats.ggml import F32, U8, BlockFormat, GroupCodes, half, nibbles
+from halfbyte.formats.ggml import F32, U8, BlockFormat, GroupParts, half, nibbles, scale_first
 
 IQ4_TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 FP4_TABLE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
@@ -39,22 +39,23 @@ def _decode_mxfp4(blocks: U8) -> F32:
     return scale * FP4_TABLE[nibbles(blocks[:, 1:])].astype(np.float32)
 
 
-def _codes_iq4_nl(blocks: U8) -> GroupCodes:
-    return IQ4_TABLE[nibbles(blocks[:, 2:])], half(blocks, 0)[:, 0].astype(np.float16)
+def _parts_iq4_nl(blocks: U8) -> GroupParts:
+    pairs, scales = scale_first(blocks)
+    return IQ4_TABLE.view(np.uint8)[nibbles(pairs)], scales
 
 
-def _codes_mxfp4(blocks: U8) -> GroupCodes:
+def _parts_mxfp4(blocks: U8) -> GroupParts:
     """Scales beyond float16 saturate; those below 2^-24 become 0."""
     exponent = np.minimum(blocks[:, 0].astype(np.int32) - 128, 15)
-    return FP4_TABLE[nibbles(blocks[:, 1:])], np.ldexp(np.float32(1), exponent).astype(np.float16)
+    return FP4_TABLE.view(np.uint8)[nibbles(blocks[:, 1:])], np.ldexp(np.float32(1), exponent).astype(np.float16)
 
 
 _FORMATS = {
     form.name: form
     for form in (
-        BlockFormat("iq4_nl", 32, 18, _decode_iq4_nl, group_codes=_codes_iq4_nl),
+        BlockFormat("iq4_nl", 32, 18, _decode_iq4_nl, group_parts=_parts_iq4_nl),
         BlockFormat("iq4_xs", 256, 136, _decode_iq4_xs),
-        BlockFormat("mxfp4", 32, 17, _decode_mxfp4, group_codes=_codes_mxfp4),
+        BlockFormat("mxfp4", 32, 17, _decode_mxfp4, group_parts=_parts_mxfp4),
     )
 }
 NAMES = tuple(_FORMATS)

@@ -27,6 +27,8 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 
 // The format as the loops over tiles see it; members as in q4g.h.
 struct Format : Grouped<0> {
+    static constexpr bool kZeros = false;
+
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
         for (int word = 0; word < 8; ++word) use_bytes<Lanes>(Lanes::bits(block + word * 64), 4 * word, use);
@@ -39,9 +41,9 @@ struct Format : Grouped<0> {
     static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
         return Lanes::dot_signed(sum, codes, x);
     }
-    template <class Lanes>
-    static HB_INLINE typename Lanes::Ints zero(const Tiles&, int64_t, int64_t) {
-        return Lanes::ints(Lanes::kSignedBias);
+    template <class Lanes, bool>
+    static HB_INLINE typename Lanes::Ints start(const Tiles&, int64_t, int64_t, int32_t minus) {
+        return Lanes::ints(Lanes::kSignedBias * minus);
     }
 };
 

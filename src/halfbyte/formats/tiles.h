@@ -1,11 +1,12 @@
 // Packed weights as the CPU core streams them, whatever their codes: rows interleaved in tiles of 16, so that a vector
-// of 16 lanes holds one value of each row. Three arrays:
+// of 16 lanes holds one value of each row. For each tile and each group of its columns there are, one after another:
 //
-//   codes   [tiles][blocks][block_bytes]: 32 codes of 16 rows, in the order of the format
-//   scales  [tiles][groups][group_scales][16] f16
-//   zeros   [tiles][groups][16] u8, absent for formats without zero points
+//   scales  [group_scales][16] f16
+//   zeros   [16] u8, absent for formats without zero points
+//   codes   [blocks of the group][block_bytes]: 32 codes of 16 rows, in the order of the format
 //
-// Rows that fill up the last tile are zero. Blocks past the last column are left out.
+// So a product reads one run of memory from end to end, which hardware prefetchers follow better than three. Rows that
+// fill up the last tile are zero. Blocks past the last column are left out.
 #pragma once
 
 #include <cstdint>
@@ -33,32 +34,38 @@ struct Stored {
 };
 
 struct Tiles {
-    uint8_t* codes = nullptr;
-    uint16_t* scales = nullptr;
-    uint8_t* zeros = nullptr;
+    uint8_t* data = nullptr;
     int64_t tiles = 0, blocks = 0, groups = 0, blocks_per_group = 0, block_bytes = 0, group_scales = 1;
+    bool zeros = false;
 
-    HB_INLINE uint8_t* block(int64_t tile, int64_t b) const { return codes + (tile * blocks + b) * block_bytes; }
-    HB_INLINE uint16_t* scale(int64_t tile, int64_t g) const { return scales + (tile * groups + g) * group_scales * kTileRows; }
-    HB_INLINE uint8_t* zero(int64_t tile, int64_t g) const { return zeros + (tile * groups + g) * kTileRows; }
-
-    int64_t code_bytes() const { return tiles * blocks * block_bytes; }
-    int64_t scale_bytes() const { return tiles * groups * group_scales * kTileRows * 2; }
-    int64_t zero_bytes() const { return tiles * groups * kTileRows; }
+    HB_INLINE int64_t scale_bytes() const { return group_scales * kTileRows * 2; }
+    HB_INLINE int64_t head_bytes() const { return scale_bytes() + (zeros ? kTileRows : 0); }
+    HB_INLINE int64_t tile_bytes() const { return groups * head_bytes() + blocks * block_bytes; }
+    HB_INLINE uint8_t* group(int64_t tile, int64_t g) const {
+        return data + tile * tile_bytes() + g * (head_bytes() + blocks_per_group * block_bytes);
+    }
+    HB_INLINE uint16_t* scale(int64_t tile, int64_t g) const { return reinterpret_cast<uint16_t*>(group(tile, g)); }
+    HB_INLINE uint8_t* zero(int64_t tile, int64_t g) const { return group(tile, g) + scale_bytes(); }
+    // The first block of a group; the others follow.
+    HB_INLINE uint8_t* codes(int64_t tile, int64_t g) const { return group(tile, g) + head_bytes(); }
+    HB_INLINE uint8_t* block(int64_t tile, int64_t b) const {
+        return codes(tile, b / blocks_per_group) + b % blocks_per_group * block_bytes;
+    }
+    HB_INLINE int64_t group_end(int64_t g) const { return (g + 1) * blocks_per_group < blocks ? (g + 1) * blocks_per_group : blocks; }
 };
 
 // Interleaves the codes of one tile, taken as words of 4 bytes; `filler` stands in rows that there are not.
 inline void interleave(const Stored& from, int64_t tile, const Tiles& to, uint8_t filler) {
     const int64_t words = to.block_bytes / (kTileRows * 4), row_bytes = from.groups() * from.group / kBlock * words * 4;
-    for (int lane = 0; lane < kTileRows; ++lane) {
-        const int64_t row = tile * kTileRows + lane;
-        const uint8_t* codes = from.codes + row * row_bytes;
-        for (int64_t b = 0; b < to.blocks; ++b) {
-            for (int64_t word = 0; word < words; ++word) {
-                uint8_t* at = to.block(tile, b) + (word * kTileRows + lane) * 4;
-                if (row < from.rows) std::memcpy(at, codes + (b * words + word) * 4, 4);
-                else std::memset(at, filler, 4);
-            }
+    const int64_t rows = from.rows - tile * kTileRows;
+    const uint8_t* codes = from.codes + tile * kTileRows * row_bytes;
+    for (int64_t g = 0, b = 0; g < to.groups; ++g) {
+        uint8_t* at = to.codes(tile, g);
+        for (; b < to.group_end(g); ++b, at += to.block_bytes) {
+            if (rows < kTileRows) std::memset(at, filler, to.block_bytes);
+            for (int64_t word = 0; word < words; ++word)
+                for (int64_t lane = 0; lane < kTileRows && lane < rows; ++lane)
+                    std::memcpy(at + (word * kTileRows + lane) * 4, codes + lane * row_bytes + (b * words + word) * 4, 4);
         }
     }
 }
@@ -109,6 +116,7 @@ template <int Middle>
 struct Grouped {
     static constexpr int kMiddle = Middle;
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
+    static constexpr bool kZeros = true;           // whether groups can have zero points
     static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
 
     // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each block.
@@ -122,10 +130,11 @@ struct Grouped {
     static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
         return Lanes::load(F16{}, w.scale(tile, g));
     }
-    // What `dot` takes for zero.
-    template <class Lanes>
-    static HB_INLINE typename Lanes::Ints zero(const Tiles& w, int64_t tile, int64_t g) {
-        return w.zeros ? Lanes::ints(w.zero(tile, g)) : Lanes::ints(Middle);
+    // Where the sum of a part of a block starts: what `dot` takes for zero, times the negated sum of the activations.
+    template <class Lanes, bool Zeros>
+    static HB_INLINE typename Lanes::Ints start(const Tiles& w, int64_t tile, int64_t g, int32_t minus) {
+        if constexpr (Zeros) return Lanes::ints(w.zero(tile, g)) * Lanes::ints(minus);
+        return Lanes::ints(Middle * minus);
     }
     // The sum of a part of a block, times the part's own scale.
     template <class Lanes, int Part>

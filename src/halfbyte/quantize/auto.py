@@ -8,8 +8,10 @@ several matrices are taken as additive. Bits are then bought one step at a time,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,10 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.ops import Linear, Op
 from halfbyte.quantize.forward import Forward, names_of
 from halfbyte.quantize.gptq import gptq
-from halfbyte.quantize.grid import Array, fit, is_grouped
+from halfbyte.quantize.grid import Array, chunks, fit, is_grouped
+from halfbyte.quantize.layerwise import read
+from halfbyte.quantize.linalg import add_gram, mirror
+from halfbyte.quantize.work import Stream
 
 PROBE = "q3g64z"
 CHOICES = ("q3g128z", "q3g64z", "q3g32z", "q4g128z", "q4g64z", "q4g32z", "q6_k", "q8g128")
@@ -65,17 +70,19 @@ def allocate(choices: dict[str, list[Choice]], budget: float) -> dict[str, str]:
 
 
 def auto_formats(
-    checkpoint: Checkpoint, spec: ModelSpec, ids: NDArray[np.int32], bits_per_weight: float, tick: Tick
+    checkpoint: Checkpoint, spec: ModelSpec, ids: NDArray[np.int32], bits_per_weight: float, folder: Path, tick: Tick
 ) -> dict[str, str]:
     """The format of each matrix so that the whole file has at most `bits_per_weight`.
 
     Args:
         ids: Calibration texts `[texts, tokens]`; the time this takes is proportional to their tokens.
+        folder: Where what does not fit in memory is kept meanwhile.
 
     Raises:
         UsageError: The budget is too small.
     """
-    choices = _Probes(checkpoint, spec, ids, tick).choices()
+    with TemporaryDirectory(prefix=".sensitivity.", dir=folder) as work:
+        choices = _Probes(checkpoint, spec, ids, Path(work), tick).choices()
     fixed = sum(checkpoint.format(n).nbytes(s) + _HEADER_BYTES for n, s in spec.shapes.items() if n not in choices)
     return allocate(choices, bits_per_weight * spec.parameters - 8 * fixed)
 
@@ -83,29 +90,40 @@ def auto_formats(
 class _Probes:
     """Measures what rounding each matrix alone does to the model's distribution."""
 
-    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, ids: NDArray[np.int32], tick: Tick) -> None:
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, ids: NDArray[np.int32], work: Path, tick: Tick) -> None:
         self.checkpoint, self.spec, self.ids, self._tick = checkpoint, spec, ids, tick
         self.forward = Forward(spec, checkpoint.format, ids.shape[1])
-        table = checkpoint.weight(spec.embed).decode()
-        self.streams = [[self.forward.start(text, table) for text in ids]]
-        self.hessians: dict[str, Array] = {}
-        for steps in self.forward.layers:
-            self.streams.append(self._through(steps, self.streams[-1], self._weight, self.hessians))
-        self.base = self._log_probabilities(self.streams[-1], self._weight, self.hessians)
+        shape = (ids.shape[1], spec.hidden_size)
+        self.streams = [Stream(work / f"{layer}.f32", shape) for layer in range(len(spec.layers) + 1)]
+        self.base = Stream(work / "base.f32", (ids.shape[1], spec.vocab_size))
+        table = checkpoint.weight(spec.embed)
+        for text, values in enumerate(self.forward.begin(ids, table.format, table.parts)):
+            self.streams[0][text] = values
+        after = [*self.streams[1:], self.base]
+        for steps, before, out in zip((*self.forward.layers, self.forward.head), self.streams, after, strict=True):
+            for text, values in enumerate(self._through(steps, self._texts(before), self._weight)):
+                out[text] = values if out is not self.base else _log_probabilities(values)
 
     def choices(self) -> dict[str, list[Choice]]:
         """What each matrix can be stored as."""
         names = [name for name, shape in self.spec.shapes.items() if len(shape) == 2]
-        result = {}
-        for done, name in enumerate(names):
-            self._tick(f"sensitivity of {name}", done, len(names))
-            result[name] = self._choices(name)
-        return result
+        found: dict[str, list[Choice]] = {}
+        for first, steps in enumerate((*self.forward.layers, self.forward.head)):
+            hessians = self._hessians(steps, self.streams[first])
+            for name in hessians:
+                self._tick(f"sensitivity of {name}", len(found), len(names))
+                found[name] = self._choices(name, 0 if name == self.spec.embed else first, hessians[name])
+        if self.spec.embed not in found:
+            found[self.spec.embed] = self._choices(self.spec.embed, 0, None)
+        return {name: found[name] for name in names}
 
-    def _choices(self, name: str) -> list[Choice]:
+    def _texts(self, stream: Stream) -> Iterator[Array]:
+        return (stream[text] for text in range(len(self.ids)))
+
+    def _choices(self, name: str, first: int, hessian: Array | None) -> list[Choice]:
         weight = self._weight(name)
-        hessian = self.hessians.get(name)
-        scale = self._divergence(name, self._probe(weight, hessian)) / max(self._error(weight, PROBE, hessian), 1e-30)
+        divergence = self._divergence(name, first, self._probe(weight, hessian))
+        scale = divergence / max(self._error(weight, PROBE, hessian), 1e-30)
         choices = []
         for form_name in CHOICES:
             form = get_format(form_name)
@@ -119,58 +137,66 @@ class _Probes:
     def _probe(self, weight: Array, hessian: Array | None) -> Array:
         """A matrix in the coarse format."""
         form = get_format(PROBE)
+        values = np.empty_like(weight)
         if hessian is None or not is_grouped(form):
-            return _stored(weight, form)
+            for rows in chunks(weight.shape):
+                values[rows] = _stored(weight[rows], form)
+            return values
         codes, grid = gptq(weight, hessian, form, passes=0)
-        return grid.values(codes)
+        for rows in chunks(weight.shape):
+            values[rows] = grid[rows].values(codes[rows])
+        return values
 
     def _error(self, weight: Array, form_name: str, hessian: Array | None) -> float:
         """The error of a matrix's output when it is rounded to nearest in a format."""
         form = get_format(form_name)
         importance = None if hessian is None else np.diagonal(hessian)
-        rounded = fit(weight, form, importance).round(weight) if is_grouped(form) else _stored(weight, form)
-        difference = rounded - weight
-        return float(np.vdot(difference if hessian is None else difference @ hessian, difference))
+        total = 0.0
+        for rows in chunks(weight.shape):
+            some = weight[rows]
+            rounded = fit(some, form, importance).round(some) if is_grouped(form) else _stored(some, form)
+            difference = rounded - some
+            total += float(np.vdot(difference if hessian is None else difference @ hessian, difference))
+        return total
 
-    def _divergence(self, name: str, values: Array) -> float:
-        """Mean KL divergence from the original's distribution when one matrix has other values."""
-        first = next((i for i, steps in enumerate(self.forward.layers) if any(name in s.inputs for s in steps)), None)
+    def _divergence(self, name: str, first: int, values: Array) -> float:
+        """Mean KL divergence from the original's distribution when a matrix, read from section `first` on, changes."""
         weight = _with(self._weight, name, values)
-        streams = self.streams[-1] if first is None else self.streams[first]
+        streams = list(self._texts(self.streams[first]))
         if name == self.spec.embed:
-            first, streams = 0, [self.forward.start(text, values) for text in self.ids]
-        for steps in self.forward.layers[len(self.forward.layers) if first is None else first :]:
-            streams = self._through(steps, streams, weight, {})
-        changed = self._log_probabilities(streams, weight, {})
-        terms = [(np.exp(b) * (b - c)).sum(axis=1).mean() for b, c in zip(self.base, changed, strict=True)]
-        return max(float(np.mean(terms)), 0.0)
+            streams = [self.forward.start(text, values) for text in self.ids]
+        for steps in self.forward.layers[first:]:
+            streams = list(self._through(steps, streams, weight))
+        total = 0.0
+        for text, logits in enumerate(self._through(self.forward.head, streams, weight)):
+            base, changed = self.base[text], _log_probabilities(logits)
+            total += float((np.exp(base) * (base - changed)).sum(axis=1).mean())
+        return max(total / len(streams), 0.0)
 
-    def _through(
-        self, steps: list[Op], streams: list[Array], weight: Callable[[str], Array], hessians: dict[str, Array]
-    ) -> list[Array]:
-        """Streams after some steps; the Hessians of the products among them are added up."""
+    def _through(self, steps: list[Op], streams: Iterable[Array], weight: Callable[[str], Array]) -> Iterator[Array]:
+        """Streams after some steps."""
         weights = {name: weight(name) for name in names_of(steps, self.spec)}
-        out = []
         for stream in streams:
-            values = self.forward.enter(steps, stream)
-            out.append(self.forward.advance(steps, values, weights.__getitem__))
-            for step in steps:
-                if isinstance(step, Linear):
-                    term = values[step.x].T @ values[step.x]
-                    for name in step.weights:
-                        hessians[name] = hessians[name] + term if name in hessians else term
-        return out
+            yield self.forward.advance(steps, self.forward.enter(steps, stream), weights.__getitem__)
 
-    def _log_probabilities(
-        self, streams: list[Array], weight: Callable[[str], Array], hessians: dict[str, Array]
-    ) -> list[Array]:
-        logits = self._through(self.forward.head, streams, weight, hessians)
-        return [rows - _log_sum(rows) for rows in logits]
+    def _hessians(self, steps: list[Op], stream: Stream) -> dict[str, Array]:
+        """Σ x·xᵀ of the inputs of each matrix of a section; matrices with the same inputs share it."""
+        products = [step for step in steps if isinstance(step, Linear)]
+        widths = {step.x: self.spec.shapes[step.weights[0]][1] for step in products}
+        totals = {x: np.zeros((width, width), np.float32) for x, width in widths.items()}
+        weights = {name: self._weight(name) for name in names_of(steps, self.spec)}
+        for values in (self.forward.enter(steps, x) for x in self._texts(stream)):
+            self.forward.advance(steps[: 1 + steps.index(products[-1])], values, weights.__getitem__)
+            for x, total in totals.items():
+                add_gram(total, values[x])
+        return {name: mirror(totals[step.x]) for step in products for name in step.weights}
 
     def _weight(self, name: str) -> Array:
-        values = self.checkpoint.weight(name).decode()
-        self.checkpoint.release(name)
-        return values
+        return read(self.checkpoint, name)
+
+
+def _log_probabilities(logits: Array) -> Array:
+    return logits - _log_sum(logits)
 
 
 def _log_sum(rows: Array) -> Array:

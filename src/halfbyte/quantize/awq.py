@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.models.spec import Layer, ModelSpec, ScalePair
-from halfbyte.quantize.grid import PLAIN, Array, Grid, GroupFormat, covering, fit, nearest, pad
+from halfbyte.quantize.grid import PLAIN, Array, Grid, GroupFormat, chunks, covering, fit, nearest, pad, stacked
 
 SCALE_CLIPS = tuple(1 - i / 20 for i in range(10))
 _RATIOS = tuple(k / 20 for k in range(20))
@@ -32,7 +32,9 @@ class Inputs:
 
     def scaled(self, factors: Array) -> Inputs:
         """The same for inputs divided by `factors`."""
-        return Inputs(self.hessian / np.outer(factors, factors), self.mean / factors)
+        hessian = self.hessian / factors
+        hessian /= factors[:, None]
+        return Inputs(hessian, self.mean / factors)
 
 
 def scale_layer(
@@ -87,10 +89,10 @@ def _undo(spec: ModelSpec, layer: Layer, pair: ScalePair, weights: dict[str, Arr
 
 def _search(matrices: list[Array], inputs: Inputs, form: GroupFormat, tie: NDArray[np.intp] | None) -> Array:
     """The factors with the least output error after rounding to nearest."""
-    stacked = np.concatenate(matrices)
-    some = stacked[:: max(1, len(stacked) // _SEARCH_ROWS)]
-    best, least = np.ones(stacked.shape[1], np.float32), np.inf
-    for factors in _candidates(stacked, inputs.mean, form, tie):
+    rows = sum(len(matrix) for matrix in matrices)
+    some = np.concatenate([matrix[:: max(1, rows // _SEARCH_ROWS)] for matrix in matrices])
+    best, least = np.ones(some.shape[1], np.float32), np.inf
+    for factors in _candidates(_relative_means(matrices, form), inputs.mean, tie):
         difference = fit(some * factors, form, clips=PLAIN).round(some * factors) / factors - some
         error = float(np.einsum("rk,rk->", difference @ inputs.hessian, difference))
         if error < least:
@@ -98,11 +100,19 @@ def _search(matrices: list[Array], inputs: Inputs, form: GroupFormat, tie: NDArr
     return best
 
 
-def _candidates(stacked: Array, mean: Array, form: GroupFormat, tie: NDArray[np.intp] | None) -> Iterator[Array]:
+def _relative_means(matrices: list[Array], form: GroupFormat) -> Array:
+    """Of each column, the mean magnitude relative to the largest of its group."""
+    total = np.zeros(matrices[0].shape[1], np.float64)
+    for matrix in matrices:
+        for rows in chunks(matrix.shape):
+            grouped = np.abs(pad(matrix[rows], form.group))
+            grouped /= np.maximum(grouped.max(axis=-1, keepdims=True), np.float32(1e-12))
+            total += grouped.reshape(len(grouped), -1).sum(axis=0, dtype=np.float64)[: len(total)]
+    return (total / sum(len(matrix) for matrix in matrices)).astype(np.float32)
+
+
+def _candidates(weight_mean: Array, mean: Array, tie: NDArray[np.intp] | None) -> Iterator[Array]:
     """The factors to try, the neutral ones first."""
-    grouped = np.abs(pad(stacked, form.group))
-    relative = grouped / np.maximum(grouped.max(axis=-1, keepdims=True), np.float32(1e-12))
-    weight_mean = relative.reshape(len(stacked), -1).mean(axis=0)[: stacked.shape[1]]
     x, w = _together(mean, tie), _together(weight_mean, tie)
     yield np.ones_like(x)
     for ratio in _RATIOS:
@@ -121,8 +131,12 @@ def _together(values: Array, tie: NDArray[np.intp] | None) -> Array:
 
 def clip(weight: Array, hessian: Array, form: GroupFormat) -> Grid:
     """Round-to-nearest grids with each group's range cut to the share that serves its own output best."""
-    grouped = pad(weight, form.group)
     blocks = _diagonal_blocks(hessian, form.group)
+    return stacked([_clip(weight[rows], blocks, form) for rows in chunks(weight.shape)])
+
+
+def _clip(weight: Array, blocks: Array, form: GroupFormat) -> Grid:
+    grouped = pad(weight, form.group)
     scale, zero = covering(grouped, form, 1.0)
     least = np.full(scale.shape, np.inf, np.float32)
     for share in SCALE_CLIPS:

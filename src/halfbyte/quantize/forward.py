@@ -7,13 +7,13 @@ can be looked at, and its weights replaced, before it is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Format
+from halfbyte.formats import Format, Parts
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Plan, make_plan
 from halfbyte.plan.ops import Attention, Linear, Op
@@ -38,6 +38,7 @@ class Forward:
     """
 
     def __init__(self, spec: ModelSpec, formats: Callable[[str], Format], length: int) -> None:
+        self._width = spec.hidden_size
         self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", fused=False)
         sections = _sections(self.plan, len(spec.layers))
         self._start, self.layers, self.head = sections[0], sections[1:-1], sections[-1]
@@ -48,6 +49,14 @@ class Forward:
         """The residual stream of one text, `[tokens, hidden_size]`, from its embedding table."""
         values = {**self.fixed, STATE_IDS: ids}
         return run(self.embed, values, lambda _: table)
+
+    def begin(self, texts: NDArray[np.int32], form: Format, table: Parts) -> Iterator[Array]:
+        """The residual streams of texts `[texts, tokens]`; of the table, only rows that occur are decoded."""
+        used, ids = np.unique(texts, return_inverse=True)
+        some = {suffix: part[used] for suffix, part in table.items()}
+        rows = form.decode(some, (len(used), self._width))
+        for own in ids.reshape(texts.shape):
+            yield self.start(own.astype(np.int32), rows)
 
     def entry(self, section: Sequence[Op]) -> str:
         """The name by which a section reads the residual stream."""

@@ -6,7 +6,8 @@ a group is, and whether it has zero points. A value is scale · (code - zero).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -23,6 +24,7 @@ CLIPS = tuple(1 - i / 25 for i in range(14))
 _F16_MAX = 65504.0
 _REFITS = 2
 _CHUNK_VALUES = 1 << 20
+_MATRIX_VALUES = 1 << 24
 
 
 class GroupFormat(Format, Protocol):
@@ -63,6 +65,10 @@ class Grid:
     top: int
     group: int
 
+    def __getitem__(self, rows: slice) -> Grid:
+        """The grid of some rows."""
+        return replace(self, scale=self.scale[rows], zero=self.zero[rows])
+
     def codes(self, values: Array) -> NDArray[np.uint8]:
         """The nearest codes of values `[rows, columns]`."""
         grouped = pad(values, self.group)
@@ -79,6 +85,24 @@ class Grid:
     def round(self, values: Array) -> Array:
         """The nearest values of the grid."""
         return self.values(self.codes(values))
+
+
+def stacked(grids: Sequence[Grid]) -> Grid:
+    """The grid of all rows from those of some rows each."""
+    scale, zero = (np.concatenate([getattr(grid, part) for grid in grids]) for part in ("scale", "zero"))
+    return replace(grids[0], scale=scale, zero=zero)
+
+
+def chunks(shape: tuple[int, ...]) -> list[slice]:
+    """The rows of a matrix, some at a time: what is worked on together does not grow with the matrix."""
+    step = max(1, _MATRIX_VALUES // shape[1])
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def pack_rows(form: Format, shape: tuple[int, ...], encode: Callable[[slice], Parts]) -> Parts:
+    """Parts of a matrix from those of some rows each."""
+    done = [encode(rows) for rows in chunks(shape)]
+    return {suffix: np.concatenate([parts[suffix] for parts in done]) for suffix in form.layout(shape)}
 
 
 def pad(values: Array, group: int) -> Array:

@@ -9,7 +9,7 @@ stream, what that stream has lost so far) from the quantized model's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,8 @@ from halfbyte.plan.ops import Add, Linear, Op
 from halfbyte.quantize import awq
 from halfbyte.quantize.forward import Forward, Values, names_of, stages
 from halfbyte.quantize.gptq import DAMPING, damped, gptq
-from halfbyte.quantize.grid import Array, GroupFormat, is_grouped
+from halfbyte.quantize.grid import Array, Grid, GroupFormat, chunks, is_grouped, pack_rows
+from halfbyte.quantize.linalg import add_gram, add_product, cholesky, mirror, solve
 from halfbyte.quantize.work import Kept, Stream, WorkFolder
 
 Method = Literal["awq", "gptq"]
@@ -54,6 +55,19 @@ class Task:
     formats: dict[str, Format]
     ids: NDArray[np.int32]
     scaled: bool = False
+
+
+def read(checkpoint: Checkpoint, name: str) -> Array:
+    """A tensor in float32, decoded some rows at a time; its pages are given back."""
+    weight = checkpoint.weight(name)
+    if len(weight.shape) == 1:
+        return weight.decode()
+    values = np.empty(weight.shape, np.float32)
+    for rows in chunks(weight.shape):
+        parts = {suffix: part[rows] for suffix, part in weight.parts.items()}
+        values[rows] = weight.format.decode(parts, values[rows].shape)
+        checkpoint.release(name)
+    return values
 
 
 class Layerwise:
@@ -88,9 +102,7 @@ class Layerwise:
 
     def read(self, name: str) -> Array:
         """A tensor of the checkpoint in float32; its pages are given back."""
-        values = self.checkpoint.weight(name).decode()
-        self.checkpoint.release(name)
-        return values
+        return read(self.checkpoint, name)
 
     def streams(self, layer: int) -> tuple[Stream, Stream]:
         """The residual streams before a layer: the original's, and the quantized model's."""
@@ -107,42 +119,51 @@ class Layerwise:
 
         return logits
 
-    def store(self, name: str, weight: Array, hessian: Array | None, damping: float = DAMPING) -> Array:
-        """Quantize a matrix, keep its parts, and give the values that they stand for."""
-        form = self.task.formats[name]
-        parts = self._encode(weight, form, hessian, damping)
-        self.work.save(name, parts)
-        return form.decode(parts, weight.shape)
+    def store(self, name: str, weight: Array, hessian: Array | None, damping: float = DAMPING) -> None:
+        """Quantize a matrix and keep its parts."""
+        self.work.save(name, self._encode(weight, self.task.formats[name], hessian, damping))
+
+    def stored(self, name: str) -> Array:
+        """The values of a matrix that `store` has quantized."""
+        return self.task.formats[name].decode(self.work.parts(name), self.spec.shapes[name])
 
     def _encode(self, weight: Array, form: Format, hessian: Array | None, damping: float) -> Parts:
         if hessian is None or not is_grouped(form):
-            return form.encode(weight)
+            return pack_rows(form, weight.shape, lambda rows: form.encode(weight[rows]))
         if self.task.method == "awq":
             grid = awq.clip(weight, hessian, form)
-            return form.from_codes(grid.codes(weight), grid.scale, grid.zero)
+            return pack_rows(form, weight.shape, lambda rows: _from_grid(form, grid[rows], weight[rows]))
         codes, grid = gptq(weight, hessian, form, damping=damping)
-        return form.from_codes(codes, grid.scale, grid.zero)
+        return pack_rows(
+            form, weight.shape, lambda rows: form.from_codes(codes[rows], grid[rows].scale, grid[rows].zero)
+        )
 
     def _embed(self) -> None:
         """Quantize the embedding table and start both streams from it."""
-        table = quantized = self.read(self.spec.embed)
-        if self.spec.embed in self.task.formats:
-            hessian = self._final_hessian(table) if self._tied and self.task.method == "gptq" else None
-            quantized = self.store(self.spec.embed, table, hessian, TABLE_DAMPING)
+        name, table = self.spec.embed, self.checkpoint.weight(self.spec.embed)
         original, changed = self.streams(0)
-        for text, ids in enumerate(self.task.ids):
-            original[text] = self.forward.start(ids, table)
-            changed[text] = self.forward.start(ids, quantized)
+        self._start(original, table.format, table.parts)
+        if name not in self.task.formats:
+            self._start(changed, table.format, table.parts)
+            return
+        hessian = self._final_hessian(original) if self._tied and self.task.method == "gptq" else None
+        self.store(name, self.read(name), hessian, TABLE_DAMPING)
+        self._start(changed, self.task.formats[name], self.work.parts(name))
 
-    def _final_hessian(self, table: Array) -> Array | None:
+    def _start(self, stream: Stream, form: Format, table: Parts) -> None:
+        for text, values in enumerate(self.forward.begin(self.task.ids, form, table)):
+            stream[text] = values
+
+    def _final_hessian(self, start: Stream) -> Array | None:
         """Σ x·xᵀ of the original model's inputs to its output matrix."""
         if not is_grouped(self.task.formats[self.spec.embed]):
             return None
-        streams = [self.forward.start(ids, table) for ids in self.task.ids]
+        streams = [start[text] for text in range(len(self.task.ids))]
         for steps in self.forward.layers:
             weights = {n: self.read(n) for n in names_of(steps, self.spec)}
-            streams = [self.forward.advance(steps, self.forward.enter(steps, x), weights.__getitem__) for x in streams]
-        return self._head_hessian(lambda text: streams[text])
+            for text, x in enumerate(streams):
+                streams[text] = self.forward.advance(steps, self.forward.enter(steps, x), weights.__getitem__)
+        return self._head_hessian(streams.__getitem__)
 
     def _head_hessian(self, stream: Callable[[int], Array]) -> Array:
         before, product = stages(self.forward.head)[:2]
@@ -152,10 +173,10 @@ class Layerwise:
         for text in range(len(self.task.ids)):
             values = self.forward.enter(self.forward.head, stream(text))
             x = self.forward.advance(before, values, weights.__getitem__)
-            total += x.T @ x
+            add_gram(total, x)
         if not isinstance(linear, Linear):
             raise TypeError(f"the head begins with {type(linear).__name__}")
-        return total
+        return mirror(total)
 
     def _head(self) -> None:
         """Quantize an output matrix of its own, for the inputs that the quantized layers give."""
@@ -168,14 +189,16 @@ class Layerwise:
 
 
 class _LayerTask:
-    """One decoder layer: scaled, quantized, and both streams taken through it."""
+    """One decoder layer: scaled, quantized, and both streams taken through it.
+
+    With GPTQ alone, a matrix is read when its turn comes and dropped after it; AWQ's scales need all of a layer.
+    """
 
     def __init__(self, owner: Layerwise, index: int) -> None:
         self.owner, self.task, self.forward = owner, owner.task, owner.forward
         self.layer: Layer = owner.spec.layers[index]
         self.steps = owner.forward.layers[index]
-        self.original = {name: owner.read(name) for name in names_of(self.steps, owner.spec)}
-        self.quantized = dict(self.original)
+        self.scaled: dict[str, Array] = {}
         self.before = owner.streams(index)
         self.after = owner.streams(index + 1)
 
@@ -184,57 +207,70 @@ class _LayerTask:
             self._scale()
         if self.task.method == "gptq":
             self._quantize_in_order()
-        self._keep_norms()
 
     def _texts(self) -> range:
         return range(len(self.task.ids))
 
+    def _original(self, name: str) -> Array:
+        """A tensor before rounding, with what scaling has changed."""
+        return self.scaled[name] if name in self.scaled else self.owner.read(name)
+
     def _scale(self) -> None:
-        """Fold AWQ's factors into both copies of the layer; with the method `awq`, quantize it too."""
-        inputs = self._inputs()
-        forms: dict[str, GroupFormat] = {
-            n: f for n, f in self.task.formats.items() if n in self.original and is_grouped(f)
-        }
-        weights = dict(self.original)
+        """Fold AWQ's factors into the layer; with the method `awq`, quantize it too."""
+        weights = {name: self.owner.read(name) for name in names_of(self.steps, self.owner.spec)}
+        inputs = self._inputs(weights)
+        forms: dict[str, GroupFormat] = {n: f for n, f in self.task.formats.items() if n in weights and is_grouped(f)}
         awq.scale_layer(self.owner.spec, self.layer, weights, inputs, forms)
+        for name in (self.layer.input_norm, self.layer.mlp_norm):
+            if name in self.task.formats:
+                self.owner.work.save(name, self.task.formats[name].encode(weights[name]))
         if self.task.method == "gptq":
-            self.original, self.quantized = weights, dict(weights)
+            self.scaled = weights
             return
         unclipped = self.layer.qkv if len(self.layer.qkv) == 1 else self.layer.qkv[:2]
         for name in inputs:
             if name in self.task.formats:
-                self.owner.store(name, weights[name], None if name in unclipped else inputs[name].hessian)
-        self.quantized = weights
+                self.owner.store(name, weights.pop(name), None if name in unclipped else inputs[name].hessian)
 
-    def _inputs(self) -> dict[str, awq.Inputs]:
+    def _inputs(self, weights: Mapping[str, Array]) -> dict[str, awq.Inputs]:
         """What the original's matrices see; its stream is taken through the layer on the way."""
-        hessians: dict[str, Array] = {}
-        means: dict[str, Array] = {}
         products = [step for step in self.steps if isinstance(step, Linear)]
+        widths = {step.x: self.owner.spec.shapes[step.weights[0]][1] for step in products}
+        hessians = {x: np.zeros((width, width), np.float32) for x, width in widths.items()}
+        means = {x: np.zeros(width, np.float32) for x, width in widths.items()}
         for text in self._texts():
             values = self.forward.enter(self.steps, self.before[0][text])
-            self.after[0][text] = self.forward.advance(self.steps, values, self.original.__getitem__)
-            for step in products:
-                x = values[step.x]
-                for total, term in ((hessians, x.T @ x), (means, np.abs(x).mean(axis=0) / len(self.task.ids))):
-                    total[step.x] = total[step.x] + term if step.x in total else term
+            self.after[0][text] = self.forward.advance(self.steps, values, weights.__getitem__)
+            for x in widths:
+                add_gram(hessians[x], values[x])
+                means[x] += np.abs(values[x]).mean(axis=0) / len(self.task.ids)
+        for hessian in hessians.values():
+            mirror(hessian)
         return {name: awq.Inputs(hessians[step.x], means[step.x]) for step in products for name in step.weights}
 
     def _quantize_in_order(self) -> None:
         cut = stages(self.steps)
         sides = [self._side(name, before) for name, before in zip(("original", "quantized"), self.before, strict=True)]
         for stage, following in zip(cut, [*cut[1:], []], strict=True):
-            for side, weights in zip(sides, (self.original, self.quantized), strict=True):
+            for side, weight in zip(sides, (self._original, self._quantized), strict=True):
+                weights = {name: weight(name) for name in names_of(stage, self.owner.spec)}
                 for text in self._texts():
                     values = side[text]
                     self.forward.advance(stage, values, weights.__getitem__)
                     _forget(values, cut, stage, self.steps[-1].outputs[0])
                     side[text] = values
+            for name in names_of(stage, self.owner.spec):
+                self.scaled.pop(name, None)
             if following and isinstance(following[0], Linear):
                 self._product(following, *sides)
         for side, after in zip(sides, self.after, strict=True):
             for text in self._texts():
                 after[text] = side[text][self.steps[-1].outputs[0]]
+
+    def _quantized(self, name: str) -> Array:
+        """A tensor as the quantized model has it."""
+        matrix = name in self.task.formats and len(self.owner.spec.shapes[name]) == 2
+        return self.owner.stored(name) if matrix else self._original(name)
 
     def _side(self, name: str, before: Stream) -> Kept:
         """What one of the two models has computed of each text so far."""
@@ -249,37 +285,62 @@ class _LayerTask:
         linear = stage[0]
         if not isinstance(linear, Linear) or not any(name in self.task.formats for name in linear.weights):
             return
-        hessian, shift, lost = _statistics(linear, _residual(stage), original, quantized)
-        solved = np.linalg.inv(damped(hessian, TARGET_DAMPING))
+        residual = _residual(stage)
+        columns = self.owner.spec.shapes[linear.weights[0]][1]
+        hessian = _gram(linear, columns, quantized)
+        targets = {name: self._original(name) for name in linear.weights if name in self.task.formats}
+        missing = _missing(linear, residual, targets, original, quantized)
+        factor = cholesky(damped(hessian, TARGET_DAMPING))
         scale = np.float32(_mean_diagonal(hessian))
-        for name in linear.weights:
-            if name not in self.task.formats:
-                continue
-            weight = self.original[name]
-            missing = weight @ shift if lost is None else weight @ shift + lost
-            target = (weight + missing @ solved / scale).astype(np.float32)
-            self.quantized[name] = self.owner.store(name, target, hessian)
-
-    def _keep_norms(self) -> None:
-        """Keep the norms that scaling has changed."""
-        for name in (self.layer.input_norm, self.layer.mlp_norm):
-            if name in self.task.formats:
-                self.owner.work.save(name, self.task.formats[name].encode(self.quantized[name]))
+        for name, target in targets.items():
+            solve(missing[name], factor)
+            missing[name] /= scale
+            missing[name] += target
+        del factor, targets, target
+        for name in list(missing):
+            self.owner.store(name, missing.pop(name), hessian)
 
 
-def _statistics(
-    linear: Linear, residual: str | None, original: Kept, quantized: Kept
-) -> tuple[Array, Array, Array | None]:
-    """Over all tokens: Σ x̂·x̂ᵀ, Σ (x - x̂)·x̂ᵀ, and Σ (r - r̂)·x̂ᵀ of the residual stream the product is added to."""
-    hessian = shift = lost = np.zeros((), np.float32)
+def _gram(linear: Linear, columns: int, quantized: Kept) -> Array:
+    """Σ x̂·x̂ᵀ over all tokens."""
+    total = np.zeros((columns, columns), np.float32)
+    for text in range(len(quantized)):
+        add_gram(total, quantized[text][linear.x])
+    return mirror(total)
+
+
+def _missing(
+    linear: Linear, residual: str | None, weights: Mapping[str, Array], original: Kept, quantized: Kept
+) -> dict[str, Array]:
+    """Σ (y - ŷ)·x̂ᵀ over all tokens: what each product, still with its original weights, lacks.
+
+    To a product that is added to a residual stream, what that has lost so far is lacking too. Where there are fewer
+    rows than columns, y - ŷ is computed; else Σ (x - x̂)·x̂ᵀ, which is then the smaller matrix.
+    """
+    columns = next(iter(weights.values())).shape[1]
+    tall = sum(len(weight) for weight in weights.values()) >= columns
+    shifts = np.zeros((columns, columns), np.float32) if tall else None
+    total = {name: np.zeros_like(weight) for name, weight in weights.items()}
     for text in range(len(original)):
         first, second = original[text], quantized[text]
         x = second[linear.x]
-        hessian = hessian + x.T @ x
-        shift = shift + (first[linear.x] - x).T @ x
-        if residual is not None:
-            lost = lost + (first[residual] - second[residual]).T @ x
-    return hessian, shift, None if residual is None else lost
+        shift = first[linear.x] - x
+        if shifts is not None:
+            add_product(shifts, shift, x)
+        for name, weight in weights.items():
+            lost = [shift @ weight.T] if shifts is None else []
+            lost += [] if residual is None else [first[residual] - second[residual]]
+            if lost:
+                add_product(total[name], sum(lost[1:], lost[0]), x)
+    if shifts is not None:
+        for name, weight in weights.items():
+            for rows in chunks(weight.shape):
+                total[name][rows] += weight[rows] @ shifts
+    return total
+
+
+def _from_grid(form: GroupFormat, grid: Grid, weight: Array) -> Parts:
+    return form.from_codes(grid.codes(weight), grid.scale, grid.zero)
 
 
 def _mean_diagonal(hessian: Array) -> float:

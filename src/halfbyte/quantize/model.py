@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Options:
         budget: Bits a weight over the whole file; formats are then chosen tensor by tensor.
         clip: Whether `rtn` looks for the ranges with the least squared error.
         awq_scales: Whether AWQ's scales come before GPTQ.
-        refine: Passes over the calibration text in which scales and norms learn the original's distribution.
+        refine: Steps, of four calibration texts each, in which scales and norms learn the original's distribution.
         calibration: A file of text; needed by all but plain rtn.
         calibration_tokens: How many of its tokens to use.
     """
@@ -110,8 +111,11 @@ class _Job:
         _refuse_packed(self.checkpoint)
 
     def run(self, name: str, overwrite: bool) -> Manifest:
-        recipe = self._recipe()
-        packed = Packed(self.checkpoint, recipe)
+        manifest = self._made(Packed(self.checkpoint, self._recipe()), name, overwrite)
+        self._kept_formats.unlink(missing_ok=True)
+        return manifest
+
+    def _made(self, packed: Packed, name: str, overwrite: bool) -> Manifest:
         if self.options.method == "rtn":
             return self._write(packed, {}, lambda tensor: self._rounded(packed, tensor), name, overwrite)
         from halfbyte.quantize.layerwise import Layerwise
@@ -166,11 +170,7 @@ class _Job:
         """The format of each tensor, as options or the budget say."""
         o = self.options
         if o.budget is not None:
-            from halfbyte.quantize.auto import auto_formats
-
-            some = self._ids(_AUTO_TOKENS)
-            budget = o.budget - self._bits_of_norms()
-            return listed(auto_formats(self.checkpoint, self.spec, some, budget, self.progress))
+            return listed(self._budgeted(o.budget - self._bits_of_norms()))
         rest = {"awq": 16, "awq+": 4}.get(o.method, o.bits)
         group = 32 if o.method == "awq+" else o.group_size
         embed = group_format(o.embed_bits or rest, o.embed_group_size or group, o.zero_points)
@@ -179,6 +179,29 @@ class _Job:
             embed = head
         body = group_format(o.bits, o.group_size, o.zero_points)
         return for_model(self.spec, body, o.embed_format or embed, o.head_format or head)
+
+    def _budgeted(self, budget: float) -> dict[str, str]:
+        """The formats that a budget buys, kept beside the target until that is complete: finding them takes long."""
+        from halfbyte.quantize.auto import auto_formats
+
+        task = {**self._fingerprint({}), "budget": budget}
+        try:
+            kept = json.loads(self._kept_formats.read_bytes())
+        except (OSError, ValueError):
+            kept = {}
+        if kept.get("task") != task:
+            found = auto_formats(
+                self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), budget, self.target.parent, self.progress
+            )
+            kept = {"task": task, "formats": found}
+            temporary = self._kept_formats.with_suffix(".new")
+            temporary.write_text(json.dumps(kept))
+            temporary.replace(self._kept_formats)
+        return dict(kept["formats"])
+
+    @property
+    def _kept_formats(self) -> Path:
+        return self.target.parent / f".{self.target.name}.formats.json"
 
     def _bits_of_norms(self) -> float:
         """Bits a weight that storing every norm in f32 adds, where a method changes norms."""
@@ -234,7 +257,7 @@ def _check_options(options: Options) -> None:
     if options.budget is not None and options.method in ("awq", "awq+"):
         raise UsageError("A budget goes with rtn and gptq.", "Choose --method gptq.")
     if options.refine < 0 or (options.refine and options.method == "rtn"):
-        raise UsageError(f"{options.refine} rounds of refining do not go with {options.method}.", "Choose gptq or awq.")
+        raise UsageError(f"{options.refine} steps of refining do not go with {options.method}.", "Choose gptq or awq.")
     if options.budget is not None and not 3 <= options.budget <= 16:
         raise UsageError(f"A budget of {options.budget} bits a weight is out of range.", "It is from 3 to 16.")
 

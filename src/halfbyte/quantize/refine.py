@@ -7,6 +7,7 @@ Methods that quantize layer by layer mind the error of each layer's output; here
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -71,21 +72,20 @@ class Refiner:
             elif tensor.values.ndim == 1:
                 self._learned[name] = _Changes(tensor.values)
 
-    def run(self, rounds: int, tick: Tick) -> dict[str, Parts]:
-        """The parts of what has changed, after so many passes over the texts; norms are in f32."""
-        steps = list(self._steps(rounds))
-        for number, texts in enumerate(steps):
-            tick("refining", number, len(steps))
+    def run(self, steps: int, tick: Tick) -> dict[str, Parts]:
+        """The parts of what has changed, after so many steps of a few texts each; norms are in f32."""
+        for number, texts in enumerate(itertools.islice(self._batches(), steps)):
+            tick("refining", number, steps)
             gradients = self._gradients(texts)
-            rate = RATE * min(1.0, (number + 1) / (_WARM_UP * len(steps) + 1)) * (1 - number / len(steps))
+            rate = RATE * min(1.0, (number + 1) / (_WARM_UP * steps + 1)) * (1 - number / steps)
             for name, learned in self._learned.items():
                 self.weights[name] = learned.step(gradients[name], rate, number + 1)
         return {name: learned.parts(self.stored[name].parts) for name, learned in self._learned.items()}
 
-    def _steps(self, rounds: int) -> Iterator[NDArray[np.intp]]:
-        """The numbers of the texts of each step, in an order of its own in each pass."""
+    def _batches(self) -> Iterator[NDArray[np.intp]]:
+        """The numbers of the texts of each step: all of them in a random order, again and again."""
         random = np.random.default_rng(0)
-        for _ in range(rounds):
+        while True:
             order = random.permutation(len(self.ids))
             yield from (order[start : start + TEXTS_A_STEP] for start in range(0, len(order), TEXTS_A_STEP))
 

@@ -7,7 +7,7 @@ import numpy as np
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.errors import InvalidModelError
 from halfbyte.formats import Parts
-from halfbyte.quantize.grid import fit, is_grouped
+from halfbyte.quantize.grid import fit, is_grouped, pack_rows
 
 
 def clipped(packed: Packed, name: str) -> Parts:
@@ -19,9 +19,15 @@ def clipped(packed: Packed, name: str) -> Parts:
     form = packed.format(name)
     if not is_grouped(form):
         return packed.weight(name).parts
-    values = packed.checkpoint.weight(name).decode()
-    packed.release(name)
-    if not np.isfinite(values).all():
-        raise InvalidModelError(f"The tensor {name!r} holds NaN or infinity.", "Download the checkpoint again.")
-    grid = fit(values, form)
-    return form.from_codes(grid.codes(values), grid.scale, grid.zero)
+    weight = packed.checkpoint.weight(name)
+
+    def encode(rows: slice) -> Parts:
+        some = {suffix: part[rows] for suffix, part in weight.parts.items()}
+        values = weight.format.decode(some, (len(range(weight.shape[0])[rows]), weight.shape[1]))
+        packed.release(name)
+        if not np.isfinite(values).all():
+            raise InvalidModelError(f"The tensor {name!r} holds NaN or infinity.", "Download the checkpoint again.")
+        grid = fit(values, form)
+        return form.from_codes(grid.codes(values), grid.scale, grid.zero)
+
+    return pack_rows(form, weight.shape, encode)

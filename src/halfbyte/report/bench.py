@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.devices import make_decoder
 from halfbyte.errors import ContextFullError, UsageError
-from halfbyte.model import make_decoder
 from halfbyte.plan import Executor, Plan
 from halfbyte.plan.ops import Embed
 from halfbyte.report import host

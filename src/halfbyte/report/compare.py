@@ -2,8 +2,11 @@
 
 Pairs are whole runs where both files have at least five of a case, appended in turn (A, B, A, B, …): then whatever
 drifts on the machine counts as noise. With fewer, repetitions within a run are paired, and a drift between the two
-runs cannot be told from a difference. Decoding is judged by the median step, which a pause of the machine moves
-little. The ratios' logarithms are taken to be normal (Student's t); all lines of a
+runs cannot be told from a difference.
+
+A run is judged by the time that a quarter of its steps, or of its prefills, do not exceed: what disturbs only adds
+time, and the lower quartile moves least. Of ten or more pairs a tenth is trimmed at each end, and the interval is
+Yuen's for trimmed means, so that one disturbed run does not hide a difference; of fewer, Student's. All lines of a
 comparison together are right with the confidence asked for, by Bonferroni's rule.
 """
 
@@ -12,20 +15,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean, quantiles, stdev
 from typing import Literal
 
 from halfbyte.errors import UsageError
 from halfbyte.report.schema import Case, Record
-from halfbyte.report.tables import Figure, percentile_ms, prefill_ms
+from halfbyte.report.tables import Figure, percentile_ms
 
 FEWEST_PAIRS = 5
+TRIMMED_PAIRS = 10
+"""Pairs of which one at each end is left out: a tenth."""
 CONFIDENCE = 0.95
 
 Verdict = Literal["no difference", "B is faster", "B is slower"]
 Measure = Callable[[Record], Figure | None]
 
-MEASURES: dict[str, Measure] = {"prefill": prefill_ms, "decode": percentile_ms(50)}
+
+def prefill_quartile_ms(record: Record) -> Figure | None:
+    """Milliseconds that a quarter of the prefills do not exceed; None if one has no value."""
+    known = [1000 * sample.prefill_s for sample in record.samples if sample.prefill_s is not None]
+    if len(known) < len(record.samples):
+        return None
+    return Figure(quantiles(known, n=4, method="inclusive")[0] if len(known) > 1 else known[0])
+
+
+MEASURES: dict[str, Measure] = {"prefill": prefill_quartile_ms, "decode": percentile_ms(25)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,9 @@ def compare(a: Sequence[Record], b: Sequence[Record], *, confidence: float = CON
 
 
 def ratio_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """The mean ratio b : a of pairs (geometric), and the ends of its confidence interval.
+    """The mean ratio b : a of pairs (geometric, trimmed), and the ends of its confidence interval.
+
+    Source: K. K. Yuen, The two-sample trimmed t for unequal population variances, Biometrika 61 (1974).
 
     Raises:
         UsageError: There are fewer than five pairs.
@@ -95,9 +111,12 @@ def ratio_interval(a: Sequence[float], b: Sequence[float], confidence: float) ->
             f"{len(a)} pairs are too few to tell noise from a difference.",
             f"Measure with --repeat {FEWEST_PAIRS} or more.",
         )
-    logs = [math.log(y / x) for x, y in zip(a, b, strict=True)]
-    middle = fmean(logs)
-    reach = student_quantile((1 + confidence) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    logs = sorted(math.log(y / x) for x, y in zip(a, b, strict=True))
+    cut = len(logs) // TRIMMED_PAIRS
+    kept = logs[cut : len(logs) - cut]
+    winsorized = stdev([kept[0]] * cut + kept + [kept[-1]] * cut)
+    error = winsorized * math.sqrt((len(logs) - 1) / (len(kept) * (len(kept) - 1)))
+    middle, reach = fmean(kept), student_quantile((1 + confidence) / 2, len(kept) - 1) * error
     return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
 
 
@@ -136,7 +155,8 @@ class _Pairs:
 def _by_case(records: Sequence[Record]) -> dict[tuple[str, Case], list[Record]]:
     cases: dict[tuple[str, Case], list[Record]] = {}
     for record in records:
-        cases.setdefault((record.model["name"], record.case), []).append(record)
+        name = " ".join([record.model["name"], record.settings.get("variant", "")]).strip()
+        cases.setdefault((name, record.case), []).append(record)
     return cases
 
 

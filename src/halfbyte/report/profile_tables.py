@@ -1,56 +1,94 @@
-"""A profile in rows: what each operation and each part of a layer took, and how near that is to the memory's limit."""
+"""A profile in rows: what each operation and each part of a layer took, and how near that is to the device's limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halfbyte.report.profile import PHASES, Line, Phase, Profile
+from halfbyte.report.profile import Limits, Line, Profile
 from halfbyte.report.tables import NONE
+from halfbyte.report.timeline import PHASES, Phase
 
 Rows = list[list[str]]
 
-_HEAD = ["calls", "ms", "share", "GB/s", "GFLOP/s", "of bandwidth"]
+_HEAD = ["calls", "ms", "share", "GB/s", "GFLOP/s", "of limit"]
+_FLOPS_PER_BYTE = 16
+"""More operations a byte than this, and it is not memory that limits: two a weight of 4 bits are 4."""
 
 
 def tables(profile: Profile) -> list[tuple[str, Rows]]:
-    """For each phase a table by part of a layer and one by operation, each adding up to the phase's time."""
-    return [
-        (_title(profile, phase, what), _rows(profile, phase, lines, what))
-        for phase in PHASES
-        if profile.of(phase)
-        for what, lines in (("part", profile.parts), ("operation", profile.lines))
-    ]
+    """For each phase a table by part of a layer and one by operation, each adding up to the phase's time.
+
+    Beside a GPU there is a third: what the host did in the same time.
+    """
+    found = []
+    for phase in PHASES:
+        if profile.of(phase):
+            for what, lines in (("part", profile.parts), ("operation", profile.lines)):
+                found.append((_title(profile, phase, what), _rows(profile, phase, lines, what)))
+            if profile.device == "gpu":
+                found.append((f"{phase} on the host", _host_rows(profile, phase)))
+    return found
 
 
 def about(profile: Profile) -> list[str]:
     """What is to be known when reading the tables."""
-    covered = ", ".join(f"{profile.covered(phase):.1%} of {phase}" for phase in PHASES if profile.of(phase))
+    phases = [phase for phase in PHASES if profile.of(phase)]
+    covered = ", ".join(f"{profile.covered(phase):.1%} of {phase}" for phase in phases)
+    rest = {
+        "cpu": "batches, with filling the state and waking the threads; the rest is the way into the core and back.",
+        "gpu": "time; in the rest the GPU waited for the host.",
+    }[profile.device]
+    dropped = sum(span.phase == "dropped" for span in profile.spans)
+    ahead = (
+        [f"{dropped} operations computed tokens beyond the end of the answer; no table has them."] if dropped else []
+    )
+    arithmetic = profile.limits.arithmetic
+    peak = "" if arithmetic is None else f", and arithmetic {arithmetic / 1e12:.2f} TFLOP/s"
     return [
-        f"Steps add up to {covered} runs; the rest is the way into the device and back.",
+        f"Operations add up to {covered} {rest}",
         f"Watching cost {profile.overhead:+.1%} of the time; answers without it varied by ±{profile.noise:.1%}.",
-        f"Memory gives {profile.read_bandwidth / 1e9:.1f} GB/s when only read. More than 100% means that the data "
-        "lay in the processor's caches; prefill is limited by arithmetic, not by this.",
+        *profile.answer.notes,
+        *ahead,
+        f"Memory gives {profile.limits.read / 1e9:.1f} GB/s when only read{peak}. More than 100% of that means that "
+        "the data lay in caches; a dash in `of limit`, that arithmetic is the limit and was not measured.",
     ]
 
 
 def _title(profile: Profile, phase: Phase, what: str) -> str:
-    turns = profile.of(phase)
-    tokens = sum(turn.run.tokens for turn in turns)
-    milliseconds = 1000 * profile.seconds(phase)
-    each = f"{milliseconds / tokens:.3f} ms a token"
-    return f"{phase} by {what}: {tokens} tokens in {milliseconds:.1f} ms, {each}"
+    tokens, milliseconds = profile.tokens(phase), 1000 * profile.seconds(phase)
+    return f"{phase} by {what}: {tokens} tokens in {milliseconds:.1f} ms, {milliseconds / tokens:.3f} ms a token"
 
 
 def _rows(profile: Profile, phase: Phase, lines: Sequence[Line], what: str) -> Rows:
     seconds, mine = profile.seconds(phase), [line for line in lines if line.phase == phase]
     rest = seconds - sum(line.seconds for line in mine)
-    host = ["host", str(len(profile.of(phase))), f"{1000 * rest:.2f}", f"{rest / seconds:.1%}", NONE, NONE, NONE]
-    return [[what, *_HEAD], *(_row(profile, line, seconds) for line in mine), host]
+    name = "GPU idle" if profile.device == "gpu" else "rest"
+    last = [name, str(len(profile.of(phase))), f"{1000 * rest:.2f}", f"{rest / seconds:.1%}", NONE, NONE, NONE]
+    return [[what, *_HEAD], *(_row(profile.limits, line, seconds) for line in mine), last]
 
 
-def _row(profile: Profile, line: Line, seconds: float) -> list[str]:
+def _row(limits: Limits, line: Line, seconds: float) -> list[str]:
+    start = [line.name, str(line.calls), f"{1000 * line.seconds:.2f}", f"{line.seconds / seconds:.1%}"]
+    if not line.nbytes or not line.seconds:
+        return [*start, NONE, NONE, NONE]
     rate, work = line.nbytes / line.seconds, line.flops / line.seconds
+    reached = of_limit(limits, line)
+    share = NONE if reached is None else f"{reached:.0%}"
+    return [*start, f"{rate / 1e9:.2f}", f"{work / 1e9:.2f}" if work else NONE, share]
+
+
+def of_limit(limits: Limits, line: Line) -> float | None:
+    """The least time that a line could take, as a part of what it takes; None where its limit was not measured."""
+    read_s = line.nbytes / limits.read
+    if limits.arithmetic is not None:
+        return max(read_s, line.flops / limits.arithmetic) / line.seconds
+    return read_s / line.seconds if line.flops <= _FLOPS_PER_BYTE * line.nbytes else None
+
+
+def _host_rows(profile: Profile, phase: Phase) -> Rows:
+    seconds = profile.seconds(phase)
     return [
-        line.name, str(line.calls), f"{1000 * line.seconds:.2f}", f"{line.seconds / seconds:.1%}", f"{rate / 1e9:.2f}",
-        f"{work / 1e9:.2f}" if work else NONE, f"{rate / profile.read_bandwidth:.0%}",
+        ["the host", *_HEAD[:3]],
+        *([line.name, str(line.calls), f"{1000 * line.seconds:.2f}", f"{line.seconds / seconds:.1%}"]
+          for line in profile.host if line.phase == phase),
     ]  # fmt: skip

@@ -42,6 +42,8 @@ class Settings:
         device: `cpu`, `gpu` or `reference`.
         gpu: Which GPU, for device `gpu`; the first real one if None.
         weights: Format that matrices are packed into while loading; None leaves them as they are.
+        kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
+        variant: In words what is different about these settings, where several are measured side by side.
         each_token: Whether device `gpu` hands each token back before it begins the next.
     """
 
@@ -54,6 +56,8 @@ class Settings:
     warm_up: int = 1
     gpu: int | None = None
     each_token: bool = False
+    kernels: str | None = None
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Subject:
 
     def plan(self, *, context: int, sequences: int, settings: Settings) -> Plan:
         """A plan of its own size, as `load` would make it. Raises UsageError for a context out of range."""
-        from halfbyte.model import BATCH_TOKENS
+        from halfbyte.devices import BATCH_TOKENS
 
         rows, tokens, kv_dtype = max(8, sequences), BATCH_TOKENS[settings.device], settings.kv_dtype
         return make_plan(
@@ -90,8 +94,10 @@ class Subject:
 
     def executor(self, plan: Plan, settings: Settings) -> Executor:
         """Its weights, loaded for a plan."""
-        from halfbyte.model import make_executor
+        from halfbyte.devices import make_executor
 
+        if settings.kernels:
+            return _with_kernels(plan, self.source, settings)
         return make_executor(settings.device, plan, self.source, settings.threads, settings.activations, settings.gpu)
 
     def cut(self) -> Subject:
@@ -149,6 +155,22 @@ def synthetic(name: str, *, layers: int | None = None, weights: str | None = Non
     weights = weights or "q4g32"
     about = {"name": name, "synthetic": True, "weights": weights, "config": catalog_config(name, layers=layers)}
     return Subject(name, spec, _random_weights(spec, weights), about, None, 0.0)
+
+
+def _with_kernels(plan: Plan, source: FormattedSource, settings: Settings) -> Executor:
+    """An executor with kernels that were chosen by name. Raises UsageError for an instruction set that is not here."""
+    activations, kernels = settings.activations or "int8", str(settings.kernels)
+    if settings.device == "cpu":
+        from halfbyte.cpu import CpuExecutor
+
+        return CpuExecutor(plan, source, threads=settings.threads, isa=kernels, activations=activations)
+    from halfbyte.webgpu.device import open_device
+    from halfbyte.webgpu.executor import GpuExecutor
+    from halfbyte.webgpu.selftest import faulty_variants
+
+    device = open_device(settings.gpu)
+    off = faulty_variants(device) | ({kernels.removeprefix("no ")} if kernels.startswith("no ") else set())
+    return GpuExecutor(plan, source, device=device, off=off, activations=activations)
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:

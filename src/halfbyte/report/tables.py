@@ -134,15 +134,16 @@ COLUMNS = (
 
 def terminal(records: Sequence[Record]) -> str:
     """Figures downwards, cases across; above them what is the same for all."""
-    rows = [["", *(record.case.label for record in records)]]
+    rows = [["", *map(label, records)]]
     rows += [[column.name, *(column.cell(record) for record in records)] for column in COLUMNS]
     return f"{heading(records[0])}\n\n{aligned(rows)}\n"
 
 
 def markdown(records: Sequence[Record]) -> str:
     """A heading and a pipe table with a line a case."""
-    head = [column.name for column in COLUMNS]
-    lines = [head, ["---:"] * len(head), *([column.cell(record) for column in COLUMNS] for record in records)]
+    head = ["", *(column.name for column in COLUMNS)]
+    lines = [head, ["---", *["---:"] * len(COLUMNS)]]
+    lines += [[label(record), *(column.cell(record) for column in COLUMNS)] for record in records]
     return heading(records[0]) + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -150,9 +151,10 @@ def csv_text(records: Sequence[Record]) -> str:
     """A line a case; spreads in columns of their own, unknown figures empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", *(name for column in COLUMNS for name in _csv_names(column))])
+    writer.writerow(["model", "variant", *(name for column in COLUMNS for name in _csv_names(column))])
     for record in records:
-        writer.writerow([record.model["name"], *(cell for column in COLUMNS for cell in _csv_cells(column, record))])
+        names = [record.model["name"], record.settings.get("variant", "")]
+        writer.writerow([*names, *(cell for column in COLUMNS for cell in _csv_cells(column, record))])
     return out.getvalue()
 
 
@@ -164,6 +166,11 @@ def _csv_cells(column: Column, record: Record) -> list[float | str]:
     found = column.figure(record)
     cells: list[float | str] = ["", ""] if found is None else [found.value, found.spread]
     return cells if column.spread else cells[:1]
+
+
+def label(record: Record) -> str:
+    """The case, and which variant it was measured with."""
+    return " ".join([record.settings.get("variant", ""), record.case.label]).strip()
 
 
 def heading(record: Record) -> str:

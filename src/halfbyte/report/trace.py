@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from halfbyte.report.parts import parts
-from halfbyte.report.profile import Profile, Turn
+from halfbyte.report.profile import Profile
+from halfbyte.report.timeline import HOST, TOKENS
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,11 @@ class Event:
 
 
 def events(profile: Profile) -> list[Event]:
-    """Everything that happened, in the order of its beginning within each lane."""
-    begin = profile.turns[0].start_s
-    texts, names = iter(profile.texts), parts(profile.plan)
-    found: list[Event] = []
-    for turn in profile.turns:
-        at = (turn.start_s - begin) * 1e6
-        if turn.token_id is not None:
-            found.append(Event("tokens", next(texts), turn.run.phase, at, (turn.end_s - turn.start_s) * 1e6))
-        found += _host(turn, begin)
-        found += _device(profile, turn, begin, names)
-    return found
-
-
-def _host(turn: Turn, begin: float) -> Iterator[Event]:
-    run = turn.run
-    steps_s = float(run.step_ns.sum()) * 1e-9
-    marks = (turn.start_s, run.start_s, run.end_s - steps_s, run.end_s, turn.end_s)
-    for name, start, end in zip(("schedule", "fill state", "wait", "sample"), marks, marks[1:], strict=False):
-        detail = f"{run.tokens} tokens" if name == "schedule" else ""
-        yield Event("host", name, run.phase, (start - begin) * 1e6, max(0.0, end - start) * 1e6, detail)
-
-
-def _device(profile: Profile, turn: Turn, begin: float, names: Sequence[str]) -> Iterator[Event]:
-    """The steps, laid end to end so that the last one ends with the run."""
-    run = turn.run
-    at = (run.end_s - begin) * 1e6 - float(run.step_ns.sum()) * 1e-3
-    for step, name, nanoseconds in zip(profile.plan.steps, names, run.step_ns, strict=True):
-        us = float(nanoseconds) * 1e-3
-        if us:
-            yield Event(profile.device, name, run.phase, at, us, f"{type(step).__name__} → {step.outputs[0]}")
-        at += us
+    """Everything that happened, in the order of its beginning within each lane: tokens, the host, the device."""
+    begin = profile.answer.turns[0].start_s
+    lanes = {TOKENS: 0, HOST: 1}
+    ordered = sorted(profile.spans, key=lambda span: (lanes.get(span.lane, 2), span.start_s))
+    return [Event(s.lane, s.name, s.phase, (s.start_s - begin) * 1e6, s.seconds * 1e6, s.detail) for s in ordered]
 
 
 def chrome_trace(found: Sequence[Event]) -> dict[str, Any]:

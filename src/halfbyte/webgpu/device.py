@@ -6,7 +6,9 @@ Everything that wgpu or a driver reports becomes a `DeviceError`, so that a proc
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from halfbyte.errors import DeviceError, UsageError
 from halfbyte.plan.show import quantity
+from halfbyte.webgpu.adapters import counted
 
 FEATURES = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "timestamp-query-inside-passes")
 USAGE = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
@@ -28,8 +31,6 @@ CHUNK_NBYTES = 32 << 20
 
 _SUBGROUPS = {0x10DE: 32, 0x106B: 32}
 """Lanes by the vendor's PCI id: NVIDIA, Apple. wgpu does not tell the sizes that the driver names."""
-
-_RANK = {"DiscreteGPU": 0, "IntegratedGPU": 1, "CPU": 3}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Capabilities:
     timestamps: bool
     device_barriers: bool
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest buffer that a kernel can be given whole."""
+        return min(self.max_binding, self.max_buffer)
+
 
 BASELINE = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
 """A browser's default limits; every kernel has a variant for them."""
@@ -76,11 +82,10 @@ class Adapter:
 
 
 def find_adapters() -> list[Adapter]:
-    """Every usable adapter: discrete ones first, software last; OpenGL ones, which lack what is needed, left out."""
+    """Every usable adapter, in the order that `gpu` counts them."""
     _prepare_instance()
     found = [_described(handle) for handle in wgpu.gpu.enumerate_adapters_sync()]
-    usable = [adapter for adapter in found if adapter.backend != "OpenGL"]
-    return sorted(usable, key=lambda adapter: _RANK.get(adapter.type, 2))
+    return counted(found)
 
 
 def choose_adapter(gpu: int | None = None, *, software: bool = False) -> Adapter:
@@ -114,6 +119,7 @@ class Device:
     Attributes:
         allocated_nbytes: Bytes of its buffers; `peak_nbytes` the most there have been.
         waited_s: Seconds spent waiting for it.
+        waits: Where each wait is noted, as (start, end), while somebody wants to know.
     """
 
     def __init__(self, adapter: Adapter, handle: Any, capabilities: Capabilities) -> None:
@@ -122,8 +128,10 @@ class Device:
         self.capabilities = capabilities
         self.allocated_nbytes = self.peak_nbytes = 0
         self.waited_s = 0.0
+        self.waits: list[tuple[float, float]] | None = None
         self._errors = _Errors()
         logging.getLogger("wgpu").addHandler(self._errors)
+        self._unheard = weakref.finalize(self, logging.getLogger("wgpu").removeHandler, self._errors)
 
     @property
     def name(self) -> str:
@@ -137,10 +145,10 @@ class Device:
             DeviceError: The device has no room for it, or no buffer may be so large.
         """
         size = max(16, -(-nbytes // 16) * 16)
-        if size > self.capabilities.max_buffer:
+        most = self.capabilities.max_buffer
+        if size > most:
             raise DeviceError(
-                f"{label or 'a buffer'} takes {quantity(size, 'B')}, but {self.name} allows "
-                f"{quantity(self.capabilities.max_buffer, 'B')}.",
+                f"{label or 'a buffer'} takes {quantity(size, 'B')}, but {self.name} allows {quantity(most, 'B')}.",
                 "Use a smaller context, or device='cpu'.",
             )
         with self.guarded(
@@ -149,12 +157,15 @@ class Device:
             made = self.handle.create_buffer(size=size, usage=usage, label=label)
         self.allocated_nbytes += size
         self.peak_nbytes = max(self.peak_nbytes, self.allocated_nbytes)
+        weakref.finalize(made, self._gone, size).atexit = False
         return made
 
     def free(self, buffer: Any) -> None:
-        """Give a buffer's memory back once the GPU is done with it."""
-        self.allocated_nbytes -= buffer.size
+        """Give a buffer's memory back once the GPU is done with it; it counts until nothing refers to it."""
         buffer.destroy()
+
+    def _gone(self, nbytes: int) -> None:
+        self.allocated_nbytes -= nbytes
 
     def write(self, buffer: Any, offset: int, values: NDArray[Any]) -> None:
         """Copy an array into a buffer, before whatever is submitted next; large ones in chunks."""
@@ -165,14 +176,22 @@ class Device:
                 piece = raw[start : min(start + CHUNK_NBYTES, raw.size - tail)]
                 self.handle.queue.write_buffer(buffer, offset + start, piece)
                 if start:
+                    self.stop_if_failed()
                     self.handle.queue.submit([])
             if tail:
                 padded = np.zeros(4, np.uint8)
                 padded[:tail] = raw[-tail:]
                 self.handle.queue.write_buffer(buffer, offset + raw.size - tail, padded)
 
+    def flush(self) -> None:
+        """Wait until what was written has arrived: until then it takes host memory once more."""
+        with self.guarded("writing to the GPU failed"):
+            self.handle.queue.submit([])
+        self.wait()
+
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""
+        self.check_alive("reading from the GPU failed")
         with self.guarded("reading from the GPU failed"):
             size = -(-nbytes // 4) * 4
             return np.frombuffer(self.handle.queue.read_buffer(buffer, offset, size), np.uint8)[:nbytes]
@@ -183,12 +202,15 @@ class Device:
         began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
             lib.wgpuDevicePoll(self.handle._internal, True, index)
-        self.waited_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.waited_s += ended - began
+        if self.waits is not None:
+            self.waits.append((began, ended))
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:
         """Turn whatever wgpu reports inside into a `DeviceError` that begins with `what`."""
-        self._errors.raise_for(what, self.name)
+        self._errors.listen()
         _api.error_handler.capture("halfbyte")
         try:
             yield
@@ -196,13 +218,30 @@ class Device:
             raise _device_error(what, self.name, str(error)) from error
         finally:
             reported = _api.error_handler.release("halfbyte")
-        if reported:
-            raise _device_error(what, self.name, reported[1])
-        self._errors.raise_for(what, self.name)
+            logged = self._errors.heard()
+        if reported or logged:
+            raise _device_error(what, self.name, "\n".join([*logged, reported[1] if reported else ""]))
+
+    def check_alive(self, what: str) -> None:
+        """Ask for the smallest thing there is: what follows would end the process on a lost device.
+
+        Raises:
+            DeviceError: It is lost.
+        """
+        with self.guarded(what):
+            encoder = lib.wgpuDeviceCreateCommandEncoder(self.handle._internal, ffi.NULL)
+            lib.wgpuCommandBufferRelease(lib.wgpuCommandEncoderFinish(encoder, ffi.NULL))
+            lib.wgpuCommandEncoderRelease(encoder)
+
+    def stop_if_failed(self) -> None:
+        """Inside `guarded`, leave if something was reported: a submit to a lost device would end the process."""
+        slots = _api.error_handler._get_proxy_stack()
+        if slots and slots[-1].message:
+            raise RuntimeError(slots[-1].message)
 
     def close(self) -> None:
         """Let go of the device and all its memory."""
-        logging.getLogger("wgpu").removeHandler(self._errors)
+        self._unheard()
         self.handle.destroy()
 
 
@@ -280,22 +319,39 @@ def _prepare_instance() -> None:
 
 
 def _device_error(what: str, name: str, reported: str) -> DeviceError:
-    first = next((line.strip() for line in reported.splitlines() if line.strip()), "no reason was given")
-    return DeviceError(f"{name}: {what}: {first}", "Load the model again, or use device='cpu'.")
+    """The error for what wgpu reported: its first line says the kind, its last one the cause."""
+    if "lost" in reported.lower():
+        return DeviceError(
+            f"{name} was lost ({what}): its driver reset it, or it is no longer there.",
+            "Load the model again, or use device='cpu'.",
+        )
+    lines = [line.strip() for line in reported.splitlines() if line.strip()] or ["no reason was given"]
+    return DeviceError(
+        f"{name}: {what}: {': '.join(dict.fromkeys((lines[0], lines[-1])))}",
+        "Load the model again, or use device='cpu'.",
+    )
 
 
 class _Errors(logging.Handler):
-    """Keeps what wgpu logs about errors that no call raises, such as a lost device."""
+    """Hears what wgpu logs about errors that no call raises, such as a lost device.
+
+    The log does not say which device is meant: only what the thread that uses this one causes meanwhile counts.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.messages: list[str] = []
+        self._thread: int | None = None
+        self._messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.thread == self._thread:
+            self._messages.append(record.getMessage())
 
-    def raise_for(self, what: str, name: str) -> None:
-        """Raise what was logged since the last time."""
-        if self.messages:
-            messages, self.messages = self.messages, []
-            raise _device_error(what, name, messages[-1])
+    def listen(self) -> None:
+        """Begin to hear this thread's errors."""
+        self._thread = threading.get_ident()
+
+    def heard(self) -> list[str]:
+        """What was logged since; nothing more is heard."""
+        messages, self._messages, self._thread = self._messages, [], None
+        return messages

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
-from halfbyte.errors import DeviceError
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
-from halfbyte.plan.show import quantity
+from halfbyte.webgpu import budget
 from halfbyte.webgpu.caches import Caches
 from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.kernels.family import Tuning
 from halfbyte.webgpu.lower import ROW_TILE, Lowering
 from halfbyte.webgpu.program import Buffer, Command, Extent, Program, Recorder
 from halfbyte.webgpu.shader import Pipelines
@@ -29,6 +31,7 @@ from halfbyte.webgpu.staging import Staging
 from halfbyte.webgpu.state import StateLayout
 from halfbyte.webgpu.target import Target, Value
 from halfbyte.webgpu.timing import PassClock
+from halfbyte.webgpu.trace import Tracer
 from halfbyte.webgpu.weights import WeightStore
 
 COLUMNS = (1, 2, 4, 8)
@@ -43,7 +46,10 @@ class GpuExecutor:
         weights: Where its weights come from; each is uploaded once.
         device: An open device; the first real GPU if None.
         off: Names of kernel variants not to use; those that the self-test found wrong if None.
+        tuning: Sizes of kernels; those remembered for the device if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
+        pipelines: The device's compiled kernels, where another executor has some already.
+        free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
 
     Raises:
@@ -57,14 +63,19 @@ class GpuExecutor:
         *,
         device: Device | None = None,
         off: Collection[str] | None = None,
+        tuning: Tuning | None = None,
         activations: str = "int8",
+        pipelines: Pipelines | None = None,
+        free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
         self.device = device or open_device()
-        unwanted = {*(_faulty(self.device) if off is None else off), *(() if activations == "int8" else ("int8",))}
-        self.choice = table.choose(self.device.capabilities, off=unwanted)
-        _check_fits(self.device, self.plan)
+        self.off = frozenset(_faulty(self.device) if off is None else off)
+        unwanted = self.off | ({"int8"} if activations != "int8" else set())
+        sizes = _tuned(self.device) if tuning is None else tuning
+        self.choice = table.choose(self.device.capabilities, off=unwanted, tuning=sizes)
+        budget.check(self.plan, self.device, free_memory)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
         self.recorder = Recorder(self.device)
@@ -74,7 +85,7 @@ class GpuExecutor:
         self.target = Target(
             self.device,
             self.plan,
-            Pipelines(self.device),
+            pipelines or Pipelines(self.device),
             store,
             self.layout,
             state,
@@ -85,12 +96,44 @@ class GpuExecutor:
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
         self._bodies: dict[int, tuple[Program, Value]] = {}
         self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
-        self._single = self.lower_single()
+        self._single: tuple[Program, int, Value] | None = self.lower_single()
         self._staging: dict[int, Staging] = {}
+
+    def with_choice(self, choice: table.Choice) -> GpuExecutor:
+        """Another executor with other kernels over the same weights, caches and state; not to be run in turns."""
+        other = copy(self)
+        other.choice, other.target = choice, replace(self.target, choice=choice)
+        other._bodies, other._heads, other._single = {}, {}, None
+        return other
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
+
+        Args:
+            progress: Called with the programs made, and all of them.
+        """
+        several = [columns for columns in COLUMNS if 1 < columns < 2 * self.plan.sequences]
+        wanted = [(0, 1), *((columns, columns) for columns in several)]
+        for done, (columns, rows) in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            self._head(columns, rows)
+
+    @property
+    def about(self) -> str:
+        """The GPU, how it is reached, and what the self-test said."""
+        adapter = self.device.adapter
+        off = f"without {', '.join(sorted(self.off))}" if self.off else "in all its kernels"
+        return f"{adapter.name} ({adapter.backend}, {adapter.driver}) passed the self-test {off}"
+
+    def close(self) -> None:
+        """Let go of the device and all that is on it."""
+        self.device.close()
 
     @property
     def single(self) -> tuple[Program, int, Value]:
         """The program of one token, where its head begins, and its logits."""
+        self._single = self._single or self.lower_single()
         return self._single
 
     @property
@@ -144,6 +187,16 @@ class GpuExecutor:
             self.recorder.clock = None
             clock.close()
 
+    @contextmanager
+    def traced(self) -> Iterator[Tracer]:
+        """Note every dispatch inside, and when the host waits."""
+        tracer = Tracer(self.device)
+        self.recorder.tracer, self.device.waits = tracer, tracer.waits
+        try:
+            yield tracer
+        finally:
+            self.recorder.tracer = self.device.waits = None
+
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""
         self._caches.reserve(batch.block_tables, self.recorder)
@@ -159,7 +212,7 @@ class GpuExecutor:
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
         if tokens == 1 and rows <= 1:
-            program, head_at, logits = self._single
+            program, head_at, logits = self.single
             return program.commands(extent)[: None if rows else head_at], logits
         columns = _columns(tokens)
         body, hidden = self._body(columns)
@@ -220,13 +273,7 @@ def _faulty(device: Device) -> frozenset[str]:
     return faulty_variants(device)
 
 
-def _check_fits(device: Device, plan: Plan) -> None:
-    """Refuse what no buffer of the device can hold, before anything is loaded."""
-    largest = min(device.capabilities.max_binding, device.capabilities.max_buffer)
-    cache = max(tensor.nbytes for tensor in plan.of_kind("cache"))
-    if cache > largest:
-        raise DeviceError(
-            f"the cache of a layer for {plan.context} tokens takes {quantity(cache, 'B')}, but {device.name} allows "
-            f"{quantity(largest, 'B')} in one buffer.",
-            f"Use a context of at most {plan.context * largest // cache} tokens.",
-        )
+def _tuned(device: Device) -> Tuning:
+    from halfbyte.webgpu.tuning.choices import remembered_tuning
+
+    return remembered_tuning(device)

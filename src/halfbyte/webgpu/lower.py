@@ -117,7 +117,8 @@ class Lowering:
         choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
         pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
         bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-        self.dispatches.append(Dispatch(pipeline, {"state": self.target.state, **bound}, grid, label))
+        bound["state"] = self.target.state
+        self.dispatches.append(Dispatch(pipeline, bound, grid, label, self._steps[self._index]))
 
     def _count(self, extent: Extent) -> int:
         return extent.rows if self.rows else extent.tokens
@@ -129,7 +130,9 @@ class Lowering:
         folded = self._fold(norm, value) if norm else {}
         for piece in matrix.pieces:
             stored = _format(piece)
-            sizes = table.embed(self.target.choice, width=matrix.columns, int8=bool(norm), format=stored["STORED"])
+            sizes = table.embed(
+                self.target.choice, width=matrix.columns, int8=bool(norm), columns=self.columns, format=stored["STORED"]
+            )
             x = _ceil(value.stride // 4, sizes["WG"])
             constants = {
                 **sizes,
@@ -231,7 +234,7 @@ class Lowering:
     def _add_norm(
         self, constants: dict[str, Any], buffers: dict[str, Buffer | None], source: Value, label: str
     ) -> None:
-        sizes = table.norm(self.target.choice, width=source.width)
+        sizes = table.norm(self.target.choice, width=source.width, columns=self.columns)
         shape = {"W": source.width, "STRIDE4": source.stride // 4}
         self.add("norm", {**sizes, **shape, **constants}, buffers, lambda e: (self._count(e), 1, 1), label)
 
@@ -358,13 +361,17 @@ class Lowering:
         )
 
     def _lower_RopeKvWrite(self, step: ops.RopeKvWrite) -> None:  # noqa: N802
-        sizes = self._attend_sizes(step)
         if self._attends_fused():
             self.values[step.out] = self.values[step.qkv]
             return
         value = self._value(step.out, step.heads * step.head_dim)
+<<<<<<< HEAD
         lanes = sizes["TL"]
         constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
+=======
+        lanes = table.head_lanes(step.head_dim)
+        constants = {**self._rotation(step), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
+>>>>>>> main
         x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")

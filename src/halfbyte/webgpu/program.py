@@ -5,19 +5,20 @@ Recording a dispatch through these takes about 3 µs, through wgpu's classes hal
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wgpu.backends.wgpu_native import ffi, lib
 
+from halfbyte.plan.ops import Op
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.shader import Pipeline
 from halfbyte.webgpu.timing import PassClock
+from halfbyte.webgpu.trace import Tracer
 
 Dimensions = tuple[int, int, int]
-Command = tuple[Any, Any, int, int, int]
-"""Pipeline and bind group as C handles, and the workgroups."""
 KEYS_STEP = 16
 """Grids change only when the number of keys that a token sees passes a multiple of this."""
 
@@ -56,12 +57,30 @@ class Dispatch:
         buffers: By the names of the kernel's bindings.
         grid: Workgroups for a batch.
         label: What it computes, for timings.
+        step: The plan's step that it belongs to; None for choosing a token.
     """
 
     pipeline: Pipeline
     buffers: Mapping[str, Buffer]
     grid: Callable[[Extent], Dimensions]
     label: str = ""
+    step: Op | None = None
+
+
+class Command(tuple[Any, Any, int, int, int]):
+    """Pipeline and bind group as C handles, and the workgroups.
+
+    Attributes:
+        dispatch: What it was made from.
+    """
+
+    dispatch: Dispatch
+
+
+def _command(dispatch: Dispatch, group: Any, extent: Extent) -> Command:
+    made = Command((dispatch.pipeline.handle._internal, group._internal, *dispatch.grid(extent)))
+    made.dispatch = dispatch
+    return made
 
 
 class Program:
@@ -87,8 +106,7 @@ class Program:
         key = extent._replace(keys=-(-extent.keys // KEYS_STEP) * KEYS_STEP)
         if key not in self._recorded:
             self._recorded[key] = [
-                (dispatch.pipeline.handle._internal, group._internal, *dispatch.grid(key))
-                for dispatch, group in zip(self.dispatches, self._groups, strict=True)
+                _command(dispatch, group, key) for dispatch, group in zip(self.dispatches, self._groups, strict=True)
             ]
         return self._recorded[key]
 
@@ -113,11 +131,13 @@ class Recorder:
     Attributes:
         dispatches, submits: How many there have been.
         clock: Times every pass while it is set.
+        tracer: Notes every dispatch while it is set.
     """
 
     def __init__(self, device: Device) -> None:
         self.dispatches = self.submits = 0
         self.clock: PassClock | None = None
+        self.tracer: Tracer | None = None
         self._device = device
         self._handle = device.handle._internal
         self._queue = device.handle.queue._internal
@@ -136,19 +156,26 @@ class Recorder:
         Raises:
             DeviceError: The device is lost or refused the work.
         """
+        start = time.perf_counter()
         self.submits += 1
         self.dispatches += len(commands)
         with self._device.guarded("the GPU refused work"):
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._handle, self._encoder_descriptor)
-            self._record(encoder, commands)
+            if self.tracer and self.tracer.timestamps:
+                self.tracer.record(encoder, commands)
+            else:
+                self._record(encoder, commands)
             for source, from_offset, target, to_offset, nbytes in copies:
                 lib.wgpuCommandEncoderCopyBufferToBuffer(
                     encoder, source._internal, from_offset, target._internal, to_offset, nbytes
                 )
             self._commands[0] = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
+            self._device.stop_if_failed()
             index = lib.wgpuQueueSubmitForIndex(self._queue, 1, self._commands)
             lib.wgpuCommandBufferRelease(self._commands[0])
             lib.wgpuCommandEncoderRelease(encoder)
+        if self.tracer:
+            self.tracer.submitted(commands, start)
         return int(index)
 
     def _record(self, encoder: Any, commands: Sequence[Command]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,25 @@ class Sampling(Protocol):
     def seed(self) -> int | None: ...
     @property
     def logprobs(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int = 0
+
+
+GREEDY: Sampling = _Greedy()
+"""The likeliest token, always."""
 
 
 def supported(sampling: Sampling) -> bool:

@@ -1,16 +1,16 @@
 """Does this GPU, with this driver, compute what the kernels say? Asked at first use, and remembered.
 
-Two tiny models run through every kind of program with all kernel variants, and are compared with the oracle. Where they
-disagree, the variants are switched off in turn until they agree; those at fault are named in a warning and stay off.
+Two tiny models, in every packed weight format, run through every kind of program with all kernel variants, and are
+compared with the oracle. Where they disagree, the variants are switched off in turn until they agree; those at fault
+are named in a warning and stay off.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
+import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
-from halfbyte.formats import Weight, WeightSource, get_format
+from halfbyte.formats import Format, Weight, WeightSource, get_format
 from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, Plan, make_plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels.table import VARIANTS
+from halfbyte.webgpu.remembered import cache_file, read, write
 from halfbyte.webgpu.shader import kernels_hash
 from halfbyte.webgpu.synthetic import SyntheticWeights
 
@@ -65,12 +67,27 @@ MODELS: tuple[dict[str, Any], ...] = (
         "layer_types": ["sliding_attention", "full_attention"],
     },
 )
+FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
+"""Of the matrices of each model: in its first layer, its second, and the embedding table."""
 RUNS = ((0, 70), (70, 1), (71, 3), (74, 1))
 """(first position, tokens) of the batches: many, one, few, one."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the self-test found on a device.
+
+    Attributes:
+        off: Kernel variants that must stay off; None if even the plain kernels are wrong.
+        seconds: What it took.
+    """
+
+    off: tuple[str, ...] | None
+    seconds: float
+
+
 def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[str]:
-    """Names of the kernel variants that must stay off on a device.
+    """Names of the kernel variants that must stay off on a device; the test runs once for a device, driver and kernels.
 
     Args:
         cache: Where results are remembered; the user's cache folder if None.
@@ -78,19 +95,46 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
     Raises:
         DeviceError: Even the plain kernels are wrong there.
     """
-    path = cache or _cache_path()
-    key = (
-        f"{device.name} | {device.adapter.backend} | {device.adapter.driver} | {device.capabilities} | {kernels_hash()}"
-    )
-    known = _read(path)
-    if key not in known:
-        known[key] = sorted(find_faulty(device))
-        _write(path, known)
-    return frozenset(known[key])
+    verdict = examined(device, cache=cache)
+    if verdict.off is None:
+        raise DeviceError(
+            f"{device.name} computes wrong results (driver {device.adapter.driver}).",
+            "Update its driver, or use device='cpu'.",
+        )
+    return frozenset(verdict.off)
 
 
-def find_faulty(device: Device) -> frozenset[str]:
-    """As `faulty_variants`, asked anew: the fewest variants without which everything agrees."""
+def examined(device: Device, *, cache: Path | None = None) -> Verdict:
+    """What the self-test finds or found on a device. The test runs once for a device, driver and kernels."""
+    path = cache or cache_file("gpu-selftest.json")
+    key = device_key(device)
+    if found := _verdict(read(path).get(key)):
+        return found
+    began = time.perf_counter()
+    off = find_faulty(device)
+    verdict = Verdict(None if off is None else tuple(sorted(off)), time.perf_counter() - began)
+    write(path, read(path) | {key: asdict(verdict)})
+    return verdict
+
+
+def device_key(device: Device) -> str:
+    """What results are remembered by: adapter, driver, what both offer, and the kernels."""
+    about = (device.name, device.adapter.backend, device.adapter.driver, device.capabilities, kernels_hash())
+    return " | ".join(map(str, about))
+
+
+def _verdict(known: Any) -> Verdict | None:
+    """A verdict that was remembered; None for anything else."""
+    match known:
+        case {"off": None, "seconds": float(seconds)}:
+            return Verdict(None, seconds)
+        case {"off": [*off], "seconds": float(seconds)} if all(name in VARIANTS for name in off):
+            return Verdict(tuple(off), seconds)
+    return None
+
+
+def find_faulty(device: Device) -> frozenset[str] | None:
+    """The fewest variants without which everything agrees, found now; None if nothing helps."""
     offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities)]
     for count in range(len(offered) + 1):
         if 2 < count < len(offered):
@@ -100,27 +144,24 @@ def find_faulty(device: Device) -> frozenset[str]:
                 for name in off:
                     _log.warning("%s computes wrong results with %s kernels; they stay off.", device.name, name)
                 return frozenset(off)
-    raise DeviceError(
-        f"{device.name} computes wrong results (driver {device.adapter.driver}).",
-        "Update its driver, or use device='cpu'.",
-    )
+    return None
 
 
 def error(device: Device, off: tuple[str, ...]) -> float:
     """Largest difference from the oracle over both models, as a share of the largest logit; infinite for a failure."""
     try:
-        return max(_error(device, config, off) for config in MODELS)
+        return max(_error(device, config, formats, off) for config, formats in zip(MODELS, FORMATS, strict=True))
     except DeviceError as failure:
         _log.info("self-test without %s: %s", off or "nothing", failure)
         return float("inf")
 
 
-def _error(device: Device, config: dict[str, Any], off: tuple[str, ...]) -> float:
+def _error(device: Device, config: dict[str, Any], formats: tuple[str, ...], off: tuple[str, ...]) -> float:
     spec = build_spec(
         config, {}, ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
     )
-    weights = _Spiked(SyntheticWeights(spec, "q4g32"))
-    plan = make_plan(spec, lambda name: weights.weight(name).format, tokens=96, context=128, block_size=16)
+    weights = _Spiked(spec, formats)
+    plan = make_plan(spec, weights.format, tokens=96, context=128, block_size=16)
     gpu, oracle = GpuExecutor(plan, weights, device=device, off=off), Oracle(plan, weights, int8="int8" not in off)
     worst = 0.0
     for batch in _batches(plan):
@@ -148,12 +189,16 @@ def _batches(plan: Plan) -> Iterator[Batch]:
 class _Spiked:
     """Weights with outliers, and norms that differ from value to value: on tame values wrong kernels look right."""
 
-    def __init__(self, source: SyntheticWeights) -> None:
-        self._source = source
+    def __init__(self, spec: ModelSpec, formats: tuple[str, ...]) -> None:
+        self._sources = [SyntheticWeights(spec, name) for name in formats]
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor."""
+        return self._source(name).format(name)
 
     def weight(self, name: str) -> Weight:
         """The weight called `name`."""
-        weight = self._source.weight(name)
+        weight = self._source(name).weight(name)
         values = weight.decode()
         if len(weight.shape) == 1:
             values += np.linspace(-0.5, 0.5, len(values), dtype=np.float32)
@@ -163,6 +208,9 @@ class _Spiked:
 
     def release(self, name: str) -> None:
         """Nothing is kept."""
+
+    def _source(self, name: str) -> SyntheticWeights:
+        return self._sources[next((i for i in (0, 1) if f".layers.{i}." in name), 2)]
 
 
 class Oracle:
@@ -209,30 +257,6 @@ def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
     rounded: NDArray[np.float32] = (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
     return rounded
-
-
-def _cache_path() -> Path:
-    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "halfbyte" / "gpu-selftest.json"
-
-
-def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: names for key, names in known.items() if isinstance(names, list)} if isinstance(known, dict) else {}
-
-
-def _write(path: Path, known: dict[str, list[str]]) -> None:
-    """Remember results; a folder that cannot be written only means that the next start asks again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known, indent=1))
-        scratch.replace(path)
-    except OSError as problem:
-        _log.info("the self-test's result was not kept: %s", problem)
 
 
 _log = logging.getLogger(__name__)

@@ -54,6 +54,7 @@ class Staging:
             raise DeviceError(
                 f"{self._device.name} gave no results back.", "Load the model again, or use device='cpu'."
             )
+        self._device.check_alive("it gave no results back")
         handle = self.buffer._internal
         address = lib.wgpuBufferGetConstMappedRange(handle, 0, self.nbytes)
         values = np.frombuffer(ffi.buffer(address, nbytes), np.uint8).copy()

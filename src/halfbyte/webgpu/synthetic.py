@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,19 @@ class SyntheticWeights:
     """The `WeightSource` protocol with random values of a size that keeps activations in range.
 
     Args:
-        weight_format: The format of matrices; vectors are float32.
+        weight_format: The format of matrices, or a tensor's format by its name; vectors are float32.
     """
 
-    def __init__(self, spec: ModelSpec, weight_format: str = "q4g32") -> None:
+    def __init__(self, spec: ModelSpec, weight_format: str | Callable[[str], Format] = "q4g32") -> None:
         self._spec = spec
-        self._matrix_format = get_format(weight_format)
+        self._matrix_format = weight_format
 
     def format(self, name: str) -> Format:
         """The format of a tensor."""
-        return self._matrix_format if len(self._spec.shapes[name]) == 2 else get_format("f32")
+        if len(self._spec.shapes[name]) != 2:
+            return get_format("f32")
+        wanted = self._matrix_format
+        return get_format(wanted) if isinstance(wanted, str) else wanted(name)
 
     def weight(self, name: str) -> Weight:
         """Random parts, the same at each call; norms' weights leave their input's size as it is."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from halfbyte.errors import DeviceError
 from halfbyte.webgpu.device import Device
 
 Commands = Sequence[tuple[Any, Any, int, int, int]]
+REPEATS = 8
+SHORTEST_S = 1e-9
+"""What a difference of times on the host is at least, lest noise makes it negative."""
 PASSES = 1024
 """Passes that a `PassClock` keeps the times of before it has to wait for them and add them up."""
 
@@ -33,16 +37,13 @@ class Clock:
             16, "timestamps", usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
         )
 
-    def seconds(self, commands: Commands) -> float:
-        """Seconds that the commands take, run in one pass."""
+    def seconds(self, commands: Commands, *, before: Commands = ()) -> float:
+        """Seconds that the commands take, run in one pass, after others that do not count."""
         encoder = self._device.handle.create_command_encoder()
+        if before:
+            _record(encoder.begin_compute_pass(), before)
         writes = {"query_set": self._queries, "beginning_of_pass_write_index": 0, "end_of_pass_write_index": 1}
-        recording = encoder.begin_compute_pass(timestamp_writes=writes)
-        for pipeline, group, x, y, z in commands:
-            lib.wgpuComputePassEncoderSetPipeline(recording._internal, pipeline)
-            lib.wgpuComputePassEncoderSetBindGroup(recording._internal, 0, group, 0, ffi.NULL)
-            lib.wgpuComputePassEncoderDispatchWorkgroups(recording._internal, x, y, z)
-        recording.end()
+        _record(encoder.begin_compute_pass(timestamp_writes=writes), commands)
         encoder.resolve_query_set(self._queries, 0, 2, self._resolved, 0)
         self._device.handle.queue.submit([encoder.finish()])
         begin, end = self._device.read(self._resolved, 16).view(np.uint64)
@@ -52,6 +53,29 @@ class Clock:
         """The median of several runs, after one to warm up."""
         self.seconds(commands)
         return float(np.median([self.seconds(commands) for _ in range(repeats)]))
+
+
+class WallClock:
+    """Times passes from outside, where a device has no timestamps: what running them more often takes longer.
+
+    Args:
+        submit: Submits commands; returns the submission, as `Recorder.submit` does.
+    """
+
+    def __init__(self, device: Device, submit: Callable[[Any], int]) -> None:
+        self._device = device
+        self._submit = submit
+
+    def seconds(self, commands: Commands, *, before: Commands = ()) -> float:
+        """Seconds that the commands take, each time after others that do not count."""
+        few = self._wall([*before, *commands] + [*before] * (REPEATS - 1))
+        many = self._wall([*before, *commands] * REPEATS)
+        return max((many - few) / (REPEATS - 1), SHORTEST_S)
+
+    def _wall(self, commands: Commands) -> float:
+        began = time.perf_counter()
+        self._device.wait(self._submit(commands))
+        return time.perf_counter() - began
 
 
 class PassClock:
@@ -97,6 +121,14 @@ class PassClock:
     def close(self) -> None:
         """Give its memory back."""
         self._device.free(self._resolved)
+
+
+def _record(recording: Any, commands: Commands) -> None:
+    for pipeline, group, x, y, z in commands:
+        lib.wgpuComputePassEncoderSetPipeline(recording._internal, pipeline)
+        lib.wgpuComputePassEncoderSetBindGroup(recording._internal, 0, group, 0, ffi.NULL)
+        lib.wgpuComputePassEncoderDispatchWorkgroups(recording._internal, x, y, z)
+    recording.end()
 
 
 def tick_seconds(device: Device) -> float:

@@ -72,6 +72,7 @@ class WeightStore:
         self._source = source
         self._progress = progress
         self._uploaded = 0
+        self._arrived = 0
         self._matrices: dict[tuple[str, ...], Matrix] = {}
         self._vectors: dict[tuple[str, float], Buffer] = {}
 
@@ -145,6 +146,9 @@ class WeightStore:
                 handle = piece.buffers[binding].handle
                 self._write(handle, (start - piece.first) * values.shape[1], values[start - row : end - row])
                 self._uploaded += (end - start) * values.shape[1]
+        if self._uploaded - self._arrived >= CHUNK_NBYTES:
+            self._device.flush()
+            self._arrived = self._uploaded
         if self._progress:
             self._progress(self._uploaded)
 

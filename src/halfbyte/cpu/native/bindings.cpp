@@ -13,6 +13,7 @@
 
 #include "isa.h"
 #include "machine.h"
+#include "peak.h"
 #include "steps.h"
 
 namespace nb = nanobind;
@@ -129,7 +130,7 @@ MatrixPtr packed_matrix(PyProgram& program, Bytes codes, Bytes scales, std::opti
     if (zeros) require_equal(zeros->size(), rows * ((stored.groups() + 1) / 2), "bytes of the zero points");
     const nb::gil_scoped_release release;
     const Storage storage = bits == 3 ? Storage::q3g : bits == 4 ? Storage::q4g : Storage::q8g;
-    return std::make_shared<Matrix>(stored, storage, program->pool());
+    return std::make_shared<Matrix>(stored, storage, program->pool(), program->arena());
 }
 
 // A matrix in a format of ggml's.
@@ -140,7 +141,7 @@ MatrixPtr block_matrix(PyProgram& program, Bytes blocks, const std::string& form
     const Stored stored{blocks.data(), nullptr, nullptr, rows, columns, kSuperBlock};
     require_equal(blocks.size(), rows * stored.groups() * (storage == Storage::q4_k ? q4_k::kStoredBytes : q6_k::kStoredBytes), "bytes of the blocks");
     const nb::gil_scoped_release release;
-    return std::make_shared<Matrix>(stored, storage, program->pool());
+    return std::make_shared<Matrix>(stored, storage, program->pool(), program->arena());
 }
 
 void bind_elementwise(nb::class_<PyProgram>& program) {
@@ -249,7 +250,8 @@ NB_MODULE(_native, module) {
         .def_prop_ro("threads", [](PyProgram& p) { return p->pool().size(); })
         .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { p->run(tokens, rows); }, "tokens"_a, "rows"_a,
              nb::call_guard<nb::gil_scoped_release>())
-        .def("step_ns", step_ns);
+        .def("step_ns", step_ns)
+        .def_prop_ro("start_ns", [](PyProgram& p) { return p->start_ns(); });
     bind_elementwise(program);
     bind_products(program);
     bind_norms(program);
@@ -258,6 +260,14 @@ NB_MODULE(_native, module) {
     module.def("isas", isa_names);
     module.def("processor_name", processor_name);
     module.def("processor_features", processor_features);
+    module.def("copy_bandwidth", [](int threads, int64_t nbytes, double seconds) {
+        Pool pool(threads);
+        return copy_bandwidth(pool, nbytes, seconds);
+    }, "threads"_a, "nbytes"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+    module.def("int8_rate", [](int threads, const std::string& isa, double seconds) {
+        Pool pool(threads);
+        return int8_rate(pool, find_isa(isa), seconds);
+    }, "threads"_a, "isa"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
     module.def("read_bandwidth", [](int threads, int64_t nbytes, double seconds) {
         Pool pool(threads);
         return read_bandwidth(pool, nbytes, seconds);

@@ -34,6 +34,18 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     return *this;
 }
 
+std::shared_ptr<std::byte> Arena::take(size_t nbytes) {
+    constexpr size_t kBuffer = size_t{64} << 20;
+    nbytes = (nbytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+    if (!buffer_ || nbytes > buffer_->nbytes() - used_) {
+        buffer_ = std::make_shared<Buffer>(nbytes > kBuffer ? nbytes : kBuffer);
+        used_ = 0;
+    }
+    const std::shared_ptr<std::byte> taken(buffer_, buffer_->as<std::byte>() + used_);
+    used_ += nbytes;
+    return taken;
+}
+
 Buffer::~Buffer() {
     if (data_) ::operator delete(data_, std::align_val_t{alignment(nbytes_)});
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 namespace halfbyte {
 
@@ -22,6 +23,17 @@ public:
 private:
     void* data_ = nullptr;
     size_t nbytes_ = 0;
+};
+
+// Hands out memory behind each other from large buffers, so that small arrays lie in huge pages too. A buffer lives as
+// long as anything in it does.
+class Arena {
+public:
+    std::shared_ptr<std::byte> take(size_t nbytes);
+
+private:
+    std::shared_ptr<Buffer> buffer_;
+    size_t used_ = 0;
 };
 
 }  // namespace halfbyte

@@ -45,10 +45,7 @@ struct ProductJob {
     float* panel;  // scratch of kPanelFloats
 };
 
-// Most cache blocks that attention looks at in one go.
-constexpr int64_t kAttendBlocks = 8;
-
-// What the queries of one kv head have seen so far, and some cache blocks of consecutive positions that they are to see.
+// What the queries of one kv head have seen so far, and a run of consecutive positions that they are to see.
 struct AttendJob {
     int64_t queries, head_dim, block_size;
     const float* const* query;  // [queries] → [head_dim]
@@ -58,11 +55,17 @@ struct AttendJob {
     float* maximum;  // [queries]
     float* total;    // [queries]
     float* sums;     // [queries][head_dim]
-    float* scores;   // scratch [queries][scores_stride], and [queries] behind it
+    float* scores;   // scratch [queries][scores_stride]
     int64_t scores_stride;
-    const std::byte* keys[kAttendBlocks] = {};    // [blocks] → [head_dim][block_size]
-    const std::byte* values[kAttendBlocks] = {};  // [blocks] → [block_size][head_dim]
-    int64_t blocks = 0, first_position = 0, positions = 0;
+    int64_t first_position = 0, positions = 0;
+};
+
+// Attention to a run of positions: scores of each block, then their weights, then what each block adds to the sums.
+// `at` is where a block starts in the run.
+struct Attend {
+    void (*score)(const AttendJob&, const std::byte* keys, int64_t at);  // keys [head_dim][block_size]
+    void (*weigh)(const AttendJob&);
+    void (*add_values)(const AttendJob&, const std::byte* values, int64_t at, int64_t count);  // values [count][head_dim]
 };
 
 struct Kernels {
@@ -79,8 +82,9 @@ struct Kernels {
     void (*softcap)(const float* x, float cap, float* out, int64_t n);
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
 
-    void (*attend_f32)(const AttendJob&);
-    void (*attend_f16)(const AttendJob&);
+    int64_t (*peak_int8)(int64_t rounds, float* out);
+
+    Attend attend_f32, attend_f16;
 };
 
 extern const Kernels kernels_generic;

@@ -39,10 +39,28 @@ static HB_INLINE void dot_tile(const std::byte* const (&rows)[Rows], const float
         }
 }
 
-// The same for `count` rows, a whole number of register tiles, from column `k` on.
+// rows[count] times a single token, one row after another: memory is then read from end to end, which hardware
+// prefetchers follow better than several rows at once.
+template <class S>
+static void dot_each(const DenseRows& from, int64_t row, int64_t count, const float* x, int64_t k, int64_t n, float* out) {
+    for (int64_t r = 0; r < count; ++r) {
+        const std::byte* values = from.row(row + r) + k * S::kBytes;
+        Lanes sums[4] = {Lanes::broadcast(0), Lanes::broadcast(0), Lanes::broadcast(0), Lanes::broadcast(0)};
+        int64_t i = 0;
+        for (; i + 64 <= n; i += 64)
+            for (int j = 0; j < 4; ++j)
+                sums[j] = Lanes::fma(Lanes::load(S{}, values + (i + 16 * j) * S::kBytes), Lanes::load(F32{}, x + k + i + 16 * j), sums[j]);
+        for (; i < n; i += 16)
+            sums[0] = Lanes::fma(load_some<S>(values + i * S::kBytes, n - i), load_some<F32>(x + k + i, n - i), sums[0]);
+        out[r] = ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum() + (k == 0 ? 0 : out[r]);
+    }
+}
+
+// The same for several tokens and `count` rows, a whole number of register tiles, from column `k` on.
 template <class S, int Tokens>
 static void dot_rows(const DenseRows& from, int64_t row, int64_t count, const float* const* x, int64_t k, int64_t n, float* out, int64_t out_stride) {
-    constexpr int kRows = Tokens == 1 ? 4 : Lanes::kDotRows;
+    if constexpr (Tokens == 1) return dot_each<S>(from, row, count, x[0], k, n, out);
+    constexpr int kRows = Lanes::kDotRows;
     const float* at[Tokens];
     for (int t = 0; t < Tokens; ++t) at[t] = x[t] + k;
     for (int64_t r = 0; r < count; r += kRows) {

@@ -19,6 +19,7 @@
 #include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
+#include "kernels_peak.h"
 
 namespace halfbyte::HB_ISA {
 
@@ -33,8 +34,9 @@ static constexpr Kernels table() {
         .add = add,
         .softcap = softcap,
         .to_half = to_half,
-        .attend_f32 = attend<F32>,
-        .attend_f16 = attend<F16>,
+        .peak_int8 = peak_int8,
+        .attend_f32 = {score<F32>, weigh, add_values<F32>},
+        .attend_f16 = {score<F16>, weigh, add_values<F16>},
     };
 }
 

@@ -9,24 +9,18 @@ namespace halfbyte::HB_ISA {
 
 // Rounds 32 activations: x ≈ scale · code, scale = largest magnitude / 127. What is not finite makes the block NaN.
 static HB_INLINE void quantize_block(const float* x, int8_t* codes, float& scale, int32_t& minus_sum, int32_t& minus_first) {
-    uint32_t top = 0;
-    for (int i = 0; i < kBlock; ++i) {
-        const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
-        top = magnitude > top ? magnitude : top;
-    }
+    Lanes low = Lanes::load(F32{}, x), high = Lanes::load(F32{}, x + 16);
+    const uint32_t top = Lanes::largest_magnitude(low, high);
     const bool finite = top < 0x7f800000u;
-    const float largest = std::bit_cast<float>(top), inverse = finite && largest > 1e-30f ? 127 / largest : 0;
-    int32_t sums[2] = {};
-    for (int i = 0; i < kBlock; ++i) {
-        constexpr float kRound = 0x1.8p23f;
-        const float scaled = finite ? x[i] * inverse : 0;
-        const auto code = static_cast<int32_t>((scaled + kRound) - kRound);
-        codes[i] = static_cast<int8_t>(code);
-        sums[i / (kBlock / 2)] += code;
-    }
+    const float largest = std::bit_cast<float>(top);
+    if (!finite) low = high = Lanes::broadcast(0);
+    const Lanes inverse = Lanes::broadcast(largest > 1e-30f ? 127 / largest : 0);
+    const typename Lanes::Ints first = Lanes::whole(low * inverse), second = Lanes::whole(high * inverse);
+    first.store_bytes(codes);
+    second.store_bytes(codes + 16);
     scale = finite ? largest / 127 : std::bit_cast<float>(0x7fc00000u);
-    minus_first = -sums[0];
-    minus_sum = minus_first - sums[1];
+    minus_first = -first.sum();
+    minus_sum = minus_first - second.sum();
 }
 
 static void quantize(const Activations& x, Range blocks, const Quantized& to) {
@@ -46,17 +40,11 @@ static void quantize(const Activations& x, Range blocks, const Quantized& to) {
     }
 }
 
-// Hardware prefetchers stop at the end of each 4 kB page; a single token leaves too little work to hide the pause.
-static HB_INLINE void prefetch_block(const uint8_t* block, int64_t nbytes) {
-    constexpr int64_t kAhead = 1024, kLine = 64;
-    for (int64_t line = 0; line < nbytes; line += kLine) prefetch(block + kAhead + line);
-}
-
 // The share of the first or second half in a sum.
 static HB_INLINE int32_t part_of(int part, int32_t sum, int32_t first) { return part == 0 ? first : sum - first; }
 
-// out[Tokens][16]
-template <class Format, int Tokens>
+// out[Tokens][16]; `Zeros` where groups have zero points.
+template <class Format, int Tokens, bool Zeros>
 static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out) {
     const int8_t* codes = x.codes + first * w.blocks * kBlock;
     const float* scales = x.scales + first * w.blocks;
@@ -66,16 +54,16 @@ static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t 
     for (Lanes& t : total) t = Lanes::broadcast(0);
     for (int64_t b = 0, g = 0; b < w.blocks; ++g) {
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const typename Lanes::Ints zero = Format::template zero<Lanes>(w, tile, g);
-        for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
-            if constexpr (Tokens == 1) prefetch_block(w.block(tile, b), w.block_bytes);
-            const uint8_t* block = w.block(tile, b);
+        const uint8_t* block = w.codes(tile, g);
+        for (const int64_t end = w.group_end(g); b < end; ++b, block += w.block_bytes) {
             const int32_t* minus = minus_sums + b * Tokens;
             typename Lanes::Ints sums[Tokens];
             unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
                 typename Lanes::Ints sum[Tokens];
-                for (int t = 0; t < Tokens; ++t)
-                    sum[t] = zero * Lanes::ints(Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]));
+                for (int t = 0; t < Tokens; ++t) {
+                    const int32_t taken = Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]);
+                    sum[t] = Format::template start<Lanes, Zeros>(w, tile, g, taken);
+                }
                 Format::template bytes<Lanes, part>(block, [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {
                     for (int t = 0; t < Tokens; ++t)
                         sum[t] = Format::template dot<Lanes>(sum[t], bytes, codes + (b * Tokens + t) * kBlock + k);
@@ -101,21 +89,23 @@ static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t 
 using Int8Tile = void (*)(const Tiles&, int64_t tile, const Quantized&, int64_t first, float* out);
 
 // The instance of `int8_tile` for a number of tokens.
-template <class Format, int... Less>
+template <class Format, bool Zeros, int... Less>
 static HB_INLINE Int8Tile int8_tile_for(int64_t tokens, std::integer_sequence<int, Less...>) {
-    static constexpr Int8Tile tiles[] = {int8_tile<Format, Less + 1>...};
+    static constexpr Int8Tile tiles[] = {int8_tile<Format, Less + 1, Zeros>...};
     return tiles[tokens - 1];
 }
 
 template <class Format>
 static void int8_product(const ProductJob& job) {
+    const Tiles& w = job.weights->packed;
     const TokenBlocks tokens{job.x.tokens, Lanes::kInt8Tokens};
+    const auto all = std::make_integer_sequence<int, Lanes::kInt8Tokens>{};
     for (int64_t block = 0; block < tokens.count(); ++block) {
         const int64_t first = tokens.start(block);
         const int64_t size = tokens.start(block + 1) - first;
-        const Int8Tile multiply = int8_tile_for<Format>(size, std::make_integer_sequence<int, Lanes::kInt8Tokens>{});
+        const Int8Tile multiply = Format::kZeros && w.zeros ? int8_tile_for<Format, Format::kZeros>(size, all) : int8_tile_for<Format, false>(size, all);
         for (int64_t i = 0; i < job.tiles; ++i)
-            multiply(job.weights->packed, job.first_tile + i, *job.x.quantized, first, job.out + (i * tokens.tokens + first) * kTileRows);
+            multiply(w, job.first_tile + i, *job.x.quantized, first, job.out + (i * tokens.tokens + first) * kTileRows);
     }
 }
 

@@ -54,17 +54,18 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
             for (Lanes& sum : chains) sum = Lanes::broadcast(0);
         Lanes offsets[Tokens];
         for (Lanes& offset : offsets) offset = Lanes::broadcast(0);
-        for (const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks; b < end; ++b) {
+        const uint8_t* block = w.codes(tile, g);
+        for (const int64_t end = w.group_end(g); b < end; ++b, block += w.block_bytes) {
             const float* at[Tokens];
             for (int t = 0; t < Tokens; ++t) at[t] = x.block(t, b);
-            Format::template codes<Lanes>(w.block(tile, b), [&](auto chain, int k, Lanes code) HB_LAMBDA {
+            Format::template codes<Lanes>(block, [&](auto chain, int k, Lanes code) HB_LAMBDA {
                 for (int t = 0; t < Tokens; ++t) {
                     Lanes& sum = sums[t][chain % kChains];
                     sum = Lanes::fma(code, Lanes::broadcast(at[t][k]), sum);
                 }
             });
             if (!Format::has_offsets(w)) continue;
-            const Lanes offset = Format::template offset<Lanes>(w, tile, g, w.block(tile, b));
+            const Lanes offset = Format::template offset<Lanes>(w, tile, g, block);
             for (int t = 0; t < Tokens; ++t) offsets[t] = Lanes::fma(offset, Lanes::broadcast(block_sum(at[t])), offsets[t]);
         }
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));

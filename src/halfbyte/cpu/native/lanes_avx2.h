@@ -21,6 +21,16 @@ struct Lanes {
         __m256i low, high;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+        HB_INLINE int32_t sum() const {
+            const __m256i eight = _mm256_add_epi32(low, high);
+            const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+            const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+            return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+        }
+        HB_INLINE void store_bytes(int8_t* p) const {
+            const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+        }
     };
 
     __m256 low, high;
@@ -95,6 +105,14 @@ struct Lanes {
         const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
     }
+    static HB_INLINE Ints whole(Lanes a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
+    static HB_INLINE uint32_t largest_magnitude(Lanes a, Lanes b) {
+        const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(magnitude(a.low), magnitude(a.high)),
+                                               _mm256_max_epi32(magnitude(b.low), magnitude(b.high)));
+        const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+        const __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+        return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1))));
+    }
     static HB_INLINE Lanes from(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
     template <int Shift>
     static HB_INLINE Bits fields(Bits bits, uint8_t mask) {
@@ -113,6 +131,7 @@ struct Lanes {
     }
 
 private:
+    static HB_INLINE __m256i magnitude(__m256 x) { return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)); }
     template <int Shift>
     static HB_INLINE __m256i fields(__m256i bits, uint8_t mask) {
         const __m256i moved = Shift < 0 ? _mm256_slli_epi32(bits, -Shift & 31) : _mm256_srli_epi32(bits, Shift & 31);

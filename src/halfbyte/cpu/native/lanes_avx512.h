@@ -19,6 +19,8 @@ struct Lanes {
         __m512i v;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+        HB_INLINE int32_t sum() const { return _mm512_reduce_add_epi32(v); }
+        HB_INLINE void store_bytes(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
     };
 
     __m512 v;
@@ -74,6 +76,12 @@ struct Lanes {
     }
     static HB_INLINE Ints ints(const int8_t* p) {
         return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    static HB_INLINE Ints whole(Lanes a) { return {_mm512_cvtps_epi32(a.v)}; }
+    static HB_INLINE uint32_t largest_magnitude(Lanes a, Lanes b) {
+        const __m512i positive = _mm512_set1_epi32(0x7fffffff);
+        const __m512i x = _mm512_and_si512(_mm512_castps_si512(a.v), positive), y = _mm512_and_si512(_mm512_castps_si512(b.v), positive);
+        return _mm512_reduce_max_epu32(_mm512_max_epu32(x, y));
     }
     static HB_INLINE Lanes from(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
     template <int Shift>

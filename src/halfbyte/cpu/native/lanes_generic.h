@@ -35,6 +35,15 @@ struct Lanes {
             for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
             return a;
         }
+        HB_INLINE int32_t sum() const {
+            int32_t total = 0;
+            for (const int32_t x : v) total += x;
+            return total;
+        }
+        // As signed bytes, which hold them.
+        HB_INLINE void store_bytes(int8_t* p) const {
+            for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v[i]);
+        }
     };
 
     float v[16];
@@ -135,6 +144,23 @@ struct Lanes {
         Ints result;
         for (int i = 0; i < 16; ++i) result.v[i] = p[i];
         return result;
+    }
+    // The nearest whole numbers, for magnitudes below 2^22.
+    static HB_INLINE Ints whole(Lanes a) {
+        a = round(a);
+        Ints result;
+        for (int i = 0; i < 16; ++i) result.v[i] = static_cast<int32_t>(a.v[i]);
+        return result;
+    }
+    // The bits of the largest magnitude of both; infinity is larger than any number, and NaN than infinity.
+    static HB_INLINE uint32_t largest_magnitude(Lanes a, Lanes b) {
+        uint32_t top = 0;
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t x = std::bit_cast<uint32_t>(a.v[i]) & 0x7fffffffu, y = std::bit_cast<uint32_t>(b.v[i]) & 0x7fffffffu;
+            const uint32_t larger = x > y ? x : y;
+            top = larger > top ? larger : top;
+        }
+        return top;
     }
     static HB_INLINE Lanes from(Ints x) {
         return make([&](int i) { return static_cast<float>(x.v[i]); });

@@ -27,6 +27,11 @@ struct Lanes {
             for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
             return a;
         }
+        HB_INLINE int32_t sum() const { return vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3]))); }
+        HB_INLINE void store_bytes(int8_t* p) const {
+            const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
+            vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        }
     };
 
     float32x4_t v[4];
@@ -123,6 +128,14 @@ struct Lanes {
         const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
         return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}};
     }
+    static HB_INLINE Ints whole(Lanes a) {
+        return {{vcvtnq_s32_f32(a.v[0]), vcvtnq_s32_f32(a.v[1]), vcvtnq_s32_f32(a.v[2]), vcvtnq_s32_f32(a.v[3])}};
+    }
+    static HB_INLINE uint32_t largest_magnitude(Lanes a, Lanes b) {
+        uint32x4_t top = vdupq_n_u32(0);
+        for (int i = 0; i < 4; ++i) top = vmaxq_u32(top, vmaxq_u32(magnitude(a.v[i]), magnitude(b.v[i])));
+        return vmaxvq_u32(top);
+    }
     static HB_INLINE Lanes from(Ints x) {
         return make([&](int i) { return vcvtq_f32_s32(x.v[i]); });
     }
@@ -145,6 +158,7 @@ struct Lanes {
     }
 
 private:
+    static HB_INLINE uint32x4_t magnitude(float32x4_t x) { return vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffffu)); }
     static HB_INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) {
 #if defined(HB_DOT_PRODUCT)
         return vdotq_s32(sum, a, b);

@@ -1,7 +1,7 @@
 // Products with weight matrices: plain, onto a residual, and gated.
 //
-// Activations are laid out for the kernels by all threads together; then each thread has its own rows of the weights,
-// streams them once, and finishes its part of the output while it is at hand.
+// Activations are laid out for the kernels by all threads together; then each thread streams the rows of the weights that
+// it gets, once, and finishes its part of the output while it is at hand.
 #include <algorithm>
 #include <cstring>
 
@@ -16,6 +16,8 @@ constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
 
 // Most tiles of a job with this many tokens; its products fit kJobFloats.
 int64_t job_tiles(int64_t tokens) { return tokens <= kDirectTokens ? kDirectJobTiles : kJobTiles; }
+// Fewest bytes of weights that a thread takes at a time, where it reads them only once: some microseconds' worth.
+constexpr int64_t kLeastBytes = 128 << 10;
 static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
 
 // Weight matrices of equal width, their rows one after another.
@@ -39,7 +41,13 @@ public:
     // Whether products of many tokens read `Activations::packed`.
     bool packed() const { return packed_; }
 
-    // This thread's rows: whole tiles, and an even part of the bytes.
+    // Fewest rows that a thread takes at a time.
+    int64_t least_rows(int64_t tokens) const {
+        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kJobTiles;
+        return std::max<int64_t>(1, tiles) * kTileRows;
+    }
+
+    // This thread's rows, to begin with: whole tiles, and an even part of the bytes.
     Range share(const Worker& worker) const { return {boundary(worker.index, worker.count), boundary(worker.index + 1, worker.count)}; }
 
     // Calls use(products, part) for consecutive parts of `rows`, none wider than a tile: token t's products are
@@ -91,14 +99,16 @@ private:
 
 int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
-// Calls use(x, first token) for the tokens of a batch, some at a time, laid out as the weights want them.
+// Calls use(x, first token, rows) for the tokens of a batch, some at a time, laid out as the weights want them, and for
+// parts of the output's rows, of which `own` are this thread's to begin with.
 template <class Use>
-void for_tokens(const Context& c, const Stack& weights, Floats x, const Use& use) {
+void for_parts(const Context& c, const Stack& weights, Floats x, Range own, const Use& use) {
     for (int64_t first = 0; first < c.count; first += kTokensAtOnce) {
         Activations part{x.row(first), std::min(kTokensAtOnce, c.count - first), x.columns};
         Quantized rounded{};
+        if (first > 0) c.worker.sync();
+        c.shares->give(c.worker, own);
         if (weights.packed() && (c.int8 || part.tokens > kDirectTokens)) {
-            if (first > 0) c.worker.sync();
             if (c.int8) {
                 const int64_t all = part.tokens * blocks_of(x.columns);
                 auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
@@ -109,9 +119,9 @@ void for_tokens(const Context& c, const Stack& weights, Floats x, const Use& use
                 c.kernels->pack(part, c.worker.share(blocks_of(x.columns)), c.shared);
                 part.packed = c.shared;
             }
-            c.worker.sync();
         }
-        use(part, first);
+        c.worker.sync();
+        c.shares->take(c.worker, weights.least_rows(part.tokens), [&](Range rows) { use(part, first, rows); });
     }
 }
 
@@ -127,8 +137,8 @@ public:
     Scratch scratch(int) const override { return product_scratch(weights_, x_.rows); }
 
     void run(const Context& c) const override {
-        for_tokens(c, weights_, x_, [&](const Activations& x, int64_t first) {
-            weights_.multiply(c, weights_.share(c.worker), x, [&](const float* products, Range rows) {
+        for_parts(c, weights_, x_, weights_.share(c.worker), [&](const Activations& x, int64_t first, Range some) {
+            weights_.multiply(c, some, x, [&](const float* products, Range rows) {
                 for (int64_t t = 0; t < x.tokens; ++t) store(products + t * kTileRows, first + t, rows);
             });
         });
@@ -164,12 +174,10 @@ public:
 
     void run(const Context& c) const override {
         const Range tiles = c.worker.share((out_.columns + kTileRows - 1) / kTileRows);
-        for_tokens(c, weights_, x_, [&](const Activations& x, int64_t first) {
-            const int64_t most = job_tiles(x.tokens);
-            for (int64_t tile = tiles.begin; tile < tiles.end; tile += most) {
-                const int64_t end = std::min(tile + most, tiles.end) * kTileRows;
-                gate(c, x, first, {tile * kTileRows, std::min(end, out_.columns)});
-            }
+        const Range own{tiles.begin * kTileRows, std::min(tiles.end * kTileRows, out_.columns)};
+        for_parts(c, weights_, x_, own, [&](const Activations& x, int64_t first, Range rows) {
+            const int64_t most = job_tiles(x.tokens) * kTileRows;
+            for (int64_t row = rows.begin; row < rows.end; row += most) gate(c, x, first, {row, std::min(row + most, rows.end)});
         });
     }
 

@@ -25,8 +25,6 @@ const Packing& packing(Storage storage) { return kPackings[static_cast<int>(stor
 
 int64_t item_bytes(Storage storage) { return storage == Storage::f32 ? 4 : 2; }
 
-int64_t padded(int64_t nbytes) { return (nbytes + 63) / 64 * 64; }
-
 float dense_value(Storage storage, const std::byte* at) {
     if (storage == Storage::f32) {
         float value;
@@ -43,7 +41,7 @@ float dense_value(Storage storage, const std::byte* at) {
 Matrix::Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns)
     : view_{storage, rows, columns, values, {}} {}
 
-Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storage, stored.rows, stored.columns, nullptr, {}} {
+Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool, Arena& arena) : view_{storage, stored.rows, stored.columns, nullptr, {}} {
     Tiles& packed = view_.packed;
     packed.tiles = view_.tiles();
     packed.block_bytes = packing(storage).block_bytes;
@@ -51,11 +49,9 @@ Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storag
     packed.blocks = (stored.columns + kBlock - 1) / kBlock;
     packed.groups = stored.groups();
     packed.blocks_per_group = stored.group / kBlock;
-    const int64_t codes = padded(packed.code_bytes()), scales = padded(packed.scale_bytes());
-    buffer_ = Buffer(codes + scales + (stored.zeros ? packed.zero_bytes() : 0));
-    packed.codes = buffer_.as<uint8_t>();
-    packed.scales = reinterpret_cast<uint16_t*>(packed.codes + codes);
-    packed.zeros = stored.zeros ? packed.codes + codes + scales : nullptr;
+    packed.zeros = stored.zeros != nullptr;
+    memory_ = arena.take(packed.tiles * packed.tile_bytes());
+    packed.data = reinterpret_cast<uint8_t*>(memory_.get());
     const auto repack = packing(storage).repack;
     pool.run([&](const Worker& worker) {
         const Range tiles = worker.share(packed.tiles);
@@ -64,7 +60,7 @@ Matrix::Matrix(const Stored& stored, Storage storage, Pool& pool) : view_{storag
 }
 
 int64_t Matrix::nbytes() const {
-    if (is_packed(view_.storage)) return static_cast<int64_t>(buffer_.nbytes());
+    if (is_packed(view_.storage)) return view_.packed.tiles * view_.packed.tile_bytes();
     return view_.rows * view_.columns * item_bytes(view_.storage);
 }
 

@@ -34,8 +34,8 @@ class Matrix {
 public:
     // A plain matrix, read in place.
     Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns);
-    // A repacked copy of groups, made by all threads of `pool`.
-    Matrix(const Stored& stored, Storage storage, Pool& pool);
+    // A repacked copy of groups in memory of `arena`, made by all threads of `pool`.
+    Matrix(const Stored& stored, Storage storage, Pool& pool, Arena& arena);
 
     const MatrixView& view() const { return view_; }
     // Bytes that a product reads.
@@ -45,7 +45,7 @@ public:
 
 private:
     MatrixView view_;
-    Buffer buffer_;
+    std::shared_ptr<std::byte> memory_;
 };
 
 }  // namespace halfbyte

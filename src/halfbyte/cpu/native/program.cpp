@@ -13,7 +13,7 @@ int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch() / 
 }  // namespace
 
 Program::Program(int threads, Isa isa, int64_t context, bool int8)
-    : isa_(isa), int8_(int8), kernels_(kernels_for(isa)), pool_(threads), inputs_(context) {}
+    : isa_(isa), int8_(int8), kernels_(kernels_for(isa)), pool_(threads), shares_(threads), inputs_(context) {}
 
 void Program::add(std::unique_ptr<Step> step) {
     const Scratch needed = step->scratch(pool_.size());
@@ -28,14 +28,16 @@ void Program::add(std::unique_ptr<Step> step) {
 
 void Program::run(int64_t tokens, int64_t rows) {
     const std::lock_guard lock(running_);
+    called_ns_ = now_ns();
     batch_ = {tokens, rows};
     inputs_.check(batch_);
     pool_.run([this](const Worker& worker) { run_steps(worker); });
 }
 
 void Program::run_steps(const Worker& worker) {
-    Context context{0, worker, &kernels_, local_.as<float>() + worker.index * local_floats_, shared_.as<float>(), int8_};
+    Context context{0, worker, &kernels_, local_.as<float>() + worker.index * local_floats_, shared_.as<float>(), &shares_, int8_};
     int64_t before = now_ns();
+    if (worker.index == 0) start_ns_ = before - called_ns_;
     for (size_t i = 0; i < steps_.size(); ++i) {
         context.count = batch_.count(steps_[i]->axis);
         if (context.count > 0) {

@@ -24,6 +24,7 @@ struct Context {
     const Kernels* kernels;
     float* local;
     float* shared;
+    Shares* shares;
     bool int8;  // whether activations are rounded to 8 bits for packed weights
 };
 
@@ -44,6 +45,8 @@ public:
     Program(int threads, Isa isa, int64_t context, bool int8);
 
     Pool& pool() { return pool_; }
+    // Memory for matrices.
+    Arena& arena() { return arena_; }
     Isa isa() const { return isa_; }
     Inputs& inputs() { return inputs_; }
     void add(std::unique_ptr<Step> step);
@@ -52,6 +55,8 @@ public:
     void run(int64_t tokens, int64_t rows);
     // How long each step took in the last run, in nanoseconds; 0 for steps that had nothing to do.
     const std::vector<int64_t>& step_ns() const { return step_ns_; }
+    // Nanoseconds of the last run from the call to its first step: checking the state and waking the threads.
+    int64_t start_ns() const { return start_ns_; }
 
 private:
     void run_steps(const Worker& worker);
@@ -60,9 +65,12 @@ private:
     bool int8_;
     const Kernels& kernels_;
     Pool pool_;
+    Arena arena_;
+    Shares shares_;
     Inputs inputs_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<int64_t> step_ns_;
+    int64_t called_ns_ = 0, start_ns_ = 0;
     Buffer local_, shared_;
     int64_t local_floats_ = 0;
     Batch batch_;

@@ -120,6 +120,7 @@ private:
     CacheWriter k_, v_;
 };
 
+// Heads of a few tokens each are dealt out in turn, because those that go to the cache take longer.
 class RopeKvWrite final : public Step {
 public:
     RopeKvWrite(Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, CacheWriter k, CacheWriter v, Floats out)
@@ -128,8 +129,12 @@ public:
     Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
 
     void run(const Context& c) const override {
-        const Range items = c.worker.share(c.count * heads_.total());
-        for (int64_t item = items.begin; item < items.end; ++item) head(c, item / heads_.total(), item % heads_.total());
+        constexpr int64_t kTokens = 32;
+        const int64_t items = (c.count + kTokens - 1) / kTokens * heads_.total();
+        for (int64_t item = c.worker.index; item < items; item += c.worker.count) {
+            const int64_t first = item / heads_.total() * kTokens, end = std::min(first + kTokens, c.count);
+            for (int64_t t = first; t < end; ++t) head(c, t, item % heads_.total());
+        }
     }
 
 private:

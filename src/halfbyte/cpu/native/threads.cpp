@@ -7,12 +7,13 @@
 namespace halfbyte {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+// Between steps little time passes, unless the others have no core to run on; between tokens the caller samples.
+constexpr auto kSpinBetweenSteps = std::chrono::microseconds(50), kSpinBetweenCalls = std::chrono::microseconds(300);
 constexpr int kPausesBetweenLooks = 16;
 
 // Waits until `value` is no longer `old`: spinning first, then asleep.
-void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, std::chrono::microseconds spin) {
+    const auto deadline = std::chrono::steady_clock::now() + spin;
     do {
         for (int i = 0; i < kPausesBetweenLooks; ++i) {
             if (value.load(std::memory_order_acquire) != old) return;
@@ -27,7 +28,7 @@ void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 void Barrier::wait() {
     if (threads_ == 1) return;
     const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) return wait_for_change(phase_, phase);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) return wait_for_change(phase_, phase, kSpinBetweenSteps);
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     phase_.notify_all();
@@ -62,7 +63,7 @@ void Pool::run(const Job& job) {
 
 void Pool::serve(int index) {
     for (uint32_t seen = 0;; ++seen) {
-        wait_for_change(calls_, seen);
+        wait_for_change(calls_, seen, kSpinBetweenCalls);
         if (!job_) return;
         (*job_)({index, size_, &barrier_});
         barrier_.wait();

@@ -1,7 +1,7 @@
 // A team of threads that runs one job at a time: the caller is thread 0, the others wait for it.
 //
-// Waiting threads spin for a few tens of microseconds, which covers the gap between two steps or two tokens, and then
-// sleep until they are woken.
+// Waiting threads spin, for tens of microseconds between two steps and for hundreds between two tokens, and then sleep
+// until they are woken.
 #pragma once
 
 #include <atomic>
@@ -40,6 +40,48 @@ struct Worker {
     void sync() const { barrier->wait(); }
     // This thread's part of `items` equal items.
     Range share(int64_t items) const { return {items * index / count, items * (index + 1) / count}; }
+};
+
+// Work that a team shares out while it runs: each thread has a range of items of its own and, when that is done, takes
+// what is left of the others', so that none waits for one that was held up.
+class Shares {
+public:
+    explicit Shares(int threads) : shares_(threads) {}
+
+    // Lays down a thread's range. All threads must have done so, and met at a barrier, before any takes.
+    void give(const Worker& worker, Range own) {
+        Share& mine = shares_[worker.index];
+        mine.end = own.end;
+        mine.next.store(own.begin, std::memory_order_relaxed);
+    }
+    // Calls use(range) until nothing is left. Ranges get smaller towards the end, down to `least` items.
+    template <class Use>
+    void take(const Worker& worker, int64_t least, const Use& use) {
+        for (int i = 0; i < worker.count; ++i) {
+            Share& share = shares_[(worker.index + i) % worker.count];
+            for (Range range = share.part(least); range.size() > 0; range = share.part(least)) use(range);
+        }
+    }
+
+private:
+    struct alignas(64) Share {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+
+        Range part(int64_t least) {
+            constexpr int64_t kParts = 4;  // of what is left
+            int64_t begin = next.load(std::memory_order_relaxed), past = begin;
+            do {
+                if (begin >= end) return {};
+                const int64_t size = (end - begin) / kParts / least * least;
+                past = begin + (size > least ? size : least);
+                if (past > end) past = end;
+            } while (!next.compare_exchange_weak(begin, past, std::memory_order_relaxed));
+            return {begin, past};
+        }
+    };
+
+    std::vector<Share> shares_;
 };
 
 class Pool {

@@ -104,7 +104,8 @@ def _gemv(
     else:
         wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
     units = rows * (2 if gated else 1)
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": _unroll(blocks, team, units)}
+    unroll = 2 if wg == 256 and team == 32 and outputs >= 4096 and blocks > 96 else _unroll(blocks, team, units)
+    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll}
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
@@ -165,7 +166,13 @@ def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache
     }
 
 
+def head_lanes(head_dim: int) -> int:
+    """Lanes that hold a head, eight values each: a power of two."""
+    return 1 << (-(-head_dim // 8) - 1).bit_length()
+
+
 def _attend_derived(sizes: Sizes) -> Constants:
+<<<<<<< HEAD
     """What follows for attention of few tokens.
 
     TL, lanes that hold a head; SLICES, workgroups for the query heads that share a key head; CHUNK, keys that a
@@ -179,10 +186,14 @@ def _attend_derived(sizes: Sizes) -> Constants:
         "CHUNK": sizes["WG"] // lanes * sizes["KEYS"],
         "AT_ONCE": max(1, min(sizes["SLICE"], sizes["ROOM"] // kept)),
     }
+=======
+    """TL, lanes that hold a head, and SLICES, workgroups for the query heads that share a key head."""
+    return {"TL": head_lanes(sizes["head_dim"]), "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"]}
+>>>>>>> main
 
 
 def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
-    lanes = _attend_derived(sizes)["TL"]
+    lanes = head_lanes(sizes["head_dim"])
     return bool(
         sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
         and sizes["WG"] // lanes > sizes["SLICE"]
@@ -211,9 +222,9 @@ def _attend_tiled_fits(choice: Choice, sizes: Sizes) -> bool:
     )
 
 
-def _norm(choice: Choice, *, width: int) -> Constants:
-    """Sizes for a norm: WG, for one row a workgroup."""
-    large = choice.large_workgroups and choice.subgroup and width > 2048
+def _norm(choice: Choice, *, width: int, columns: int) -> Constants:
+    """Sizes for a norm: WG, for one row a workgroup; with many rows small ones keep a GPU busier."""
+    large = choice.large_workgroups and choice.subgroup and width > 2048 and columns
     return {"WG": 1024 if large else 256}
 
 

@@ -1,0 +1,58 @@
+"""`halfbyte export`: write a model for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from halfbyte.cli.output import print_pairs, size
+from halfbyte.cli.quantize import progress_bar
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id.")]
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="File (gguf) or folder to write.")]
+Layout = Annotated[
+    Literal["gguf", "awq", "gptq", "gptq_v2"],
+    typer.Option("--to", metavar="gguf|awq|gptq|gptq_v2", help="The program's layout: awq is AutoAWQ's."),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Of a GGUF file: f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k, q4_k_m, q5_k_m, stored.",
+        show_default="stored if quantized, else q4_k_m",
+    ),
+]
+Calibration = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text by which rounding is weighed (an importance matrix).")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a GGUF file.")]
+
+
+def export(
+    source: Source,
+    target: Target,
+    layout: Layout = "gguf",
+    kind: Kind = None,
+    calibration: Calibration = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for llama.cpp (GGUF), or as AutoAWQ or GPTQ lay it out."""
+    from halfbyte.cli.folder import model_folder
+    from halfbyte.quantize.export import export
+
+    folder = model_folder(source)
+    with progress_bar() as progress:
+        export(
+            folder,
+            target,
+            layout=layout,
+            kind=kind,
+            calibration=calibration,
+            name=source if folder != Path(source) else None,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    files = [target] if target.is_file() else [file for file in target.iterdir() if file.is_file()]
+    print_pairs([("written", str(target)), ("size", size(sum(file.stat().st_size for file in files)))])

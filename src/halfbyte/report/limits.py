@@ -1,0 +1,113 @@
+"""What the processor and the GPUs of this machine could do at most: measured once, then remembered with the day.
+
+A processor's entry is found by its name, cores, instruction set and threads, a GPU's by its name and driver.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.remembered import cache_folder, recall, remember
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CpuLimits:
+    """What a processor could do at most, with one thread and with all that would be used.
+
+    Attributes:
+        read_bandwidth: Bytes a second that are read, with one thread; `all_` with all.
+        copy_bandwidth: Bytes a second that are read and written together.
+        int8_rate: Products of two 8-bit integers a second that are added up.
+        threads: How many all are.
+        measured: When, in ISO 8601, UTC.
+    """
+
+    read_bandwidth: float
+    all_read_bandwidth: float
+    copy_bandwidth: float
+    all_copy_bandwidth: float
+    int8_rate: float
+    all_int8_rate: float
+    threads: int
+    measured: str
+
+
+def limits_file() -> Path:
+    """Where limits are kept."""
+    return cache_folder() / "limits.json"
+
+
+def cpu_limits(*, again: bool = False, path: Path | None = None) -> CpuLimits:
+    """The processor's limits; measuring them takes about two seconds.
+
+    Args:
+        again: Measure even if they are known.
+        path: Where they are kept, if not in the user's cache.
+    """
+    from halfbyte.cpu import machine
+
+    path, about = path or limits_file(), machine.describe()
+    key = f"{about.brand} | {about.cores} cores | {about.isa} | {about.threads} threads"
+    known = recall(path, SCHEMA)
+    if not again:
+        try:
+            return CpuLimits(**known[key])
+        except (KeyError, TypeError):
+            pass
+    measured = {
+        f"{prefix}{name}": find(threads)
+        for name, find in (
+            ("read_bandwidth", machine.read_bandwidth),
+            ("copy_bandwidth", machine.copy_bandwidth),
+            ("int8_rate", machine.int8_rate),
+        )
+        for prefix, threads in (("", 1), ("all_", about.threads))
+    }
+    limits = CpuLimits(threads=about.threads, measured=_now(), **measured)
+    _keep(path, {**known, key: asdict(limits)})
+    return limits
+
+
+def gpu_limits(
+    adapters: list[dict[str, Any]], *, again: bool = False, path: Path | None = None
+) -> list[dict[str, Any]]:
+    """Of each real GPU among adapters: `name`, `driver`, `measured` (when), and `limits` or `error`.
+
+    Measuring takes about two seconds a GPU, in a process of its own.
+    """
+    path = path or limits_file()
+    known = recall(path, SCHEMA)
+    real = [a for a in adapters if a["type"] != "CPU" and a["backend"] != "OpenGL"]
+    if again or any(_gpu_key(adapter) not in known for adapter in real):
+        from halfbyte.webgpu.limits import measure_apart
+
+        found = {_gpu_key(each): {**each, "measured": _now()} for each in measure_apart()}
+        known |= found
+        _keep(path, {key: values for key, values in known.items() if "error" not in values})
+    return [known[key] for key in dict.fromkeys(map(_gpu_key, real)) if isinstance(known.get(key), dict)]
+
+
+def _gpu_key(adapter: dict[str, Any]) -> str:
+    return f"{adapter['name']} | {adapter['driver']}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="minutes")
+
+
+def _keep(path: Path, values: dict[str, Any]) -> None:
+    """Remember; a folder that cannot be written only means that the next one measures again."""
+    try:
+        remember(path, SCHEMA, values)
+    except HalfbyteError as problem:
+        _log.info("%s", problem)
+
+
+_log = logging.getLogger(__name__)

@@ -1,0 +1,322 @@
+"""Watches an answer: what the host did and what the device ran, as both tell of themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.devices import make_decoder
+from halfbyte.errors import UsageError
+from halfbyte.formats import Format, get_format
+from halfbyte.model import Model
+from halfbyte.plan import Batch, Executor, Plan, make_plan
+from halfbyte.plan.batch import Decoded, Float32
+from halfbyte.report.parts import parts
+from halfbyte.report.timeline import HOST, TOKENS, Phase, Run, Span, Turn, Watched, filled
+from halfbyte.runtime import Engine, SamplingParams
+
+if TYPE_CHECKING:
+    from halfbyte.webgpu.program import Command, Dispatch
+    from halfbyte.webgpu.trace import Tracer
+
+
+class Watcher:
+    """Answers prompts on a model's device, watched or not, each on an engine of its own: nothing is reused.
+
+    Raises:
+        UsageError: The device does not tell the time of steps.
+    """
+
+    def __init__(self, model: Model, prompt_ids: Sequence[int], max_tokens: int) -> None:
+        executor: Any = model.executor
+        if not hasattr(executor, "step_ns") and not hasattr(executor, "traced"):
+            raise UsageError(f"device {model.device} does not time its steps.", "Profile with --device cpu or gpu.")
+        self._model = model
+        self._prompt_ids = prompt_ids
+        self._max_tokens = max_tokens
+        self._costs = _Costs(model)
+        self._gpu = hasattr(executor, "traced")
+
+    def plain(self) -> Watched:
+        """An answer that nobody watches."""
+        return Watched(self._answer(_Noted(self._model.executor)), ())
+
+    def watched(self) -> Watched:
+        """An answer, watched."""
+        return self._watched_gpu() if self._gpu else self._watched_cpu()
+
+    def _answer(self, noted: _Noted) -> tuple[Turn, ...]:
+        model = self._model
+        decoder = make_decoder(model.device, model.executor)
+        noted.decoder = decoder
+        engine = Engine(noted, rope_switch=model.spec.rope_switch, decoder=noted if decoder else None)
+        outputs = engine.generate(
+            self._prompt_ids, SamplingParams(), max_tokens=self._max_tokens, stop_token_ids=model.spec.stop_token_ids
+        )
+        turns: list[Turn] = []
+        while True:
+            start, before = time.perf_counter(), len(noted.runs)
+            output = next(outputs, None)
+            if output is None:
+                return tuple(turns)
+            runs = tuple(noted.runs[before:])
+            reads = not turns or any(run.tokens > 1 for run in runs)
+            phase: Phase = "prefill" if reads else "decode"
+            turns.append(Turn(phase, start, time.perf_counter(), output.token_id, runs))
+
+    def _tokens(self, turns: Sequence[Turn]) -> Iterator[Span]:
+        for turn in turns:
+            text = self._model.tokenizer.decode([turn.token_id])
+            yield Span(TOKENS, turn.phase, text, text, turn.start_s, turn.seconds)
+
+    def _watched_cpu(self) -> Watched:
+        """Each batch's steps, laid end to end so that the last one ends with the batch."""
+        times: list[tuple[Any, dict[str, int]]] = []
+        executor: Any = self._model.executor
+        turns = self._answer(_Noted(executor, lambda: times.append((executor.step_ns(), executor.before_ns()))))
+        spans, names, steps = [*self._tokens(turns)], parts(self._model.plan), self._model.plan.steps
+        taken = iter(times)
+        for turn in turns:
+            host: list[Span] = []
+            for run in turn.runs:
+                step_ns, before_ns = next(taken)
+                phase: Phase = turn.phase if run.tokens == 1 else "prefill"
+                at = run.start_s
+                for name, nanoseconds in before_ns.items():
+                    host.append(Span(HOST, phase, name, name, at, nanoseconds * 1e-9, detail=f"{run.tokens} tokens"))
+                    at = host[-1].end_s
+                host.append(Span(HOST, phase, "wait", "wait", at, max(0.0, run.end_s - at)))
+                at = run.end_s - float(step_ns.sum()) * 1e-9
+                for step, name, nanoseconds, cost in zip(steps, names, step_ns, self._costs.of(run), strict=True):
+                    if nanoseconds:
+                        kind, seconds = type(step).__name__, float(nanoseconds) * 1e-9
+                        detail = f"{kind} → {step.outputs[0]}"
+                        spans.append(Span("cpu", phase, name, kind, at, seconds, *cost, detail))
+                        at += seconds
+            spans += filled(host, turn, "schedule", "schedule", "sample")
+        return Watched(turns, tuple(spans))
+
+    def _watched_gpu(self) -> Watched:
+        """Each dispatch, by the device's clock; tokens that were computed beyond the answer are `dropped`."""
+        executor: Any = self._model.executor
+        noted = _Noted(executor)
+        with executor.traced() as tracer:
+            turns = self._answer(noted)
+        works = _Works(self._model, noted, self._costs)
+        spans = [*self._tokens(turns), *works.spans(tracer)]
+        host = [
+            Span(HOST, "decode", name, name, start, end - start)
+            for name, times in (
+                ("submit", [(s.start_s, s.end_s) for s in tracer.submissions]),
+                ("wait", tracer.waits),
+            )
+            for start, end in times
+        ]
+        for turn in turns:
+            mine = [replace(span, phase=turn.phase) for span in host if turn.start_s <= span.start_s < turn.end_s]
+            spans += filled(sorted(mine, key=lambda span: span.start_s), turn, *["engine"] * 3)
+        return Watched(turns, tuple(spans), tuple(works.notes))
+
+
+@dataclass
+class _Decoding:
+    """A stay of the decoder on the device: the batch it began with, and the tokens that were taken from it."""
+
+    batch: Batch
+    start_s: float
+    tokens: int = 0
+
+
+class _Noted:
+    """An executor, and the decoder on it, that note what they are asked to run.
+
+    Args:
+        after: Called after each batch.
+    """
+
+    def __init__(self, executor: Executor, after: Callable[[], None] | None = None) -> None:
+        self.decoder: Any = None
+        self.runs: list[Run] = []
+        self.batches: list[Batch] = []
+        self.decodings: list[_Decoding] = []
+        self._executor = executor
+        self._after = after
+
+    @property
+    def plan(self) -> Plan:
+        return self._executor.plan
+
+    def run(self, batch: Batch) -> Float32:
+        start = time.perf_counter()
+        logits = self._executor.run(batch)
+        end = time.perf_counter()
+        if self._after:
+            self._after()
+        self.runs.append(Run(start, end, len(batch.token_ids), len(batch.logit_rows), int(batch.positions[-1])))
+        self.batches.append(batch)
+        return logits
+
+    def supports(self, sampling: Any) -> bool:
+        return bool(self.decoder.supports(sampling))
+
+    def decode(self, batch: Batch, sampling: Any, **options: Any) -> Generator[Decoded, None, None]:
+        decoding = _Decoding(batch, time.perf_counter())
+        self.decodings.append(decoding)
+        inner = self.decoder.decode(batch, sampling, **options)
+        try:
+            for token in inner:
+                decoding.tokens += 1
+                yield token
+        finally:
+            inner.close()
+
+
+class _Works:
+    """What a GPU ran, told from what was submitted."""
+
+    def __init__(self, model: Model, noted: _Noted, costs: _Costs) -> None:
+        self.notes: list[str] = []
+        self._executor: Any = model.executor
+        self._noted = noted
+        self._costs = costs
+        steps = self._executor.plan.steps
+        self._index = {step.outputs: i for i, step in enumerate(steps)}
+        self._parts = parts(self._executor.plan)
+        self._lane = model.device
+
+    def spans(self, tracer: Tracer) -> Iterator[Span]:
+        """The dispatches of all submissions, token by token."""
+        found = self._timed(tracer) if tracer.timestamps else self._differences(tracer)
+        ahead: dict[int, int] = {}
+        for submission, times in zip(tracer.submissions, found, strict=True):
+            run, _ = self._run_at(submission.start_s)
+            if run:
+                yield from self._step(submission.commands, times, run, "prefill" if run.tokens > 1 else "decode")
+                continue
+            decoding = self._decoding_at(submission.start_s)
+            for commands in _tokens(submission.commands):
+                done = ahead[id(decoding)] = ahead.get(id(decoding), 0) + 1
+                last = int(decoding.batch.positions[0]) + done - 1
+                phase: Phase = "decode" if done <= decoding.tokens else "dropped"
+                mine, times = times[: len(commands)], times[len(commands) :]
+                yield from self._step(commands, mine, Run(0, 0, 1, 1, last), phase)
+
+    def _step(
+        self, commands: Sequence[Command], times: Sequence[tuple[float, float]], run: Run, phase: Phase
+    ) -> Iterator[Span]:
+        """The dispatches of one batch; those of a step's first kernel share what the step moves and computes."""
+        costs = self._costs.of(run)
+        sharing: dict[int, list[Dispatch]] = {}
+        for command in commands:
+            i = self._step_of(command.dispatch)
+            if i is not None:
+                first = sharing.setdefault(i, [command.dispatch])
+                if _kernel(command.dispatch) == _kernel(first[0]) and command.dispatch is not first[0]:
+                    first.append(command.dispatch)
+        for command, (start, seconds) in zip(commands, times, strict=True):
+            dispatch, i, cost = command.dispatch, self._step_of(command.dispatch), (0.0, 0.0)
+            if i is not None and dispatch in sharing[i]:
+                cost = costs[i][0] / len(sharing[i]), costs[i][1] / len(sharing[i])
+            detail = dispatch.label if dispatch.step is None else f"{dispatch.label} → {dispatch.step.outputs[0]}"
+            yield Span(self._lane, phase, self._part(dispatch), dispatch.label, start, seconds, *cost, detail)
+
+    def _step_of(self, dispatch: Dispatch) -> int | None:
+        return None if dispatch.step is None else self._index[dispatch.step.outputs]
+
+    def _part(self, dispatch: Dispatch) -> str:
+        i = self._step_of(dispatch)
+        return "sampling" if i is None else self._parts[i]
+
+    def _timed(self, tracer: Tracer) -> list[list[tuple[float, float]]]:
+        timed, alignment = tracer.timed()
+        self.notes.append(
+            f"GPU times are {tracer.how}; its clock lies within ±{alignment.error_s * 1e6:.0f} µs of the host's."
+        )
+        return [[(t.start_s, t.seconds) for t in submission] for submission in timed]
+
+    def _differences(self, tracer: Tracer) -> list[list[tuple[float, float]]]:
+        """Times where there are no timestamps: laid end to end, from when each submission could begin."""
+        from halfbyte.webgpu.trace import differences
+
+        self.notes.append(f"The GPU has no timestamps. Its times are {tracer.how}, and where they lie is estimated.")
+        known: dict[tuple[int, ...], list[float]] = {}
+        found, free_s = [], 0.0
+        for submission in list(tracer.submissions):
+            run, batch = self._run_at(submission.start_s)
+            pieces = [submission.commands] if run else list(_tokens(submission.commands))
+            times = []
+            at = max(free_s, submission.end_s)
+            for commands in pieces:
+                key = tuple(id(command.dispatch) for command in commands)
+                if key not in known:
+                    start = batch if run else self._decoding_at(submission.start_s).batch
+                    known[key] = differences(self._from(start), commands, self._kind)
+                for seconds in known[key]:
+                    times.append((at, seconds))
+                    at += seconds
+            found.append(times)
+            free_s = at
+        return found
+
+    def _kind(self, dispatch: Dispatch) -> tuple[str, str]:
+        return self._part(dispatch), dispatch.label
+
+    def _from(self, batch: Batch) -> Callable[[Sequence[Command]], None]:
+        def run(commands: Sequence[Command]) -> None:
+            self._executor.load(batch)
+            self._executor.device.wait(self._executor.recorder.submit(commands))
+
+        return run
+
+    def _run_at(self, when_s: float) -> tuple[Run | None, Batch]:
+        for run, batch in zip(self._noted.runs, self._noted.batches, strict=True):
+            if run.start_s <= when_s <= run.end_s:
+                return run, batch
+        return None, self._noted.batches[0]
+
+    def _decoding_at(self, when_s: float) -> _Decoding:
+        return next(d for d in reversed(self._noted.decodings) if d.start_s <= when_s)
+
+
+def _kernel(dispatch: Dispatch) -> str:
+    return dispatch.label.partition(" ")[0]
+
+
+def _tokens(commands: Sequence[Command]) -> Iterator[Sequence[Command]]:
+    """The commands of each token of a submission: every one begins with the same dispatch."""
+    starts = [i for i, command in enumerate(commands) if command.dispatch is commands[0].dispatch]
+    return (commands[start:end] for start, end in zip(starts, [*starts[1:], len(commands)], strict=True))
+
+
+class _Costs:
+    """Bytes and operations of each step, for batches of any size at any position."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._plans: dict[tuple[int, int], Plan] = {}
+
+    def of(self, run: Run) -> list[tuple[int, int]]:
+        """(bytes, operations) of each step of a run, attention's for the positions that its tokens see on average."""
+        plan = replace(self._plan(run.tokens, max(1, run.rows)), context=self._mean_context(run))
+        return [(plan.bytes_moved(step), step.flops(plan)) for step in plan.steps]
+
+    def _mean_context(self, run: Run) -> int:
+        return run.last + 1 - (run.tokens - 1) // 2
+
+    def _plan(self, tokens: int, rows: int) -> Plan:
+        if (tokens, rows) not in self._plans:
+            self._plans[tokens, rows] = make_plan(
+                self._model.spec, self._format, tokens=tokens, rows=rows, context=self._model.plan.context,
+                block_size=self._model.plan.block_size, kv_dtype=self._kv_dtype,
+            )  # fmt: skip
+        return self._plans[tokens, rows]
+
+    def _format(self, name: str) -> Format:
+        return get_format(self._model.plan.tensors[name].dtype)
+
+    @cached_property
+    def _kv_dtype(self) -> str:
+        return self._model.plan.of_kind("cache")[0].dtype

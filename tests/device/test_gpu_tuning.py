@@ -1,0 +1,154 @@
+"""Tuning on a real driver: the oracle sees a wrong kernel, faster sizes are remembered, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halfbyte.formats import Format, get_format
+from halfbyte.models.spec import ModelSpec
+from halfbyte.webgpu import shader
+from halfbyte.webgpu.device import Device, open_device
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.kernels.family import Tuning
+from halfbyte.webgpu.limits import measure
+from halfbyte.webgpu.tuning import first_use
+from halfbyte.webgpu.tuning.choices import Choices, Verdict, keep_choices, load_choices, model_key
+from halfbyte.webgpu.tuning.first_use import tune_first
+from halfbyte.webgpu.tuning.probe import SHORT_RUNS, Probe
+from halfbyte.webgpu.tuning.tune import tune
+from halfbyte.webgpu.tuning.workbench import DECODE, PREFILL, SAMPLING, Workbench
+from tests.models.tiny import tiny
+
+TOKENS = 160
+
+
+@cache
+def model() -> ModelSpec:
+    """A model of two layers."""
+    return tiny("llama-3.2-3b").spec
+
+
+def formats(name: str) -> Format:
+    """4-bit matrices."""
+    return get_format("q4g32" if len(model().shapes[name]) == 2 else "f32")
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    """A device of our own."""
+    opened = open_device(software=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def probe(device: Device) -> Probe:
+    """The model's probe, for one token and many."""
+    choice = table.choose(device.capabilities)
+    return Probe(device, model(), formats, choice, tokens=TOKENS, context=256, kv_dtype="f16", runs=SHORT_RUNS)
+
+
+def tuned(device: Device, **sizes: dict[str, int]) -> table.Choice:
+    """The usual kernels but for some families, in all their rows."""
+
+    class Everywhere(dict[str, Any]):
+        def get(self, row: str, default: Any = None) -> Any:
+            return sizes.get(row.partition(" ")[0], default)
+
+    return table.choose(device.capabilities, tuning=Tuning(Everywhere()))
+
+
+def test_other_sizes_agree_with_the_oracle(device: Device, probe: Probe) -> None:
+    assert 0 < probe.usual_error < 0.02
+    other = tuned(device, attend={"KEYS": 1, "SPLIT_KEYS": 64}, merge={"WG": 128}, norm={"WG": 64}, sample={"WG": 64})
+    assert probe.right(other)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "text", "wrong"),
+    [
+        ("attend", "total0 += p0", "total0 += 1.5 * p0"),
+        ("gemm", "sum0_1 +=", "sum0_1 += 0.2 +"),
+        ("sample_stats", "a.z > b.z", "a.z < b.z"),
+    ],
+)
+def test_a_kernel_that_is_a_little_wrong_is_seen(
+    kernel: str, text: str, wrong: str, device: Device, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose = shader.compose
+
+    def sabotaged(name: str, constants: Any) -> str:
+        source = compose(name, constants)
+        assert name != kernel or text in source
+        return source.replace(text, wrong, 1) if name == kernel else source
+
+    monkeypatch.setattr(shader, "compose", sabotaged)
+    monkeypatch.setattr(probe._gpu, "target", replace(probe._gpu.target, pipelines=shader.Pipelines(device)))
+    assert not probe.right(table.choose(device.capabilities))
+
+
+def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
+    bench = Workbench(device, model(), formats, tokens=TOKENS, layers=1)
+    assert bench.method == "timestamps"
+    families = {phase: {family for family, _ in bench.rows(phase).values()} for phase in (DECODE, PREFILL, SAMPLING)}
+    assert families[DECODE] - {"norm", "merge"} == {"embed", "gemv", "attend"}
+    assert families[PREFILL] == {"embed", "gemm", "attend_tiled", "norm"}
+    assert families[SAMPLING] == {"sample"}
+    usual = bench.program(SAMPLING, bench.choice)
+    row, (family, shape) = next(iter(bench.rows(SAMPLING).items()))
+    sizes = table.FAMILIES[family].candidates(bench.choice, shape)[0]
+    choice = replace(bench.choice, tuning=Tuning({row: sizes}))
+    before, after = bench.differing(SAMPLING, choice, usual)
+    assert len(before.dispatches) == len(after.dispatches) == 2
+    assert 0 < bench.seconds(before) < 5
+    untimed = open_device(software=True, limits=replace(device.capabilities, timestamps=False))
+    assert Workbench(untimed, model(), formats, tokens=TOKENS, layers=1).method == "differences"
+
+
+def test_a_short_tuning_is_remembered(device: Device, tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    found = list(tune(device, model(), formats, tokens=TOKENS, budget_s=0.1, short=True, path=file))
+    kept = load_choices(device, file)
+    assert kept.rows
+    assert kept.rows.keys() == {result.row for result in found if hasattr(result, "row")}
+    assert all(measured.tried >= 1 and measured.usual_s > 0 for measured in kept.rows.values())
+    assert len(kept.short) == 1
+
+
+def test_limits_are_measured(device: Device) -> None:
+    found = measure(device)
+    assert 1e6 < found.copy_bandwidth < 1e14
+    assert 1e6 < found.read_bandwidth < 1e14
+    assert 1e6 < found.int8_rate < 1e16
+    assert all(1e-8 < seconds < 0.1 for seconds in (found.dispatch_s, found.encode_s, found.round_trip_s))
+
+
+def test_a_model_is_tuned_at_first_use_once_and_not_in_software(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tunings: list[dict[str, Any]] = []
+
+    def tune(own: Device, spec: ModelSpec, formats: Any, **options: Any) -> Iterator[Verdict]:
+        tunings.append(options)
+        yield Verdict(DECODE, 4, 2e-3, 1.5e-3, True)
+        key = model_key(spec, formats, options["kv_dtype"], options["activations"])
+        keep_choices(own, Choices(verdicts={key: []}))
+
+    def asked(software: bool) -> str:
+        adapter = replace(device.adapter, type="CPU" if software else "DiscreteGPU")
+        where = Device(adapter, device.handle, device.capabilities)
+        return tune_first(where, model(), formats, tokens=TOKENS, kv_dtype="f16", activations="int8")
+
+    monkeypatch.setattr(first_use, "tune", tune)
+    monkeypatch.setattr(first_use, "open_device", lambda gpu: open_device(software=True))
+    assert asked(software=True) == ""
+    assert "25% faster" in asked(software=False)
+    assert asked(software=False) == ""
+    assert [options["short"] for options in tunings] == [True]

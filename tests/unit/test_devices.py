@@ -1,0 +1,127 @@
+"""Which device `auto` means: the GPU where there is a real one that works, found out without slowing a start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import halfbyte
+from halfbyte.devices import choose_device
+from halfbyte.errors import DeviceError, UsageError
+from halfbyte.webgpu import adapters
+from halfbyte.webgpu.adapters import Adapter, Adapters, best_gpu, counted
+
+DISCRETE = Adapter("Real GPU", "DiscreteGPU", "Vulkan", "driver 1", ("subgroup",), {"max-buffer-size": 1 << 30})
+SOFTWARE = Adapter("llvmpipe", "CPU", "Vulkan", "driver 2")
+OPENGL = Adapter("Real GPU", "DiscreteGPU", "OpenGL", "driver 3")
+INTEGRATED = Adapter("Small GPU", "IntegratedGPU", "Vulkan", "driver 4")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A machine with a device file of a GPU; what it has is for the test to say, and how often it was asked."""
+
+    class Machine:
+        has: Adapters = Adapters((DISCRETE,))
+        nodes: tuple[str, ...] = ("/dev/dri/renderD128",)
+        asked = 0
+
+        def answer(self) -> Adapters:
+            self.asked += 1
+            return self.has
+
+    made = Machine()
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(adapters, "_nodes", lambda: iter(made.nodes))
+    monkeypatch.setattr(adapters, "find_adapters", made.answer)
+    return made
+
+
+def test_gpus_are_counted_the_real_ones_first() -> None:
+    assert counted([SOFTWARE, OPENGL, INTEGRATED, DISCRETE]) == [DISCRETE, INTEGRATED, SOFTWARE]
+
+
+def test_a_real_gpu_is_taken_and_its_driver_asked_once(machine: Any) -> None:
+    machine.has = Adapters((DISCRETE, SOFTWARE))
+    assert best_gpu() == best_gpu() == (DISCRETE, "")
+    assert machine.asked == 1
+    assert choose_device("auto") == ("gpu", "Real GPU was found")
+
+
+def test_a_software_gpu_is_never_taken(machine: Any) -> None:
+    machine.has = Adapters((SOFTWARE,))
+    assert choose_device("auto") == ("cpu", "only a software GPU was found (llvmpipe).")
+
+
+def test_why_there_is_none_is_remembered_for_a_day(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.has = Adapters((), "the GPU driver crashed (signal 11).")
+    assert best_gpu() == best_gpu() == (None, "the GPU driver crashed (signal 11).")
+    assert machine.asked == 1
+    later = adapters.time.time() + adapters.REMEMBERED_S + 1
+    monkeypatch.setattr(adapters.time, "time", lambda: later)
+    best_gpu()
+    assert machine.asked == 2
+
+
+def test_another_driver_or_device_is_asked_anew(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    best_gpu()
+    monkeypatch.setenv("VK_DRIVER_FILES", "/elsewhere/icd.json")
+    best_gpu()
+    assert machine.asked == 2
+    machine.nodes = (*machine.nodes, "/dev/dri/renderD129")
+    best_gpu()
+    assert machine.asked == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"mark": 1}', '{"mark": "", "found": [{}], "reason": ""}', "\xff"])
+def test_a_damaged_file_is_asked_over(machine: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "halfbyte").mkdir()
+    (tmp_path / "halfbyte" / "gpu-adapters.json").write_bytes(text.encode("latin-1"))
+    assert best_gpu() == (DISCRETE, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev")
+def test_without_a_device_file_no_driver_is_asked(machine: Any) -> None:
+    machine.nodes = ()
+    assert best_gpu() == (None, "there is no GPU: /dev has no device of one.")
+    assert machine.asked == 0
+
+
+def test_options_of_one_device_decide() -> None:
+    assert choose_device("auto", gpu=1) == ("gpu", "GPU 1 was asked for")
+    assert choose_device("auto", threads=2) == ("cpu", "its threads were asked for")
+    assert choose_device("reference") == ("reference", "it was asked for")
+    for device, options, words in (
+        ("gpu", {"threads": 2}, "threads do not go with device gpu"),
+        ("cpu", {"gpu": 0}, "a GPU's number does not go with device cpu"),
+        ("auto", {"gpu": 0, "threads": 2}, "a GPU's number does not go with threads"),
+        ("tpu", {}, "device 'tpu' is unknown"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            choose_device(device, **options)  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DeviceError("Real GPU computes wrong results (driver 1).", "Update its driver.")
+
+    monkeypatch.setattr("halfbyte.webgpu.device.open_device", refuse)
+    model = halfbyte.load()
+    assert model.device == "cpu"
+    assert model.why_device == "Real GPU was found, but Real GPU computes wrong results (driver 1)."
+    with pytest.raises(DeviceError, match="computes wrong results"):
+        halfbyte.load(device="gpu")
+
+
+def test_a_start_without_a_gpu_never_imports_wgpu() -> None:
+    code = (
+        "import sys; from halfbyte.webgpu import adapters; adapters._nodes = lambda: iter(())\n"
+        "from halfbyte.devices import choose_device; assert choose_device('auto')[0] == 'cpu'\n"
+        "print(*[m for m in ('wgpu', 'halfbyte.webgpu.device') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sys.platform != "linux" or done.stdout.strip() == ""

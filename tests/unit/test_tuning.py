@@ -1,0 +1,260 @@
+"""Tuning's choices: never slower by more than noise, never wrong, never lost; with clocks that the test holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.remembered import recall, remember
+from halfbyte.webgpu.device import Capabilities
+from halfbyte.webgpu.kernels import table
+from halfbyte.webgpu.kernels.family import Tuning, row_name
+from halfbyte.webgpu.tuning.choices import Choices, Measured, Verdict, keep_choices, load_choices
+from halfbyte.webgpu.tuning.contest import contest, faster
+from halfbyte.webgpu.tuning.tune import Tuner
+from halfbyte.webgpu.tuning.workbench import DECODE
+
+LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
+SMALL = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
+NORM = {"width": 3072, "columns": 1}
+ROW = row_name("norm", NORM)
+
+
+def noisy(seed: int, sigma: float, drift: float = 0.0) -> Callable[[float], float]:
+    """A clock: log-normal noise, one timing in twenty half as long again, and a machine that slows down."""
+    random, told = np.random.default_rng(seed), [0]
+
+    def time(true: float) -> float:
+        told[0] += 1
+        late = 1.5 if random.random() < 0.05 else 1.0
+        return true * late * math.exp(sigma * random.standard_normal() + drift * told[0])
+
+    return time
+
+
+def winner(true: list[float], clock: Callable[[float], float], **more: Any) -> int | None:
+    """Who wins of kernels that truly take so long, the usual one 1."""
+    found = contest(
+        range(len(true)), usual=lambda _: clock(1.0), other=lambda i: clock(true[i]), **{"right": lambda _: True} | more
+    )
+    return found.winner
+
+
+@pytest.mark.parametrize(("sigma", "drift"), [(0.003, 0.0), (0.02, 0.002), (0.1, 0.0)])
+def test_what_is_not_faster_is_hardly_ever_taken(sigma: float, drift: float) -> None:
+    others = [1.0 + 0.02 * (i / 40) for i in range(40)]
+    taken = [winner(others, noisy(seed, sigma, drift)) for seed in range(100)]
+    assert sum(i is not None for i in taken) <= 3
+    assert all(others[i] < 1.03 for i in taken if i is not None)
+
+
+@pytest.mark.parametrize(("sigma", "gain"), [(0.003, 0.05), (0.02, 0.15)])
+def test_what_is_clearly_faster_is_found_among_forty(sigma: float, gain: float) -> None:
+    others = [1.01] * 40
+    others[17] = 1 - gain
+    assert sum(winner(others, noisy(seed, sigma)) == 17 for seed in range(50)) >= 45
+
+
+def test_what_computes_something_else_never_wins() -> None:
+    true, clock = [0.5, 0.6, 0.9], noisy(1, 0.003)
+    found = contest(range(3), usual=lambda _: clock(1.0), other=lambda i: clock(true[i]), right=lambda i: i == 2)
+    assert (found.winner, found.wrong) == (2, 2)
+    assert winner(true, clock, right=lambda _: False) is None
+
+
+def test_what_cannot_run_is_passed_over() -> None:
+    assert winner([math.inf, 0.8, math.inf], noisy(2, 0.003)) == 1
+
+
+def test_looking_ends_when_there_has_been_enough() -> None:
+    looks = iter([False, False, True])
+    found = contest(
+        range(40), usual=lambda _: 1.0, other=lambda _: 1.0, right=lambda _: True, enough=lambda: next(looks)
+    )
+    assert (found.winner, found.tried) == (None, 2)
+
+
+def test_a_gain_below_the_noise_is_none() -> None:
+    before, after = [1.0, 1.2, 0.9, 1.1, 1.0] * 3, [0.98, 1.19, 0.93, 1.05, 1.01] * 3
+    assert not faster(before, after)
+    assert faster([1.0] * 15, [0.97] * 15)
+    assert not faster([1.0] * 15, [0.97] * 15, least=0.05)
+
+
+@pytest.mark.parametrize("capabilities", [LARGE, SMALL])
+def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(capabilities: Capabilities) -> None:
+    choice = table.choose(capabilities)
+    shapes: dict[str, list[dict[str, Any]]] = {
+        "gemv": [
+            {
+                "outputs": 4096,
+                "blocks": 96,
+                "int8": True,
+                "gated": gated,
+                "emit": emit,
+                "columns": columns,
+                "format": "q",
+            }
+            for gated, emit, columns in ((False, False, 1), (True, True, 1), (False, True, 8))
+        ],
+        "gemm": [{"rows": 512, "outputs": 64, "width": 64, "int8": True, "gated": False, "format": "q"}],
+        "attend": [{"heads": 24, "kv_heads": 8, "head_dim": 128, "columns": 1, "cache": "f16"}],
+        "attend_tiled": [{"heads": 8, "kv_heads": 1, "head_dim": 256, "window": 0, "cache": "f16"}],
+        "norm": [NORM],
+    }
+    for name, family in table.FAMILIES.items():
+        for shape in shapes.get(name, [{"width": 64, "columns": 1}]):
+            usual = family.rule(choice, **shape)
+            assert family.fits(choice, {**shape, **usual}), name
+            found = family.candidates(choice, shape)
+            assert found, name
+            assert all(family.fits(choice, {**shape, **sizes}) and sizes != usual for sizes in found)
+            assert len({tuple(sizes.items()) for sizes in found}) == len(found)
+
+
+def test_measured_sizes_replace_the_rules_where_they_fit() -> None:
+    choice = table.choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
+    assert table.norm(choice, **NORM)["WG"] == 128
+    assert table.norm(choice, width=64, columns=1)["WG"] == 256
+    assert table.norm(table.choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
+    assert choice.tuning.asked[ROW] == ("norm", NORM)
+
+
+@dataclass
+class Bench:
+    """A workbench whose kernels take what the test says."""
+
+    kernel_s: Callable[[int], float]
+    whole_s: Callable[[int], float]
+    clock: Callable[[float], float]
+    choice = table.choose(LARGE)
+    spec = SimpleNamespace(layers=(1, 2))
+    device = SimpleNamespace(name="test")
+
+    def program(self, phase: str, choice: table.Choice) -> Any:
+        return choice
+
+    def rows(self, phase: str) -> dict[str, Any]:
+        return {ROW: ("norm", NORM)} if phase == DECODE else {}
+
+    def whole(self, phase: str, choice: table.Choice) -> Any:
+        return self._entry(choice, self.whole_s)
+
+    def differing(self, phase: str, choice: table.Choice, usual: Any) -> Any:
+        return self._entry(self.choice, self.kernel_s), self._entry(choice, self.kernel_s)
+
+    def _entry(self, choice: table.Choice, seconds: Callable[[int], float]) -> Any:
+        true = seconds(table.norm(choice, **NORM)["WG"])
+        return SimpleNamespace(
+            choice=choice, program=None, dispatches=(SimpleNamespace(label="norm"),) * 2, commands=((),), true=true
+        )
+
+    def seconds(self, entry: Any) -> float:
+        return self.clock(entry.true)
+
+    def warm_up(self, seconds: float) -> None:
+        pass
+
+    def discard(self, program: Any, keep: Any = None) -> None:
+        pass
+
+
+def tuned(bench: Bench, *, right: bool = True) -> tuple[Choices, list[Measured | Verdict]]:
+    """What is remembered after tuning the one kernel of a model with four layers."""
+    choices = Choices()
+    probe = SimpleNamespace(right=lambda choice: right)
+    found = Tuner(bench, probe, choices, model="m", layers=4, budget_s=1e9).run()  # type: ignore[arg-type]
+    return choices, list(found)
+
+
+def test_a_faster_kernel_is_remembered_with_what_it_saves() -> None:
+    bench = Bench(lambda wg: 50e-6 if wg == 256 else 100e-6, lambda wg: 1e-3 if wg == 256 else 1.1e-3, noisy(3, 0.003))
+    choices, found = tuned(bench)
+    measured = choices.rows[ROW]
+    assert (measured.sizes, measured.usual, measured.calls) == ({"WG": 256}, {"WG": 1024}, 4)
+    assert measured.usual_s == pytest.approx(200e-6, rel=0.05)
+    assert measured.best_s == pytest.approx(100e-6, rel=0.05)
+    assert [type(result) for result in found] == [Measured, Verdict]
+    assert choices.verdicts["m"][0].kept
+    assert choices.tuning().sizes == {ROW: {"WG": 256}}
+
+
+def test_choices_that_do_not_help_the_whole_step_are_dropped() -> None:
+    bench = Bench(lambda wg: 50e-6 if wg == 256 else 100e-6, lambda wg: 1e-3, noisy(4, 0.003))
+    choices, _ = tuned(bench)
+    assert not choices.verdicts["m"][0].kept
+    assert choices.tuning().sizes == {}
+
+
+def test_a_kernel_that_disagrees_with_the_oracle_is_not_remembered() -> None:
+    bench = Bench(lambda wg: wg * 1e-6, lambda wg: wg * 1e-6, noisy(5, 0.003))
+    choices, _ = tuned(bench, right=False)
+    assert choices.tuning().sizes == {}
+    assert choices.rows[ROW].wrong == 3
+
+
+DEVICE: Any = SimpleNamespace(
+    name="GPU", adapter=SimpleNamespace(backend="Vulkan", driver="1", software=False), capabilities=LARGE
+)
+MEASURED = Measured(ROW, "m", "norm", DECODE, {"WG": 1024}, {"WG": 256}, 2e-4, 1e-4, 4, 5, 0)
+
+
+def test_choices_come_back_for_the_same_device_and_driver_only(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "tuning.json"
+    choices = Choices({ROW: MEASURED}, {"m": [Verdict(DECODE, 2, 2e-3, 1e-3, True)]}, {"m"})
+    keep_choices(DEVICE, choices, file)
+    assert load_choices(DEVICE, file) == choices
+    newer = SimpleNamespace(**{**vars(DEVICE), "adapter": SimpleNamespace(backend="Vulkan", driver="2")})
+    assert load_choices(newer, file) == Choices()  # type: ignore[arg-type]
+    keep_choices(newer, Choices(), file)  # type: ignore[arg-type]
+    assert load_choices(DEVICE, file) == choices
+
+
+def test_sizes_that_no_kernel_has_are_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    odd = {
+        row: replace(MEASURED, row=row, sizes=sizes) for row, sizes in (("norm x", {"WG": 7}), ("none x", {"WG": 64}))
+    }
+    keep_choices(DEVICE, Choices({**odd, ROW: MEASURED}), file)
+    assert load_choices(DEVICE, file).rows == {ROW: MEASURED}
+    values = json.loads(file.read_text())
+    next(iter(values["values"].values()))["rows"] = [{"row": 3}]
+    file.write_text(json.dumps(values))
+    assert load_choices(DEVICE, file) == Choices()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"schema": 2, "values": {}}', '{"schema": 1, "values": 3}', "\xff"])
+def test_a_damaged_file_or_another_schema_is_ignored_with_a_sentence(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "tuning.json"
+    file.write_bytes(text.encode("latin-1"))
+    with caplog.at_level(logging.WARNING):
+        assert recall(file, 1) == {}
+    assert f"{file} is ignored" in caplog.text
+    remember(file, 1, {"a": 1})
+    assert recall(file, 1) == {"a": 1}
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tuning.json"
+    remember(file, 1, {"a": 1})
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("halfbyte.remembered.json.dump", full)
+    with pytest.raises(HalfbyteError, match="cannot be written: No space left on device"):
+        remember(file, 1, {"a": 2})
+    assert recall(file, 1) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]

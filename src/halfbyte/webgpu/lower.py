@@ -365,13 +365,8 @@ class Lowering:
             self.values[step.out] = self.values[step.qkv]
             return
         value = self._value(step.out, step.heads * step.head_dim)
-<<<<<<< HEAD
-        lanes = sizes["TL"]
-        constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
-=======
         lanes = table.head_lanes(step.head_dim)
-        constants = {**self._rotation(step), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
->>>>>>> main
+        constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
         x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")

@@ -172,13 +172,12 @@ def head_lanes(head_dim: int) -> int:
 
 
 def _attend_derived(sizes: Sizes) -> Constants:
-<<<<<<< HEAD
     """What follows for attention of few tokens.
 
     TL, lanes that hold a head; SLICES, workgroups for the query heads that share a key head; CHUNK, keys that a
     workgroup takes at a time; AT_ONCE, heads whose teams are merged at once.
     """
-    lanes = 1 << (-(-sizes["head_dim"] // 8) - 1).bit_length()
+    lanes = head_lanes(sizes["head_dim"])
     kept = sizes["WG"] // max(lanes, sizes["SUBGROUP"]) * lanes * 32
     return {
         "TL": lanes,
@@ -186,10 +185,6 @@ def _attend_derived(sizes: Sizes) -> Constants:
         "CHUNK": sizes["WG"] // lanes * sizes["KEYS"],
         "AT_ONCE": max(1, min(sizes["SLICE"], sizes["ROOM"] // kept)),
     }
-=======
-    """TL, lanes that hold a head, and SLICES, workgroups for the query heads that share a key head."""
-    return {"TL": head_lanes(sizes["head_dim"]), "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"]}
->>>>>>> main
 
 
 def _attend_fits(choice: Choice, sizes: Sizes) -> bool:

@@ -64,14 +64,21 @@ def prepare(
     threads: int | None,
     activations: str | None,
     gpu: int | None,
+    kernels: str | None = None,
+    tune: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Plan, Executor]:
     """A plan that fits the device, and its executor with the weights of `source`; options as for `load`.
 
+    Args:
+        kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
+        tune: Whether a GPU that never met this model is tuned for it first.
+
     Raises:
-        UsageError: A number is out of range.
+        UsageError: A number is out of range, or an option does not go with the device.
         DeviceError: There is no such device, or it is too small.
     """
+    choose_device(device, gpu=gpu, threads=threads)
     if not 1 <= sequences <= 1024:
         raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
     opened = None
@@ -87,9 +94,11 @@ def prepare(
             )
 
         plan = _fitting(planned, BATCH_TOKENS[device], context, opened)
-        if opened is not None:
+        if opened is None:
+            return plan, _host_executor(device, plan, source, threads, activations, kernels)
+        if tune:
             _tune_first(opened, spec, source.format, kv_dtype, activations or "int8", gpu)
-        return plan, make_executor(device, plan, source, threads, activations, opened=opened, progress=progress)
+        return plan, _gpu_executor(opened, plan, source, activations, kernels, progress)
     except BaseException:
         if opened is not None:
             opened.close()
@@ -139,29 +148,9 @@ def _fitting(planned: Callable[[int, int | None], Plan], tokens: int, context: i
     return plan
 
 
-def make_executor(
-    device: str,
-    plan: Plan,
-    source: WeightSource,
-    threads: int | None,
-    activations: str | None,
-    gpu: int | None = None,
-    *,
-    opened: Device | None = None,
-    progress: Progress | None = None,
+def _host_executor(
+    device: str, plan: Plan, source: WeightSource, threads: int | None, activations: str | None, isa: str | None
 ) -> Executor:
-    """What runs a plan on a device: `cpu`, `gpu` or `reference`.
-
-    Args:
-        gpu: Which one to open, unless `opened` is open already.
-
-    Raises:
-        UsageError: An option that the device has not.
-        DeviceError: There is no such device, or it is too small.
-    """
-    choose_device(device, gpu=gpu, threads=threads)
-    if device == "gpu":
-        return _gpu_executor(plan, source, activations or "int8", gpu, opened, progress)
     if device == "reference":
         if activations == "int8":
             raise UsageError("the reference has no 8-bit activations.", "Choose another device for these.")
@@ -170,27 +159,28 @@ def make_executor(
         return ReferenceExecutor(plan, source)
     from halfbyte.cpu import CpuExecutor
 
-    return CpuExecutor(plan, source, threads=threads, activations=activations or "int8")
+    return CpuExecutor(plan, source, threads=threads, isa=isa, activations=activations or "int8")
 
 
 def _gpu_executor(
+    device: Device,
     plan: Plan,
     source: WeightSource,
-    activations: str,
-    gpu: int | None,
-    opened: Device | None,
+    activations: str | None,
+    kernels: str | None,
     progress: Progress | None,
 ) -> Executor:
     from halfbyte.cpu.machine import available_memory
     from halfbyte.webgpu import budget
-    from halfbyte.webgpu.device import open_device
     from halfbyte.webgpu.executor import GpuExecutor
+    from halfbyte.webgpu.selftest import faulty_variants
 
-    device = opened or open_device(gpu)
     tell = progress or (lambda what, done, total: None)
     total = budget.needs(plan).weights
+    without = kernels.removeprefix("no ") if kernels and kernels.startswith("no ") else None
     executor = GpuExecutor(
-        plan, source, device=device, activations=activations,
+        plan, source, device=device, activations=activations or "int8",
+        off=faulty_variants(device) | {without} if without else None,
         free_memory=budget.free_memory(device, available_memory()),
         progress=lambda nbytes: tell("weights", min(nbytes, total), total),
     )  # fmt: skip

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from halfbyte.formats import Weight
+from halfbyte.plan import Plan
+from halfbyte.plan.plan import Tensor
 from halfbyte.report import tables
 from halfbyte.report.bench import bench
 from halfbyte.report.schema import Case, Record
 from halfbyte.report.subject import Settings, Subject
 from halfbyte.webgpu import bandwidth
+from halfbyte.webgpu.device import BASELINE, Device, open_device
+from halfbyte.webgpu.synthetic import DISTINCT_ROWS, SyntheticWeights
+from halfbyte.webgpu.weights import WeightStore
 from tests.device.gpu import software_gpu, software_index
 from tests.models.tiny import tiny
 
@@ -58,3 +65,47 @@ def test_the_memorys_rate_is_measured_by_reading_all_of_it() -> None:
     before = device.allocated_nbytes
     assert 1e8 < bandwidth.read_bandwidth(device) < 1e12
     assert device.allocated_nbytes == before
+
+
+class FromHost:
+    """The same weights, every row of them made on the host."""
+
+    def __init__(self, source: SyntheticWeights) -> None:
+        self._source = source
+
+    def weight(self, name: str) -> Weight:
+        """The `WeightSource` protocol."""
+        return self._source.weight(name)
+
+    def release(self, name: str) -> None:
+        """Nothing is kept."""
+
+
+@pytest.mark.parametrize("stored", ["q4g32", "q3g32z", "q6_k", "bf16"])
+def test_random_weights_are_repeated_by_the_gpu(monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
+    """In pieces and stacked, the last matrix ragged: the bytes are those that the reference would read."""
+    device = open_device(software=True, limits=replace(BASELINE, max_binding=150_000))
+    shapes = {"a": (192, 256), "b": (2 * DISTINCT_ROWS + 320, 256), "c": (100, 256)}
+    source = SyntheticWeights(replace(tiny("llama-3.2-3b").spec, shapes=shapes), stored)
+    tensors = {name: Tensor(name, shape, stored, "weight", 0) for name, shape in shapes.items()}
+    plan = Plan(1, 1, 1, 1, 32, tensors, (), (), {})
+    written: list[int] = []
+    write = Device.write
+    monkeypatch.setattr(Device, "write", lambda *a: written.append(a[3].nbytes) or write(*a))
+    contents, sent, told = [], [], []
+    for each in (source, FromHost(source)):
+        store = WeightStore(device, plan, each, progress=told.append)
+        pieces = store.matrix(tuple(shapes)).pieces
+        assert len(pieces) > 1
+        sizes = [
+            (buffer, piece.rows * piece.storage.arrays[n].nbytes)
+            for piece in pieces
+            for n, buffer in piece.buffers.items()
+        ]
+        contents.append([device.read(buffer.handle, nbytes) for buffer, nbytes in sizes])
+        sent.append(sum(written))
+        assert told[-1] == sum(nbytes for _, nbytes in sizes)
+        written.clear()
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(*contents, strict=True))
+    assert sent[0] < 0.6 * sent[1]
+    device.close()

@@ -38,7 +38,7 @@ def have(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
 
 def planned(model: Tiny, monkeypatch: pytest.MonkeyPatch, *, context: int | None) -> Plan:
     """The plan that `load` makes for the software GPU."""
-    monkeypatch.setattr("halfbyte.devices.make_executor", lambda *_, **__: None)
+    monkeypatch.setattr("halfbyte.devices._gpu_executor", lambda *_, **__: None)
     return prepare(
         "gpu", model.spec, model, context=context, sequences=1, rows=8, kv_dtype="f16", threads=None, activations=None,
         gpu=software_index(),

@@ -66,5 +66,5 @@ def test_variants_stand_side_by_side_and_one_that_fails_is_left_out(
 def test_an_instruction_set_is_what_runs() -> None:
     subject = synthetic("llama-3.2-1b", layers=1).cut()
     settings = variants(["kernels"], Settings(threads=1))[0]
-    executor = subject.executor(subject.plan(context=8, sequences=1, settings=settings), settings)
+    _, executor = subject.load(settings, context=8, sequences=1)
     assert getattr(executor, "isa", None) == settings.kernels == "generic"

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
+from halfbyte.cli.loading import late_bar
 from halfbyte.cli.output import note, print_json
 from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
@@ -151,7 +152,7 @@ def bench(
                 if each.variant:
                     note(f"variant {each.variant}")
                 with _passed_over(each):
-                    for record in measure(subject(each.weights), each, wanted, note):
+                    for record in measure(subject(each.weights), each, wanted, note, late_bar):
                         done.append(record)
                         _keep(record, file, form)
         finally:

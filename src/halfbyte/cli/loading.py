@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +19,15 @@ def load_model(model: str | None, device: str, **options: Any) -> Model:
     """As `halfbyte.load`, with a bar on standard error if that is a terminal."""
     from halfbyte.model import load
 
+    with late_bar() as progress:
+        return load(model, device, progress=progress, **options)
+
+
+@contextmanager
+def late_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """What to call with (what, done, all): draws a bar on standard error, a terminal, once it takes long."""
     with ExitStack() as stack:
-        return load(model, device, progress=_Late(stack), **options)
+        yield _Late(stack)
 
 
 class _Late:

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from halfbyte.devices import make_decoder
+from halfbyte.devices import Progress, make_decoder
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.plan import Executor, Plan
 from halfbyte.plan.ops import Embed
 from halfbyte.report import host
 from halfbyte.report.check import Agreement, check
 from halfbyte.report.schema import Case, Record, Sample
-from halfbyte.report.subject import Settings, Subject
+from halfbyte.report.subject import Settings, Subject, let_go
 from halfbyte.runtime import Engine, SamplingParams
 from halfbyte.runtime.sequence import Sequence
 
 Say = Callable[[str], None]
+Loading = Callable[[], AbstractContextManager[Progress | None]]
+"""What a model is loaded inside of: gives what is told how far that has come, if anything is."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Loaded:
         return int(getattr(self.executor, "threads", 1))
 
 
-def bench(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> Iterator[Record]:
+def bench(
+    subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading = nullcontext
+) -> Iterator[Record]:
     """Check, load, and measure every case; records come as they are finished.
 
     Args:
@@ -67,10 +71,13 @@ def bench(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> 
         raise UsageError(f"device {settings.device} hands back each token anyway.", "Leave out --each-token.")
     for case in cases:
         _check_fits(subject, case)
-    loaded = _load(subject, settings, cases, say)
-    for case in cases:
-        say(f"{subject.name}: {case.label}")
-        yield measure(loaded, case)
+    loaded = _load(subject, settings, cases, say, loading)
+    try:
+        for case in cases:
+            say(f"{subject.name}: {case.label}")
+            yield measure(loaded, case)
+    finally:
+        let_go(loaded.executor)
 
 
 def _check_fits(subject: Subject, case: Case) -> None:
@@ -81,15 +88,15 @@ def _check_fits(subject: Subject, case: Case) -> None:
         )
 
 
-def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say) -> Loaded:
+def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading) -> Loaded:
     say(f"{subject.name}: checking against the reference")
     agreed = check(subject, settings)
     say(f"{subject.name}: loading")
     host.forget_peak()
     context, sequences = max(case.context for case in cases), max(case.batch for case in cases)
-    plan = subject.plan(context=context, sequences=sequences, settings=settings)
     started = time.perf_counter()
-    executor = subject.executor(plan, settings)
+    with loading() as progress:
+        _, executor = subject.load(settings, context=context, sequences=sequences, progress=progress)
     load_s = subject.opened_s + time.perf_counter() - started
     return Loaded(subject, settings, executor, load_s, agreed, subject.hashes(), host.peak_resident_bytes())
 

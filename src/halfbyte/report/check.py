@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
 from halfbyte.plan import Batch, Executor, Plan
-from halfbyte.report.subject import Settings, Subject
+from halfbyte.report.subject import Settings, Subject, let_go
 
 LARGEST_KL = 0.02
 """Nats by which a mean next-token distribution may differ from the reference's."""
@@ -62,8 +62,11 @@ def check(subject: Subject, settings: Settings) -> Agreement:
     from halfbyte.reference import ReferenceExecutor
 
     cut = subject.cut()
-    plan = cut.plan(context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1, settings=settings)
-    ids, logits = greedy(cut.executor(plan, settings), cut.spec.vocab_size)
+    plan, executor = cut.load(settings, context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1, tune=False)
+    try:
+        ids, logits = greedy(executor, cut.spec.vocab_size)
+    finally:
+        let_go(executor)
     expected = ReferenceExecutor(plan, cut.source).run(_batch(plan, ids[:-1], 0, rows=len(logits)))
     found = agreement(expected.astype(np.float64), logits, (len(cut.spec.layers), len(subject.spec.layers)))
     if not (found.kl <= LARGEST_KL and found.nats_lost <= MOST_NATS_LOST and found.error <= LARGEST_ERROR):

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
+from halfbyte.devices import Progress, prepare
 from halfbyte.formats import Format, WeightSource
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
 from halfbyte.models.spec import Layer, ModelSpec
-from halfbyte.plan import Executor, Plan, make_plan
+from halfbyte.plan import Executor, Plan
 
 SMALL_NBYTES = 64_000_000
 """Weights of at most so many bytes are checked whole; of larger models, a few layers."""
@@ -77,28 +78,23 @@ class Subject:
     path: Path | None
     opened_s: float
 
-    def plan(self, *, context: int, sequences: int, settings: Settings) -> Plan:
-        """A plan of its own size, as `load` would make it. Raises UsageError for a context out of range."""
-        from halfbyte.devices import BATCH_TOKENS
+    def load(
+        self, settings: Settings, *, context: int, sequences: int, tune: bool = True, progress: Progress | None = None
+    ) -> tuple[Plan, Executor]:
+        """A plan of its own size and what runs it, as `halfbyte.load` makes them.
 
-        rows, tokens, kv_dtype = max(8, sequences), BATCH_TOKENS[settings.device], settings.kv_dtype
-        return make_plan(
-            self.spec,
-            self.source.format,
-            tokens=tokens,
-            context=context,
-            sequences=sequences,
-            rows=rows,
-            kv_dtype=kv_dtype,
-        )
+        Args:
+            tune: Whether a GPU that never met this model is tuned for it first.
 
-    def executor(self, plan: Plan, settings: Settings) -> Executor:
-        """Its weights, loaded for a plan."""
-        from halfbyte.devices import make_executor
-
-        if settings.kernels:
-            return _with_kernels(plan, self.source, settings)
-        return make_executor(settings.device, plan, self.source, settings.threads, settings.activations, settings.gpu)
+        Raises:
+            DeviceError: There is no such device, or it is too small.
+            UsageError: A context out of range, or an option that the device has not.
+        """
+        return prepare(
+            settings.device, self.spec, self.source, context=context, sequences=sequences, rows=max(8, sequences),
+            kv_dtype=settings.kv_dtype, threads=settings.threads, activations=settings.activations, gpu=settings.gpu,
+            kernels=settings.kernels, tune=tune, progress=progress,
+        )  # fmt: skip
 
     def cut(self) -> Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""
@@ -157,20 +153,10 @@ def synthetic(name: str, *, layers: int | None = None, weights: str | None = Non
     return Subject(name, spec, _random_weights(spec, weights), about, None, 0.0)
 
 
-def _with_kernels(plan: Plan, source: FormattedSource, settings: Settings) -> Executor:
-    """An executor with kernels that were chosen by name. Raises UsageError for an instruction set that is not here."""
-    activations, kernels = settings.activations or "int8", str(settings.kernels)
-    if settings.device == "cpu":
-        from halfbyte.cpu import CpuExecutor
-
-        return CpuExecutor(plan, source, threads=settings.threads, isa=kernels, activations=activations)
-    from halfbyte.webgpu.device import open_device
-    from halfbyte.webgpu.executor import GpuExecutor
-    from halfbyte.webgpu.selftest import faulty_variants
-
-    device = open_device(settings.gpu)
-    off = faulty_variants(device) | ({kernels.removeprefix("no ")} if kernels.startswith("no ") else set())
-    return GpuExecutor(plan, source, device=device, off=off, activations=activations)
+def let_go(executor: Executor) -> None:
+    """Free what an executor has on a GPU."""
+    if close := getattr(executor, "close", None):
+        close()
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,9 +185,23 @@ class Device:
 
     def flush(self) -> None:
         """Wait until what was written has arrived: until then it takes host memory once more."""
-        with self.guarded("writing to the GPU failed"):
-            self.handle.queue.submit([])
+        self._submit([], "writing to the GPU failed")
         self.wait()
+
+    def copy(self, copies: Iterable[tuple[Any, int, Any, int, int]]) -> None:
+        """Copy between buffers: (source, offset, target, offset, bytes), all of them multiples of 4."""
+        what = "copying on the GPU failed"
+        with self.guarded(what):
+            encoder = self.handle.create_command_encoder()
+            for source, from_offset, target, to_offset, nbytes in copies:
+                encoder.copy_buffer_to_buffer(source, from_offset, target, to_offset, nbytes)
+            commands = encoder.finish()
+        self._submit([commands], what)
+
+    def _submit(self, commands: list[Any], what: str) -> None:
+        with self.guarded(what):
+            self.stop_if_failed()
+            self.handle.queue.submit(commands)
 
     def read(self, buffer: Any, nbytes: int, offset: int = 0) -> NDArray[np.uint8]:
         """Bytes of a buffer once all that was submitted is done. Makes a staging buffer: for tests and set-up."""

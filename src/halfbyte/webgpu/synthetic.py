@@ -40,9 +40,14 @@ class SyntheticWeights:
         shape, stored = self._spec.shapes[name], self.format(name)
         if len(shape) == 1:
             return Weight(stored, shape, {"": np.full(shape, 1 - self._spec.norm_offset, np.float32)})
-        distinct = (min(DISTINCT_ROWS, shape[0]), shape[1])
-        parts = _random_parts(stored, distinct, np.random.default_rng(zlib.crc32(name.encode())))
+        parts = self.tile(name).parts
         return Weight(stored, shape, {suffix: _repeated(part, shape[0]) for suffix, part in parts.items()})
+
+    def tile(self, name: str) -> Weight:
+        """The first rows of a matrix, which the others repeat: a device can copy them by itself."""
+        (rows, columns), stored = self._spec.shapes[name], self.format(name)
+        shape = (min(DISTINCT_ROWS, rows), columns)
+        return Weight(stored, shape, _random_parts(stored, shape, np.random.default_rng(zlib.crc32(name.encode()))))
 
     def release(self, name: str) -> None:
         """Nothing is kept."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Format, Parts, Rows, Storage, WeightSource, get_format
+from halfbyte.formats import Format, Parts, Rows, Storage, Weight, WeightSource, get_format
 from halfbyte.plan import Plan
 from halfbyte.webgpu.device import CHUNK_NBYTES, Device
 from halfbyte.webgpu.program import Buffer
@@ -31,6 +31,15 @@ def storage(stored: Format, columns: int) -> Storage:
     if found is None:
         raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name}.", "Use device='cpu'.")
     return found
+
+
+@runtime_checkable
+class Repeating(WeightSource, Protocol):
+    """A `WeightSource` whose matrices repeat their first rows, as random ones do that only take up room."""
+
+    def tile(self, name: str) -> Weight:
+        """The rows of a matrix that the others repeat."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,18 +134,44 @@ class WeightStore:
         ]
         at = 0
         for name, count in rows.items():
-            weight = self._source.weight(name)
-            step = max(ROW_STEP, CHUNK_NBYTES // widest // ROW_STEP * ROW_STEP)
-            for start in range(0, count, step):
-                chunk = {suffix: part[start : start + step] for suffix, part in weight.parts.items()}
-                for binding, array in stored.arrays.items():
-                    self._scatter(pieces, first + at + start, binding, _row_bytes(array, chunk))
+            if isinstance(self._source, Repeating) and (at | count) % ROW_STEP == 0:
+                self._fill(pieces, stored, range(first + at, first + at + count), self._source.tile(name).parts)
+            else:
+                step = max(ROW_STEP, CHUNK_NBYTES // widest // ROW_STEP * ROW_STEP)
+                self._send(pieces, stored, range(first + at, first + at + count, step), self._source.weight(name).parts)
             self._source.release(name)
             at += count
         yield from pieces
 
     def _buffers(self, stored: Storage, rows: int, label: str) -> dict[str, Buffer]:
         return {name: Buffer(self._device.buffer(rows * array.nbytes, label)) for name, array in stored.arrays.items()}
+
+    def _send(self, pieces: list[Piece], stored: Storage, rows: range, parts: Parts) -> None:
+        """Write a matrix's rows, some at once: the steps of `rows`."""
+        for row in rows:
+            start = row - rows.start
+            chunk = {suffix: part[start : start + rows.step] for suffix, part in parts.items()}
+            for binding, array in stored.arrays.items():
+                self._scatter(pieces, row, binding, _row_bytes(array, chunk))
+
+    def _fill(self, pieces: list[Piece], stored: Storage, rows: range, tile: Parts) -> None:
+        """Fill `rows`, which begin and end at multiples of `ROW_STEP`, with copies of a tile that is sent once."""
+        for binding, array in stored.arrays.items():
+            values = _row_bytes(array, tile)
+            height, nbytes = values.shape
+            source = self._device.buffer(values.nbytes, "tile")
+            self._device.write(source, 0, values)
+            copies = []
+            for piece in pieces:
+                target = piece.buffers[binding].handle
+                for row in range(rows.start, rows.stop, height):
+                    begin, end = max(row, piece.first), min(row + height, rows.stop, piece.first + piece.rows)
+                    if begin < end:
+                        at = (begin - row) * nbytes, (begin - piece.first) * nbytes
+                        copies.append((source, at[0], target, at[1], (end - begin) * nbytes))
+            self._device.copy(copies)
+            self._device.free(source)
+            self._count(len(rows) * nbytes)
 
     def _scatter(self, pieces: list[Piece], row: int, binding: str, values: Array) -> None:
         """Write rows of bytes, the first being the matrix' row `row`, into the pieces they belong to."""
@@ -145,7 +180,11 @@ class WeightStore:
             if start < end:
                 handle = piece.buffers[binding].handle
                 self._write(handle, (start - piece.first) * values.shape[1], values[start - row : end - row])
-                self._uploaded += (end - start) * values.shape[1]
+        self._count(values.nbytes)
+
+    def _count(self, nbytes: int) -> None:
+        """Count bytes that are on their way, and wait for them when they are many."""
+        self._uploaded += nbytes
         if self._uploaded - self._arrived >= CHUNK_NBYTES:
             self._device.flush()
             self._arrived = self._uploaded

@@ -1,6 +1,6 @@
 """GPU kernels in the shapes of real models: time, bytes and share of the measured bandwidth of every kind of dispatch.
 
-    python benchmarks/kernels_gpu.py model phi-4-mini llama-3.2-1b     whole models, synthetic weights
+    python benchmarks/kernels_gpu.py phi-4-mini llama-3.2-1b     whole models, synthetic weights
 
 A kind is all dispatches of one label in a model's program, run back to back over their own weights, so that caches
 see what they see in use. Every model's numbers come after a check: its programs for one and for many tokens agree.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ import numpy as np
 
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Batch, make_plan
+from halfbyte.plan.ops import Attention
 from halfbyte.runtime import SamplingParams
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.device import Device, open_device
@@ -30,12 +32,13 @@ from halfbyte.webgpu.synthetic import SyntheticWeights
 from halfbyte.webgpu.timing import Clock
 
 REPEATS = 5
+_WEIGHTS = re.compile(r"(p\d+_)?w(_|$)")
 
 
 def executor(device: Device, name: str, args: argparse.Namespace) -> GpuExecutor:
     spec = catalog_spec(name, layers=args.layers)
     weights = SyntheticWeights(spec, args.format)
-    plan = make_plan(spec, weights.format, tokens=args.tokens, context=min(spec.context, args.context + 512))
+    plan = make_plan(spec, weights.format, tokens=args.tokens, context=min(spec.context, max(args.contexts) + 512))
     return GpuExecutor(plan, weights, device=device, off=args.off)
 
 
@@ -87,7 +90,7 @@ def kinds(program: Program, extent: Extent) -> dict[str, list[Any]]:
 
 
 def nbytes(dispatches: list[Any]) -> int:
-    weights = {id(b): b.handle.size for d in dispatches for n, b in d.buffers.items() if n.startswith("w")}
+    weights = {id(b): b.handle.size for d in dispatches for n, b in d.buffers.items() if _WEIGHTS.match(n)}
     return sum(weights.values())
 
 
@@ -129,6 +132,33 @@ def host_ms(run: GpuExecutor, extent: Extent) -> float:
     return spent * 1e3
 
 
+def token_nbytes(run: GpuExecutor, context: int) -> int:
+    """Bytes that a token reads: weights, but for the table of embeddings, and the cache of earlier tokens."""
+    weights = nbytes([d for d in run.single[0].dispatches if d.label != "embed"])
+    attentions = [step for step in run.plan.steps if isinstance(step, Attention)]
+    width = {"f16": 2, "f32": 4}
+    return weights + sum(
+        2 * a.kv_heads * a.head_dim * min(context, a.window or context) * width[run.plan.tensors[a.k_cache].dtype]
+        for a in attentions
+    )
+
+
+def decoding(run: GpuExecutor, clock: Clock, context: int, new: int) -> dict[str, Any]:
+    """How fast tokens follow a prompt of `context` tokens."""
+    speeds = [decode(run, context, new) for _ in range(REPEATS)]
+    each = [decode(run, context, new, each=True) for _ in range(REPEATS)]
+    extent = Extent(1, 1, context)
+    run.load(batch(run, [1], context - 1, [0]))
+    seconds = clock.median(run.single[0].commands(extent))
+    return {
+        "tok_s": median(speeds),
+        "each_read_tok_s": median(each),
+        "gpu_ms": seconds * 1e3,
+        "TB/s": token_nbytes(run, context) / seconds / 1e12,
+        "host_ms": host_ms(run, extent),
+    }
+
+
 def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     run = executor(device, name, args)
@@ -144,20 +174,18 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
                 start = time.perf_counter()
                 prefill(run, ids[:length])
                 times.append(time.perf_counter() - start)
-    extent = Extent(1, 1, args.context)
     result = {
         "model": name,
-        "decode_tok_s": median([decode(run, args.context, args.new) for _ in range(REPEATS)]),
-        "decode_each_read_tok_s": median([decode(run, args.context, args.new, each=True) for _ in range(3)]),
-        "decode_gpu_ms": clock.median(run.single[0].commands(extent)) * 1e3,
         "dispatches": len(run.single[0]),
-        "host_ms": host_ms(run, extent),
+        "decode": {context: decoding(run, clock, context, args.new) for context in args.contexts},
         "prefill_tok_s": {n: n / median(t[1:]) for n, t in prefills.items() if t},
         "ttft_512_ms": median(prefills[512][1:]) * 1e3,
         "check": difference,
     }
     print(json.dumps(result), flush=True)
     if args.tables:
+        extent = Extent(1, 1, args.contexts[0])
+        run.load(batch(run, [1], extent.keys - 1, [0]))
         show(table_of(clock, run.single[0], extent))
         body = run.body(0)
         tokens = min(run.plan.tokens, 2048)
@@ -169,12 +197,11 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("model",))
     parser.add_argument("models", nargs="+")
     parser.add_argument("--software", action="store_true", help="take a software GPU")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--format", default="q4g32")
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512])
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a prefill chunk")
     parser.add_argument("--off", nargs="*", default=[], help="kernel variants not to use")

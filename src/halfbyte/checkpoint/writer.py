@@ -81,7 +81,7 @@ def write_folder(
         HalfbyteError: The disk is full or the folder cannot be written; nothing is left of the attempt.
     """
     total = sum(tensor.format.nbytes(tensor.shape) for tensor in tensors)
-    _check_target(target, origin, overwrite)
+    check_target(target, origin, overwrite)
     with _disk_errors(target, total), _temporary_beside(target) as folder:
         records = _write_weights(folder, _shards(tensors, max_shard_bytes), parts, total, progress)
         weights = sum(int(np.prod(tensor.shape)) for tensor in tensors)
@@ -93,7 +93,12 @@ def write_folder(
     return manifest
 
 
-def _check_target(target: Path, origin: Path, overwrite: bool) -> None:
+def check_target(target: Path, origin: Path, overwrite: bool) -> None:
+    """Refuse a target that may not be written: the same check as `write_folder`'s, for use before long work.
+
+    Raises:
+        UsageError: The target is taken.
+    """
     if target.is_dir() and target.resolve() in (origin.resolve(), *origin.resolve().parents):
         raise UsageError(f"{target} is where the source model lies.", "Name another folder.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

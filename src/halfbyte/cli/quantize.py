@@ -35,7 +35,9 @@ Refine = Annotated[
         rich_help_panel=_METHOD,
     ),
 ]
-Bits = Annotated[int, typer.Option(metavar="3|4|8", help="Bits of a weight.", rich_help_panel=_FORMAT)]
+Bits = Annotated[
+    int | None, typer.Option(metavar="3|4|8", help="Bits of a weight.", show_default="4", rich_help_panel=_FORMAT)
+]
 GroupSize = Annotated[
     int | None,
     typer.Option(
@@ -49,7 +51,7 @@ ZeroPoints = Annotated[
     bool | None,
     typer.Option(
         "--zero-points/--symmetric",
-        help="A zero point a group, or none.",
+        help="A zero point a group of 3 or 4 bits, or none.",
         show_default="none for rtn",
         rich_help_panel=_FORMAT,
     ),
@@ -95,7 +97,7 @@ def quantize(
     clip: Clip = False,
     awq_scales: AwqScales = False,
     refine: Refine = 0,
-    bits: Bits = 4,
+    bits: Bits = None,
     group_size: GroupSize = None,
     zero_points: ZeroPoints = None,
     embed_bits: EmbedBits = None,
@@ -112,31 +114,32 @@ def quantize(
     Interrupted, it goes on where it was when the same command is given again.
     """
     from halfbyte.cli.folder import model_folder
+    from halfbyte.errors import UsageError
     from halfbyte.quantize import quantize
+    from halfbyte.quantize.options import Options
 
+    if budget is not None and any(value is not None for value in (bits, group_size, zero_points)):
+        raise UsageError("A budget chooses the formats itself.", "Give --budget, or bits, group size and zero points.")
+    options = Options(
+        method=method,
+        clip=clip,
+        awq_scales=awq_scales,
+        refine=refine,
+        bits=4 if bits is None else bits,
+        group_size=(128 if method == "awq+" else 32) if group_size is None else group_size,
+        zero_points=method != "rtn" if zero_points is None else zero_points,
+        embed_bits=embed_bits,
+        head_bits=head_bits,
+        embed_group_size=embed_group_size,
+        head_group_size=head_group_size,
+        budget=budget,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+    )
     folder = model_folder(source)
+    name = source if folder != Path(source) else None
     with progress_bar() as progress:
-        manifest = quantize(
-            folder,
-            target,
-            method=method,
-            clip=clip,
-            awq_scales=awq_scales,
-            refine=refine,
-            bits=bits,
-            group_size=group_size or (128 if method == "awq+" else 32),
-            zero_points=method != "rtn" if zero_points is None else zero_points,
-            embed_bits=embed_bits,
-            head_bits=head_bits,
-            embed_group_size=embed_group_size,
-            head_group_size=head_group_size,
-            budget=budget,
-            calibration=calibration,
-            calibration_tokens=calibration_tokens,
-            name=source if folder != Path(source) else None,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        manifest = quantize(folder, target, name=name, overwrite=overwrite, progress=progress, **vars(options))
     print_pairs([("written", str(target)), ("weights", f"{manifest.bits_per_weight:.3f} bits a weight")])
 
 

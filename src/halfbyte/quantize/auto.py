@@ -8,7 +8,7 @@ several matrices are taken as additive. Bits are then bought one step at a time,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,9 +52,7 @@ def allocate(choices: dict[str, list[Choice]], budget: float) -> dict[str, str]:
         UsageError: Even the smallest formats need more.
     """
     chosen = {name: min(options, key=lambda choice: choice.bits) for name, options in choices.items()}
-    left = budget - sum(choice.bits for choice in chosen.values())
-    if left < 0:
-        raise UsageError("The budget is too small even for 3 bits a weight.", "Allow more bits.")
+    left = _left(budget, [choice.bits for choice in chosen.values()])
     while True:
         steps = [
             ((chosen[name].divergence - better.divergence) / (better.bits - chosen[name].bits), name, better)
@@ -81,10 +79,27 @@ def auto_formats(
     Raises:
         UsageError: The budget is too small.
     """
+    matrices = {name: shape for name, shape in spec.shapes.items() if len(shape) == 2}
+    fixed = sum(checkpoint.format(n).nbytes(s) + _HEADER_BYTES for n, s in spec.shapes.items() if n not in matrices)
+    budget = bits_per_weight * spec.parameters - 8 * fixed
+    _left(budget, [min(_bits(shape).values()) for shape in matrices.values()])
     with TemporaryDirectory(prefix=".sensitivity.", dir=folder) as work:
         choices = _Probes(checkpoint, spec, ids, Path(work), tick).choices()
-    fixed = sum(checkpoint.format(n).nbytes(s) + _HEADER_BYTES for n, s in spec.shapes.items() if n not in choices)
-    return allocate(choices, bits_per_weight * spec.parameters - 8 * fixed)
+    return allocate(choices, budget)
+
+
+def _bits(shape: tuple[int, ...]) -> dict[str, int]:
+    """The formats that a matrix can have, and the bits it takes in each."""
+    forms = [get_format(name) for name in CHOICES if name != "q6_k" or shape[1] % 256 == 0]
+    return {form.name: 8 * (form.nbytes(shape) + _HEADER_BYTES * len(form.layout(shape))) for form in forms}
+
+
+def _left(budget: float, least: Sequence[int]) -> float:
+    """What a budget leaves when every matrix has its smallest format. Raises UsageError if that is too much."""
+    left = budget - sum(least)
+    if left < 0:
+        raise UsageError("The budget is too small even for 3 bits a weight.", "Allow more bits.")
+    return left
 
 
 class _Probes:
@@ -124,15 +139,9 @@ class _Probes:
         weight = self._weight(name)
         divergence = self._divergence(name, first, self._probe(weight, hessian))
         scale = divergence / max(self._error(weight, PROBE, hessian), 1e-30)
-        choices = []
-        for form_name in CHOICES:
-            form = get_format(form_name)
-            if form_name == "q6_k" and weight.shape[1] % 256:
-                continue
-            error = self._error(weight, form_name, hessian)
-            nbytes = form.nbytes(weight.shape) + _HEADER_BYTES * len(form.layout(weight.shape))
-            choices.append(Choice(form_name, 8 * nbytes, scale * error))
-        return choices
+        return [
+            Choice(form, bits, scale * self._error(weight, form, hessian)) for form, bits in _bits(weight.shape).items()
+        ]
 
     def _probe(self, weight: Array, hessian: Array | None) -> Array:
         """A matrix in the coarse format."""

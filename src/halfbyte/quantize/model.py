@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,58 +14,19 @@ from numpy.typing import NDArray
 from halfbyte.checkpoint.folder import Checkpoint, Progress, open_checkpoint
 from halfbyte.checkpoint.manifest import Manifest
 from halfbyte.checkpoint.packed import Packed, Recipe, is_packed
-from halfbyte.checkpoint.writer import Outgoing, write_folder
+from halfbyte.checkpoint.writer import Outgoing, check_target, write_folder
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format, Parts, get_format
 from halfbyte.models import build_spec
+from halfbyte.models.spec import ModelSpec
 from halfbyte.quantize import calibration as texts
+from halfbyte.quantize.options import Options
 from halfbyte.quantize.recipe import for_model, group_format, listed
 
 if TYPE_CHECKING:
     from halfbyte.quantize.layerwise import Layerwise
 
-Method = Literal["rtn", "awq", "awq+", "gptq"]
-METHODS: tuple[Method, ...] = ("rtn", "awq", "awq+", "gptq")
-
 _AUTO_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to make of a model.
-
-    Attributes:
-        method: `rtn`, `awq`, `awq+` (AWQ, with the table and the output matrix in 4 bits and groups of 32), `gptq`.
-        bits: 3, 4 or 8 bits a weight of the decoder layers.
-        group_size: Weights that share a scale: 32, 64 or 128.
-        zero_points: Whether groups of 3 or 4 bits have a zero point each.
-        embed_bits, head_bits: Of the embedding table and the output matrix, 16 to leave them; by default those
-            of the layers for rtn and gptq, and 16 for awq. A tied output matrix goes with the table.
-        embed_group_size, head_group_size: Their group sizes, by default that of the layers.
-        budget: Bits a weight over the whole file; formats are then chosen tensor by tensor.
-        clip: Whether `rtn` looks for the ranges with the least squared error.
-        awq_scales: Whether AWQ's scales come before GPTQ.
-        refine: Steps, of four calibration texts each, in which scales and norms learn the original's distribution.
-        calibration: A file of text; needed by all but plain rtn.
-        calibration_tokens: How many of its tokens to use.
-    """
-
-    method: Method = "rtn"
-    bits: int = 4
-    group_size: int = 32
-    zero_points: bool = False
-    embed_bits: int | None = None
-    head_bits: int | None = None
-    embed_group_size: int | None = None
-    head_group_size: int | None = None
-    embed_format: str | None = None
-    head_format: str | None = None
-    budget: float | None = None
-    clip: bool = False
-    awq_scales: bool = False
-    refine: int = 0
-    calibration: Path | None = None
-    calibration_tokens: int = texts.TOKENS
 
 
 def quantize(
@@ -95,7 +55,9 @@ def quantize(
         InvalidModelError: The source is damaged, or holds NaN or infinity.
         UnsupportedModelError: The source is of a kind Halfbyte cannot run.
     """
-    job = _Job(source, target, Options(**options), progress or (lambda what, done, total: None))
+    wanted = Options(**options)
+    check_target(target, source, overwrite)
+    job = _Job(source, target, wanted, progress or (lambda what, done, total: None))
     return job.run(name or source.resolve().name, overwrite)
 
 
@@ -104,11 +66,13 @@ class _Job:
 
     def __init__(self, source: Path, target: Path, options: Options, progress: Progress) -> None:
         self.source, self.target, self.options, self.progress = source, target, options, progress
-        _check_options(options)
         self.checkpoint = open_checkpoint(source)
         self.spec = build_spec(self.checkpoint.config, self.checkpoint.generation_config, self.checkpoint.shapes)
         self.checkpoint.check(self.spec)
         _refuse_packed(self.checkpoint)
+        _refuse_two_for_one(self.spec, options)
+        if options.refine:
+            _refuse_too_large(self.spec)
 
     def run(self, name: str, overwrite: bool) -> Manifest:
         manifest = self._made(Packed(self.checkpoint, self._recipe()), name, overwrite)
@@ -140,12 +104,8 @@ class _Job:
 
     def _refined(self, layerwise: Layerwise, packed: Packed) -> dict[str, Parts]:
         """What refining changes of a model that was quantized layer by layer."""
-        from halfbyte.cpu.machine import available_memory
-        from halfbyte.quantize.refine import Refiner, Stored, needed_bytes
+        from halfbyte.quantize.refine import Refiner, Stored
 
-        needed = needed_bytes(self.spec)
-        if needed > available_memory():
-            raise UsageError(f"Refining this model takes {needed / 1e9:,.1f} GB of memory.", "Leave refining out.")
         task = layerwise.task
         stored = {}
         for tensor, shape in self.spec.shapes.items():
@@ -171,12 +131,10 @@ class _Job:
         o = self.options
         if o.budget is not None:
             return listed(self._budgeted(o.budget - self._bits_of_norms()))
-        rest = {"awq": 16, "awq+": 4}.get(o.method, o.bits)
-        group = 32 if o.method == "awq+" else o.group_size
-        embed = group_format(o.embed_bits or rest, o.embed_group_size or group, o.zero_points)
-        head = group_format(o.head_bits or rest, o.head_group_size or group, o.zero_points)
-        if self.spec.embed == self.spec.lm_head and o.embed_bits is None and o.head_bits is not None:
-            embed = head
+        ends = [(o.embed_bits, o.embed_group_size), (o.head_bits, o.head_group_size)]
+        if self.spec.embed == self.spec.lm_head:
+            ends = [_first_of_each(*ends)] * 2
+        embed, head = (group_format(*o.end(*asked), o.zero_points) for asked in ends)
         body = group_format(o.bits, o.group_size, o.zero_points)
         return for_model(self.spec, body, o.embed_format or embed, o.head_format or head)
 
@@ -185,6 +143,7 @@ class _Job:
         from halfbyte.quantize.auto import auto_formats
 
         task = {**self._fingerprint({}), "budget": budget}
+        self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
             kept = json.loads(self._kept_formats.read_bytes())
         except (OSError, ValueError):
@@ -213,9 +172,7 @@ class _Job:
 
     def _ids(self, tokens: int) -> NDArray[np.int32]:
         if self.options.calibration is None:
-            raise UsageError(
-                f"{self.options.method} with these options needs calibration text.", "Name a file with --calibration."
-            )
+            raise TypeError("options without calibration text")
         length = min(texts.LENGTH, self.spec.context)
         return texts.read_calibration(self.checkpoint, self.options.calibration, tokens=tokens, length=length)
 
@@ -248,20 +205,6 @@ class _Job:
         return clipped(packed, tensor) if self.options.clip else packed.weight(tensor).parts
 
 
-def _check_options(options: Options) -> None:
-    if options.method not in METHODS:
-        raise UsageError(f"The method {options.method!r} is unknown.", f"It is one of {', '.join(METHODS)}.")
-    if options.bits not in (3, 4, 8):
-        raise UsageError(f"{options.bits} bits are not supported.", "Choose 3, 4 or 8.")
-    group_format(options.bits, options.group_size, options.zero_points)
-    if options.budget is not None and options.method in ("awq", "awq+"):
-        raise UsageError("A budget goes with rtn and gptq.", "Choose --method gptq.")
-    if options.refine < 0 or (options.refine and options.method == "rtn"):
-        raise UsageError(f"{options.refine} steps of refining do not go with {options.method}.", "Choose gptq or awq.")
-    if options.budget is not None and not 3 <= options.budget <= 16:
-        raise UsageError(f"A budget of {options.budget} bits a weight is out of range.", "It is from 3 to 16.")
-
-
 def _refuse_packed(checkpoint: Checkpoint) -> None:
     packed = next((name for name in checkpoint.shapes if is_packed(checkpoint.format(name))), None)
     if packed is not None:
@@ -269,3 +212,30 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} is quantized already ({packed} in {checkpoint.format(packed).name}).",
             "Start from the model's bf16, f16 or f32 checkpoint.",
         )
+
+
+def _refuse_two_for_one(spec: ModelSpec, options: Options) -> None:
+    if spec.embed != spec.lm_head:
+        return
+    sizes = (options.embed_group_size, options.head_group_size)
+    for first, second in ((options.embed_bits, options.head_bits), sizes):
+        if first is not None and second is not None and first != second:
+            raise UsageError(
+                f"The output matrix of this model is its embedding table: it cannot have {second} and that {first}.",
+                "Give both the same bits and group size.",
+            )
+
+
+def _refuse_too_large(spec: ModelSpec) -> None:
+    from halfbyte.cpu.machine import available_memory
+    from halfbyte.quantize.refine import needed_bytes
+
+    needed = needed_bytes(spec)
+    if needed > available_memory():
+        raise UsageError(f"Refining this model takes {needed / 1e9:,.1f} GB of memory.", "Leave refining out.")
+
+
+def _first_of_each(*pairs: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """Of the first values and of the second ones, the first that is given."""
+    bits, sizes = ([value for value in values if value is not None] for values in zip(*pairs, strict=True))
+    return (bits or [None])[0], (sizes or [None])[0]

@@ -47,11 +47,11 @@ class Limits:
 
     Attributes:
         read: Bytes a second from memory.
-        arithmetic: Operations a second of 8-bit products; None where it was not measured.
+        arithmetic: Operations a second, two for each product of 8-bit integers that is added up.
     """
 
     read: float
-    arithmetic: float | None = None
+    arithmetic: float
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ def _limits(executor: Any) -> Limits:
     """The limits of the device that the answer ran on, measured now."""
     if hasattr(executor, "device"):
         from halfbyte.webgpu.bandwidth import read_bandwidth as read_by_gpu
+        from halfbyte.webgpu.limits import int8_rate as multiplied_by_gpu
 
-        return Limits(read_by_gpu(executor.device))
-    from halfbyte.cpu.machine import read_bandwidth
+        return Limits(read_by_gpu(executor.device), 2 * multiplied_by_gpu(executor.device))
+    from halfbyte.cpu.machine import int8_rate, read_bandwidth
 
-    return Limits(read_bandwidth(executor.threads))
+    return Limits(read_bandwidth(executor.threads), 2 * int8_rate(executor.threads, executor.isa))

@@ -11,8 +11,6 @@ from halfbyte.report.timeline import PHASES, Phase
 Rows = list[list[str]]
 
 _HEAD = ["calls", "ms", "share", "GB/s", "GFLOP/s", "of limit"]
-_FLOPS_PER_BYTE = 16
-"""More operations a byte than this, and it is not memory that limits: two a weight of 4 bits are 4."""
 
 
 def tables(profile: Profile) -> list[tuple[str, Rows]]:
@@ -42,15 +40,13 @@ def about(profile: Profile) -> list[str]:
     ahead = (
         [f"{dropped} operations computed tokens beyond the end of the answer; no table has them."] if dropped else []
     )
-    arithmetic = profile.limits.arithmetic
-    peak = "" if arithmetic is None else f", and arithmetic {arithmetic / 1e12:.2f} TFLOP/s"
     return [
         f"Operations add up to {covered} {rest}",
         f"Watching cost {profile.overhead:+.1%} of the time; answers without it varied by ±{profile.noise:.1%}.",
         *profile.answer.notes,
         *ahead,
-        f"Memory gives {profile.limits.read / 1e9:.1f} GB/s when only read{peak}. More than 100% of that means that "
-        "the data lay in caches; a dash in `of limit`, that arithmetic is the limit and was not measured.",
+        f"Limits: memory gives {profile.limits.read / 1e9:.1f} GB/s when only read, sums of 8-bit products run at "
+        f"{profile.limits.arithmetic / 1e9:,.0f} GFLOP/s. More than 100% means that the data lay in caches.",
     ]
 
 
@@ -72,17 +68,13 @@ def _row(limits: Limits, line: Line, seconds: float) -> list[str]:
     if not line.nbytes or not line.seconds:
         return [*start, NONE, NONE, NONE]
     rate, work = line.nbytes / line.seconds, line.flops / line.seconds
-    reached = of_limit(limits, line)
-    share = NONE if reached is None else f"{reached:.0%}"
+    share = f"{of_limit(limits, line):.0%}"
     return [*start, f"{rate / 1e9:.2f}", f"{work / 1e9:.2f}" if work else NONE, share]
 
 
-def of_limit(limits: Limits, line: Line) -> float | None:
-    """The least time that a line could take, as a part of what it takes; None where its limit was not measured."""
-    read_s = line.nbytes / limits.read
-    if limits.arithmetic is not None:
-        return max(read_s, line.flops / limits.arithmetic) / line.seconds
-    return read_s / line.seconds if line.flops <= _FLOPS_PER_BYTE * line.nbytes else None
+def of_limit(limits: Limits, line: Line) -> float:
+    """The least time that a line could take, by reading its bytes or by its operations, as a part of what it takes."""
+    return max(line.nbytes / limits.read, line.flops / limits.arithmetic) / line.seconds
 
 
 def _host_rows(profile: Profile, phase: Phase) -> Rows:

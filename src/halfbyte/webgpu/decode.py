@@ -6,6 +6,7 @@ the surplus: what was computed beyond lies in cache slots that later tokens over
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
@@ -21,8 +22,10 @@ from halfbyte.webgpu.staging import Staging
 
 AHEAD = 3
 """Submits in flight: enough to hide recording and the way back."""
-TOGETHER = 2
-"""Tokens a submit: the pause between two submits is a few per cent of a token."""
+MOST_TOGETHER = 8
+"""Tokens a submit at most: as many as the GPU keeps results of."""
+SUBMIT_S = 0.006
+"""Seconds of work in a submit: the pause between two is a few per cent of a short token, and nobody waits for long."""
 
 Tables = Callable[[int], Mapping[str, Int32] | None]
 
@@ -39,14 +42,15 @@ class ResidentDecoder:
 
     Args:
         ahead: Submits in flight.
-        together: Tokens a submit, at most 8.
+        together: Tokens a submit, at most 8; as many as take `SUBMIT_S` if None.
     """
 
-    def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int = TOGETHER) -> None:
+    def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int | None = None) -> None:
         self._executor = executor
         self._together = together
+        self._token_s = SUBMIT_S
         self._sampler: Sampler | None = None
-        self._ring = [Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead)]
+        self._ring = deque(Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead))
 
     def supports(self, sampling: Sampling) -> bool:
         """Whether tokens can be chosen on the GPU with these settings."""
@@ -84,27 +88,45 @@ class ResidentDecoder:
         executor.load(batch)
         start, submitted, received = int(batch.positions[0]), 0, 0
         flying: deque[_Flight] = deque()
+        landed = time.perf_counter()
+        change, asked = None, start - 1
         try:
             while received < limit:
                 while submitted < limit and len(flying) < len(self._ring):
-                    count = min(self._together, limit - submitted)
+                    most = min(self._count(), limit - submitted)
                     commands: list[Command] = []
-                    for position in range(start + submitted, start + submitted + count):
-                        self._update(tables(position))
+                    count = 0
+                    while count < most:
+                        position = start + submitted + count
+                        if position > asked:
+                            change, asked = tables(position), position
+                        if change is not None and commands:
+                            break
+                        self._update(change)
+                        change = None
                         extent = Extent(1, 1, position + 1)
                         commands += program.commands(extent) + choose.commands(extent)
+                        count += 1
                     flying.append(self._submit(commands, sampler, submitted, count))
                     submitted += count
-                for token in self._land(flying.popleft()):
+                tokens = self._land(flying.popleft())
+                before, landed = landed, time.perf_counter()
+                self._token_s = (landed - before) / len(tokens)
+                for token in tokens:
                     received += 1
                     yield token
         finally:
             while flying:
                 self._land(flying.popleft())
 
+    def _count(self) -> int:
+        """Tokens for the next submit, going by how long the last ones took."""
+        return self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
+
     def _submit(self, commands: list[Command], sampler: Sampler, first: int, count: int) -> _Flight:
         """Submit some tokens; their results go to the next staging buffer, slot by slot."""
-        staging = self._ring[first // self._together % len(self._ring)]
+        staging = self._ring[0]
+        self._ring.rotate(-1)
         copies = [(sampler.result.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
         staging.request(self._executor.recorder.submit(commands, copies))
         return _Flight(staging, [(first + i) % RING for i in range(count)])

@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -59,22 +60,41 @@ def measure(device: Device) -> GpuLimits:
     Raises:
         DeviceError: It failed, or has no room for 512 MiB or its largest binding, twice.
     """
+    reader = Reader(device)
+    try:
+        with _buffers(device) as buffer:
+            return GpuLimits(
+                read_bandwidth=reader.rate(),
+                copy_bandwidth=_copy_bandwidth(device, reader, buffer),
+                int8_rate=_int8_rate(device, buffer),
+                **_costs(device, buffer),
+            )
+    finally:
+        reader.close()
+
+
+def int8_rate(device: Device) -> float:
+    """Products of two 8-bit integers a second that a device adds up.
+
+    Raises:
+        DeviceError: It failed.
+    """
+    with _buffers(device) as buffer:
+        return _int8_rate(device, buffer)
+
+
+@contextmanager
+def _buffers(device: Device) -> Iterator[Callable[[int], Buffer]]:
+    """Makes buffers of so many bytes, and gives them back at the end."""
     made: list[Buffer] = []
 
     def buffer(nbytes: int) -> Buffer:
         made.append(Buffer(device.buffer(nbytes, "limits")))
         return made[-1]
 
-    reader = Reader(device)
     try:
-        return GpuLimits(
-            read_bandwidth=reader.rate(),
-            copy_bandwidth=_copy_bandwidth(device, reader, buffer),
-            int8_rate=_int8_rate(device, buffer),
-            **_costs(device, buffer),
-        )
+        yield buffer
     finally:
-        reader.close()
         for each in made:
             device.free(each.handle)
 

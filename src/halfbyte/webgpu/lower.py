@@ -366,7 +366,7 @@ class Lowering:
             return
         value = self._value(step.out, step.heads * step.head_dim)
         lanes = table.head_lanes(step.head_dim)
-        constants = {**self._rotation(step), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
+        constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
         x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
@@ -384,7 +384,7 @@ class Lowering:
     def _attends_fused(self) -> bool:
         return self.columns == 1 and self.target.choice.fused_attention
 
-    def _rotation(self, step: ops.RopeKvWrite) -> dict[str, Any]:
+    def _rotation(self, step: ops.RopeKvWrite, lanes: int) -> dict[str, Any]:
         half = self.target.plan.tensors[step.table].shape[2]
         return {
             **self._cache_constants(step, step.blocks, step.k_cache),
@@ -392,6 +392,8 @@ class Lowering:
             "ROW": self.values[step.qkv].stride,
             "QK_NORM": bool(step.q_weight),
             "EPS": step.eps,
+            "FOURS": step.head_dim % 8 == 0 and half % 4 == 0,
+            "SHUFFLED": self.target.choice.subgroup >= lanes and half % 8 == 0,
         }
 
     def _rotation_buffers(self, step: ops.RopeKvWrite) -> dict[str, Buffer | None]:
@@ -414,6 +416,7 @@ class Lowering:
             "TABLE": self.target.layout.tables[blocks],
             "COLUMNS": plan.tensors[blocks].shape[1],
             "F16": plan.tensors[cache].dtype == "f16",
+            "SEQUENCES": plan.sequences,
         }
 
     def _cache_buffers(self, step: Any) -> dict[str, Buffer | None]:
@@ -442,7 +445,7 @@ class Lowering:
             rope = self._steps[self._index - 1]
             if not isinstance(rope, ops.RopeKvWrite):
                 raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
-            constants |= self._rotation(rope)
+            constants |= self._rotation(rope, sizes["TL"])
             buffers |= self._rotation_buffers(rope)
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
@@ -503,9 +506,11 @@ class Lowering:
 
 
 def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:
-    """As `split_count` in splits.wgsl."""
-    keys = min(extent.keys, window or extent.keys)
-    return int(max(1, min(sizes["MAX_SPLITS"], _ceil(keys, sizes["SPLIT_KEYS"]))))
+    """The most that `split_count` in splits.wgsl gives."""
+    chunks = _ceil(extent.keys, sizes["CHUNK"])
+    if window:
+        chunks = min(chunks, _ceil(window - 1, sizes["CHUNK"]) + 1)
+    return int(max(1, min(sizes["MAX_SPLITS"], _ceil(chunks, sizes["SPLIT_CHUNKS"]))))
 
 
 def _format(piece: Piece) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 // With FUSED the queries and the newest key are normed and rotated here, and the newest key and value are written.
 // Writes `partial` [tokens, heads, MAX_SPLITS, HDP] and `weight` [tokens, heads, MAX_SPLITS] (maximum, sum). With
 // FINISH the last workgroup to get there, known by a counter, merges the splits of its heads into the result.
-// Grid: (KV_HEADS · slices, splits, tokens).
+// Grid: (KV_HEADS · slices, splits, tokens). AT_ONCE: heads whose teams are merged at once, as workgroup memory allows.
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS=["read","read_write"][FUSED]
 #if FUSED
 #include rotate
-var<workgroup> fresh: array<f32, ${(SLICE + 1) * HDP}>;
+var<workgroup> fresh: array<vec4<f32>, ${(SLICE + 1) * 2 * TL}>;
 #else
 @bind var<storage, read> q: array<f32>;
 #include team NAME="head" TEAM=TL
-var<workgroup> head_values: array<f32, ${WG * 8}>;
 #endif
-@bind var<storage, read_write> partial: array<f32>;
+@bind var<storage, read_write> partial: array<vec4<f32>>;
 @bind var<storage, read_write> weight: array<vec2<f32>>;
 #include splits
 #if FINISH
@@ -24,6 +23,7 @@ var<workgroup> order: u32;
 #endif
 var<workgroup> group_max: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 var<workgroup> group_total: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
+var<workgroup> group_values: array<vec4<f32>, ${AT_ONCE * WG // max(TL, SUBGROUP) * 2 * TL}>;
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -33,42 +33,39 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let lane = lid % ${TL}u;
     let team = lid / ${TL}u;
 #if FUSED
-    // All loads that need nothing else come first: those of the cache wait for the position and the block table.
+    // All loads that need nothing else come first: those of the cache wait for the block table, maybe the position.
     let head = select(${HEADS}u + kv_head, first_head + team, team < ${SLICE}u);
     let raw = raw8(t, head, lane);
     let newest_v = raw8(t, ${HEADS + KV_HEADS}u + kv_head, lane);
     let turn = angles8(t, lane);
 #endif
     let position = u32(state[${POSITIONS}u + t]);
+#if SEQUENCES > 1
     let sequence = u32(state[${SEQ}u + t]);
-#if WINDOW
-    let oldest = max(position, ${WINDOW - 1}u) - ${WINDOW - 1}u;
 #else
-    let oldest = 0u;
+    let sequence = 0u;
 #endif
-    let keys = position + 1u - oldest;
-    let splits = split_count(keys);
-    let each = (keys + splits - 1u) / splits;
-    if (wg.y >= splits) {
-        return;
-    }
-    let start = oldest + wg.y * each;
-    let end = min(start + each, position + 1u);
+    let oldest = oldest_key(position);
+    let start = (oldest / ${CHUNK}u + wg.y) * ${CHUNK}u;
     let inside = lane < ${HDP // 8}u;
     let column = min(lane, ${HDP // 8 - 1}u);
 #for u in range(KEYS)
-    let at${u} = cache_row(sequence, kv_head, min(start + ${WG // TL * u}u + team, end - 1u)) + column;
+    let at${u} = cache_row(sequence, kv_head, start + ${WG // TL * u}u + team) + column;
     var next_k${u} = k_cache[at${u}];
     var next_v${u} = v_cache[at${u}];
 #endfor
+    let splits = split_count(position);
+    if (wg.y >= splits) {
+        return;
+    }
 #if FUSED
     let turned = rotated8(lid, head, raw, turn);
-    if (team <= ${SLICE}u && inside) {
-        for (var i = 0u; i < 8u; i++) {
-            fresh[team * ${HDP}u + lane * 8u + i] = select(turned.b[i & 3u], turned.a[i & 3u], i < 4u);
-        }
+    if (team <= ${SLICE}u) {
+        fresh[team * ${2 * TL}u + lane] = turned.a;
+        fresh[team * ${2 * TL}u + ${TL}u + lane] = turned.b;
     }
-    if (team == ${SLICE}u && inside && wg.x % ${SLICES}u == 0u && end == position + 1u) {
+    let newest_chunk = position / ${CHUNK}u - oldest / ${CHUNK}u;
+    if (team == ${SLICE}u && inside && wg.x % ${SLICES}u == 0u && newest_chunk % splits == wg.y) {
         let at = cache_row(sequence, kv_head, position) + lane;
         k_cache[at] = packed(turned.a, turned.b);
         v_cache[at] = packed(newest_v.a, newest_v.b);
@@ -76,43 +73,42 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
 #endif
 #for g in range(SLICE)
+#if FUSED
+    let qa${g} = fresh[${2 * g * TL}u + lane] * ${SCALE};
+    let qb${g} = fresh[${(2 * g + 1) * TL}u + lane] * ${SCALE};
+#else
     var qa${g} = vec4<f32>(0.0);
     var qb${g} = vec4<f32>(0.0);
-    if (inside) {
 #for i in range(8)
-#if FUSED
-        q${"ab"[i // 4]}${g}[${i % 4}] = fresh[${g * HDP + i}u + lane * 8u] * ${SCALE};
-#else
-        if (lane * 8u + ${i}u < ${HD}u) {
-            q${"ab"[i // 4]}${g}[${i % 4}] = q[t * ${Q_ROW}u + (first_head + ${g}u) * ${HD}u + lane * 8u + ${i}u] * ${SCALE};
-        }
-#endif
-#endfor
+    if (lane * 8u + ${i}u < ${HD}u) {
+        q${"ab"[i // 4]}${g}[${i % 4}] = q[t * ${Q_ROW}u + (first_head + ${g}u) * ${HD}u + lane * 8u + ${i}u] * ${SCALE};
     }
+#endfor
+#endif
     var top${g} = -3.0e38;
     var total${g} = 0.0;
     var a${g} = vec4<f32>(0.0);
     var b${g} = vec4<f32>(0.0);
 #endfor
-    for (var base = start; base < end; base += ${WG // TL * KEYS}u) {
+    for (var base = start; base <= position; base += ${CHUNK}u * splits) {
 #for u in range(KEYS)
         let key${u} = base + ${WG // TL * u}u + team;
-        let seen${u} = key${u} < end;
+        let seen${u} = key${u} <= position && key${u} >= oldest;
         var k${u} = unpacked(next_k${u});
         var v${u} = unpacked(next_v${u});
+        if (!seen${u}) {
+            v${u} = Values(vec4<f32>(0.0), vec4<f32>(0.0));
+        }
 #if FUSED
         if (key${u} == position) {
-            let at = ${SLICE * HDP}u + column * 8u;
-            k${u} = unpacked(packed(
-                vec4<f32>(fresh[at], fresh[at + 1u], fresh[at + 2u], fresh[at + 3u]),
-                vec4<f32>(fresh[at + 4u], fresh[at + 5u], fresh[at + 6u], fresh[at + 7u])));
+            k${u} = unpacked(packed(fresh[${2 * SLICE * TL}u + lane], fresh[${(2 * SLICE + 1) * TL}u + lane]));
             v${u} = unpacked(packed(newest_v.a, newest_v.b));
         }
 #endif
 #endfor
-        if (base + ${WG // TL * KEYS}u < end) {
+        if (base + ${CHUNK}u * splits <= position) {
 #for u in range(KEYS)
-            let at${u} = cache_row(sequence, kv_head, min(key${u} + ${WG // TL * KEYS}u, end - 1u)) + column;
+            let at${u} = cache_row(sequence, kv_head, key${u} + ${CHUNK}u * splits) + column;
             next_k${u} = k_cache[at${u}];
             next_v${u} = v_cache[at${u}];
 #endfor
@@ -158,42 +154,49 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         b${g} += subgroupShuffleXor(b${g}, ${d}u);
     }
 #endfor
+#endfor
+    let group = lid / ${max(TL, SUBGROUP)}u;
+#for g in range(SLICE)
     if (lid % ${max(TL, SUBGROUP)}u == 0u) {
-        group_max[lid / ${max(TL, SUBGROUP)}u * ${SLICE}u + ${g}u] = top${g};
-        group_total[lid / ${max(TL, SUBGROUP)}u * ${SLICE}u + ${g}u] = total${g};
+        group_max[group * ${SLICE}u + ${g}u] = top${g};
+        group_total[group * ${SLICE}u + ${g}u] = total${g};
     }
 #endfor
+#for first in range(0, SLICE, AT_ONCE)
+#if first
     workgroupBarrier();
-#for g in range(SLICE)
-    {
+#endif
+    if (lid % ${max(TL, SUBGROUP)}u < ${TL}u) {
+#for g in range(first, min(first + AT_ONCE, SLICE))
+        {
+            let at = (${(g - first) * (WG // max(TL, SUBGROUP))}u + group) * ${2 * TL}u + lane * 2u;
+            group_values[at] = a${g};
+            group_values[at + 1u] = b${g};
+        }
+#endfor
+    }
+    workgroupBarrier();
+    for (var item = lid; item < ${(min(first + AT_ONCE, SLICE) - first) * HDP // 4}u; item += ${WG}u) {
+        let g = ${first}u + item / ${HDP // 4}u;
+        let d4 = item % ${HDP // 4}u;
         var top = -3.0e38;
+#for i in range(WG // max(TL, SUBGROUP))
+        top = max(top, group_max[${i * SLICE}u + g]);
+#endfor
         var total = 0.0;
+        var sum = vec4<f32>(0.0);
 #for i in range(WG // max(TL, SUBGROUP))
-        top = max(top, group_max[${i * SLICE + g}]);
-#endfor
-#for i in range(WG // max(TL, SUBGROUP))
-        total += group_total[${i * SLICE + g}] * exp(group_max[${i * SLICE + g}] - top);
-#endfor
-        let share = exp(top${g} - top);
-        let group = lid / ${max(TL, SUBGROUP)}u;
-        if (lid % ${max(TL, SUBGROUP)}u < ${TL}u) {
-#for i in range(8)
-            head_values[(group * 8u + ${i}u) * ${TL}u + lane] = ${"ab"[i // 4]}${g}[${i % 4}] * share;
-#endfor
+        {
+            let share = exp(group_max[${i * SLICE}u + g] - top);
+            total += group_total[${i * SLICE}u + g] * share;
+            sum += group_values[((g - ${first}u) * ${WG // max(TL, SUBGROUP)}u + ${i}u) * ${2 * TL}u + d4] * share;
         }
-        workgroupBarrier();
-        let at = (t * ${HEADS}u + first_head + ${g}u) * ${MAX_SPLITS}u + wg.y;
-        for (var d = lid; d < ${HDP}u; d += ${WG}u) {
-            var sum = 0.0;
-#for i in range(WG // max(TL, SUBGROUP))
-            sum += head_values[(${8 * i}u + d % 8u) * ${TL}u + d / 8u];
 #endfor
-            partial[at * ${HDP}u + d] = sum;
-        }
-        if (lid == 0u) {
+        let at = (t * ${HEADS}u + first_head + g) * ${MAX_SPLITS}u + wg.y;
+        partial[at * ${HDP // 4}u + d4] = sum;
+        if (d4 == 0u) {
             weight[at] = vec2<f32>(top, total);
         }
-        workgroupBarrier();
     }
 #endfor
 #if FINISH

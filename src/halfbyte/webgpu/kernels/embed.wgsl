@@ -5,7 +5,7 @@
 @bind var<storage, read_write> out: array<vec4<f32>>;
 #if EMIT
 @bind var<storage, read> norm: array<vec4<f32>>;
-#include quantize_block
+#include quantize_block ROW_BLOCKS=STRIDE4//8
 #endif
 
 @compute @workgroup_size(${WG})

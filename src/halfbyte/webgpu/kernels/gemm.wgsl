@@ -90,7 +90,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             {
                 let block = first + x_word${k} / 2u;
                 let at = x_from${k} + min(block, ${X_BLOCKS - 1}u);
-                next_x${k} = x8[at * 2u + x_word${k} % 2u];
+                next_x${k} = x8[at + x_from${k} + x_word${k} % 2u * ${X_BLOCKS}u];
                 let x_scale = select(0.0, bitcast<f32>(xm[at].x), block < ${X_BLOCKS}u);
                 next_xs${k} = ${"vec2<f32>(x_scale, x_scale * f32(bitcast<i32>(xm[at].y)))" if OFFSETS else "x_scale"};
             }

@@ -20,7 +20,7 @@
 #if NORM
 @bind var<storage, read> norm: array<vec4<f32>>;
 #endif
-#include quantize_block
+#include quantize_block ROW_BLOCKS=STRIDE//32
 var<workgroup> tile: array<f32, ${WG // TEAM * ROWS * COLS}>;
 #endif
 #include team NAME="team"
@@ -88,8 +88,8 @@ fn main(
 #for i in range(UNROLL)
 #for c in range(COLS)
         {
-            let lo = x8[(${c * X_BLOCKS}u + b${i}) * 2u];
-            let hi = x8[(${c * X_BLOCKS}u + b${i}) * 2u + 1u];
+            let lo = x8[${2 * c * X_BLOCKS}u + b${i}];
+            let hi = x8[${(2 * c + 1) * X_BLOCKS}u + b${i}];
             let facts = xm[${c * X_BLOCKS}u + b${i}];
 #if X_BLOCKS % (TEAM * UNROLL)
             let x_scale = select(0.0, bitcast<f32>(facts.x), inside${i});

@@ -4,7 +4,7 @@
 @bind var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #if EMIT
-#include quantize_block
+#include quantize_block ROW_BLOCKS=STRIDE4//8
 #endif
 
 #if HD % 4
@@ -19,7 +19,7 @@ fn merged1(t: u32, i: u32, splits: u32) -> f32 {
     for (var s = 0u; s < splits; s++) {
         let share = exp(weight[at + s].x - top);
         total += weight[at + s].y * share;
-        sum += partial[(at + s) * ${HDP}u + i % ${HD}u] * share;
+        sum += partial[(at + s) * ${HDP // 4}u + i % ${HD}u / 4u][i % ${HD}u % 4u] * share;
     }
     return sum / total;
 }
@@ -30,7 +30,7 @@ fn merged4(t: u32, i: u32, splits: u32) -> vec4<f32> {
 #else
 fn merged4(t: u32, i: u32, splits: u32) -> vec4<f32> {
     let at = (t * ${HEADS}u + i / ${HD}u) * ${MAX_SPLITS}u;
-    let d = i % ${HD}u;
+    let d4 = i % ${HD}u / 4u;
     var top = -3.0e38;
     var total = 0.0;
     var sum = vec4<f32>(0.0);
@@ -38,8 +38,7 @@ fn merged4(t: u32, i: u32, splits: u32) -> vec4<f32> {
 #for u in range(8)
         let s${u} = at + min(first + ${u}u, splits - 1u);
         let w${u} = weight[s${u}];
-        let p${u} = vec4<f32>(
-            partial[s${u} * ${HDP}u + d], partial[s${u} * ${HDP}u + d + 1u], partial[s${u} * ${HDP}u + d + 2u], partial[s${u} * ${HDP}u + d + 3u]);
+        let p${u} = partial[s${u} * ${HDP // 4}u + d4];
 #endfor
         var newer = top;
 #for u in range(8)

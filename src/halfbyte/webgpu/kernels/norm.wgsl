@@ -21,7 +21,7 @@
 @bind var<storage, read_write> out2: array<vec4<f32>>;
 #endif
 #if EMIT
-#include quantize_block
+#include quantize_block ROW_BLOCKS=STRIDE4//8
 #endif
 #include team NAME="row" TEAM=WG
 

@@ -1,22 +1,31 @@
 // A head's vector, normed and rotated, eight values an invocation: teams of TL invocations, one head each.
+// FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
 // Constants: HD, HDP, HALF (rotated pairs), ROW (values of a row of qkv), TL, QK_NORM, EPS.
-@bind var<storage, read> qkv: array<f32>;
-@bind var<storage, read> table: array<f32>;
+@bind var<storage, read> qkv: array<${"vec4<f32>" if FOURS else "f32"}>;
+@bind var<storage, read> table: array<${"vec4<f32>" if FOURS else "f32"}>;
 #if QK_NORM
-@bind var<storage, read> q_norm: array<f32>;
-@bind var<storage, read> k_norm: array<f32>;
+@bind var<storage, read> q_norm: array<vec4<f32>>;
+@bind var<storage, read> k_norm: array<vec4<f32>>;
 #endif
 #include team NAME="head" TEAM=TL
-var<workgroup> head_values: array<f32, ${WG * 8}>;
+#if not SHUFFLED
+var<workgroup> turning: array<f32, ${WG * 8}>;
+#endif
 
 // Eight values of a head as the projection gave them.
 fn raw8(t: u32, head: u32, lane: u32) -> Values {
+#if FOURS
+    let at = min(t * ${ROW // 4}u + head * ${HD // 4}u + lane * 2u, (t + 1u) * ${ROW // 4}u - 2u);
+    let here = lane < ${HD // 8}u;
+    return Values(select(vec4<f32>(0.0), qkv[at], here), select(vec4<f32>(0.0), qkv[at + 1u], here));
+#else
     var v: Values;
 #for i in range(8)
     v.${"ab"[i // 4]}[${i % 4}] = select(
         0.0, qkv[t * ${ROW}u + min(head * ${HD}u + lane * 8u + ${i}u, ${ROW - 1}u)], lane * 8u + ${i}u < ${HD}u);
 #endfor
     return v;
+#endif
 }
 
 struct Angles { cos: Values, sin: Values }
@@ -24,6 +33,18 @@ struct Angles { cos: Values, sin: Values }
 // (cos, sin) for the lane's eight dimensions; the sines of the first half are negative.
 fn angles8(t: u32, lane: u32) -> Angles {
     var turn: Angles;
+#if FOURS
+#for h in "ab"
+    {
+        let d4 = lane * 2u + ${"ab".index(h)}u;
+        let first = d4 < ${HALF // 4}u;
+        let turned = d4 < ${HALF // 2}u;
+        let at = t * ${HALF // 2}u + min(select(d4 - ${HALF // 4}u, d4, first), ${HALF // 4 - 1}u);
+        turn.cos.${h} = select(vec4<f32>(1.0), table[at], turned);
+        turn.sin.${h} = select(vec4<f32>(0.0), select(1.0, -1.0, first) * table[at + ${HALF // 4}u], turned);
+    }
+#endfor
+#else
 #for i in range(8)
     {
         let d = lane * 8u + ${i}u;
@@ -33,6 +54,7 @@ fn angles8(t: u32, lane: u32) -> Angles {
         turn.sin.${"ab"[i // 4]}[${i % 4}] = select(0.0, select(1.0, -1.0, first) * table[at + ${HALF}u], d < ${2 * HALF}u);
     }
 #endfor
+#endif
     return turn;
 }
 
@@ -42,16 +64,21 @@ fn rotated8(lid: u32, head: u32, raw: Values, turn: Angles) -> Values {
     var v = raw;
 #if QK_NORM
     let factor = inverseSqrt(head_sum(lid, dot(v.a, v.a) + dot(v.b, v.b)) / ${float(HD)} + ${EPS});
-#for i in range(8)
+#for h in "ab"
     {
-        let at = min(lane * 8u + ${i}u, ${HD - 1}u);
-        v.${"ab"[i // 4]}[${i % 4}] *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
+        let at = min(lane * 2u + ${"ab".index(h)}u, ${(HD + 3) // 4 - 1}u);
+        v.${h} *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
     }
 #endfor
 #endif
+#if SHUFFLED
+    let partner = select(lane - ${HALF // 8}u, lane + ${HALF // 8}u, lane < ${HALF // 8}u);
+    let from_lane = lid % ${SUBGROUP}u - lane + select(lane, partner, lane < ${HALF // 4}u);
+    let other = Values(subgroupShuffle(v.a, from_lane), subgroupShuffle(v.b, from_lane));
+#else
     workgroupBarrier();
 #for i in range(8)
-    head_values[lid * 8u + ${i}u] = v.${"ab"[i // 4]}[${i % 4}];
+    turning[lid * 8u + ${i}u] = v.${"ab"[i // 4]}[${i % 4}];
 #endfor
     workgroupBarrier();
     let base = (lid - lane) * 8u;
@@ -60,8 +87,9 @@ fn rotated8(lid: u32, head: u32, raw: Values, turn: Angles) -> Values {
     {
         let d = lane * 8u + ${i}u;
         let partner = select(d - ${HALF}u, d + ${HALF}u, d < ${HALF}u);
-        other.${"ab"[i // 4]}[${i % 4}] = head_values[base + select(d, partner, d < ${2 * HALF}u)];
+        other.${"ab"[i // 4]}[${i % 4}] = turning[base + select(d, partner, d < ${2 * HALF}u)];
     }
 #endfor
+#endif
     return Values(v.a * turn.cos.a + other.a * turn.sin.a, v.b * turn.cos.b + other.b * turn.sin.b);
 }

@@ -18,6 +18,8 @@ WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
 """Attention over many keys is split among twice as many workgroups."""
+MERGING_STORAGE = 10_000
+"""Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def _gemv(
     else:
         wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
     units = rows * (2 if gated else 1)
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": _unroll(blocks, team, units)}
+    unroll = 2 if wg == 256 and team == 32 and outputs >= 4096 and blocks > 96 else _unroll(blocks, team, units)
+    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll}
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
@@ -149,17 +152,17 @@ def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
 
 
 def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache: int | str) -> Constants:
-    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_KEYS, MAX_SPLITS."""
-    eights = -(-head_dim // 8)
+    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in."""
     group = heads // kv_heads
     slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
-    side_by_side = heads // slice_
     return {
         "WG": 256,
         "SLICE": slice_,
-        "KEYS": (4 if slice_ * eights <= 64 else 2) if choice.subgroup else 1,
-        "SPLIT_KEYS": 32 if side_by_side <= 4 else 64,
-        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS // side_by_side))),
+        "KEYS": 2 if choice.subgroup else 1,
+        "SPLIT_CHUNKS": 1,
+        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS * slice_ // heads))),
+        "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
+        "SUBGROUP": choice.subgroup,
     }
 
 
@@ -169,8 +172,19 @@ def head_lanes(head_dim: int) -> int:
 
 
 def _attend_derived(sizes: Sizes) -> Constants:
-    """TL, lanes that hold a head, and SLICES, workgroups for the query heads that share a key head."""
-    return {"TL": head_lanes(sizes["head_dim"]), "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"]}
+    """What follows for attention of few tokens.
+
+    TL, lanes that hold a head; SLICES, workgroups for the query heads that share a key head; CHUNK, keys that a
+    workgroup takes at a time; AT_ONCE, heads whose teams are merged at once.
+    """
+    lanes = head_lanes(sizes["head_dim"])
+    kept = sizes["WG"] // max(lanes, sizes["SUBGROUP"]) * lanes * 32
+    return {
+        "TL": lanes,
+        "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"],
+        "CHUNK": sizes["WG"] // lanes * sizes["KEYS"],
+        "AT_ONCE": max(1, min(sizes["SLICE"], sizes["ROOM"] // kept)),
+    }
 
 
 def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
@@ -239,7 +253,7 @@ FAMILIES = {
                 "WG": (128, 256),
                 "SLICE": (1, 2, 3, 4),
                 "KEYS": (1, 2, 4),
-                "SPLIT_KEYS": (32, 64, 128),
+                "SPLIT_CHUNKS": (1, 2),
                 "MAX_SPLITS": (16, 32, 64),
             },
             _attend_fits,

@@ -65,14 +65,14 @@ def prepare(
     activations: str | None,
     gpu: int | None,
     kernels: str | None = None,
-    tune: bool = True,
+    tuned: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Plan, Executor]:
     """A plan that fits the device, and its executor with the weights of `source`; options as for `load`.
 
     Args:
         kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
-        tune: Whether a GPU that never met this model is tuned for it first.
+        tuned: Whether the GPU is not to be tuned, the first time that it meets this model.
 
     Raises:
         UsageError: A number is out of range, or an option does not go with the device.
@@ -96,13 +96,26 @@ def prepare(
         plan = _fitting(planned, BATCH_TOKENS[device], context, opened)
         if opened is None:
             return plan, _host_executor(device, plan, source, threads, activations, kernels)
-        if tune:
+        if not tuned:
             _tune_first(opened, spec, source.format, kv_dtype, activations or "int8", gpu)
         return plan, _gpu_executor(opened, plan, source, activations, kernels, progress)
     except BaseException:
         if opened is not None:
             opened.close()
         raise
+
+
+def tune(
+    spec: ModelSpec, formats: Callable[[str], Format], *, gpu: int | None, kv_dtype: str, activations: str | None
+) -> None:
+    """Tune a GPU for a model that it never met before, as `prepare` does, without loading the model."""
+    from halfbyte.webgpu.device import open_device
+
+    opened = open_device(gpu)
+    try:
+        _tune_first(opened, spec, formats, kv_dtype, activations or "int8", gpu)
+    finally:
+        opened.close()
 
 
 def _tune_first(

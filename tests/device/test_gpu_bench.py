@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from halfbyte.errors import DeviceError
 from halfbyte.formats import Weight
 from halfbyte.plan import Plan
 from halfbyte.plan.plan import Tensor
+from halfbyte.report import bench as report
 from halfbyte.report import tables
-from halfbyte.report.bench import bench
 from halfbyte.report.schema import Case, Record
 from halfbyte.report.subject import Settings, Subject
 from halfbyte.webgpu import bandwidth
@@ -30,6 +31,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "WARM_UP_S", 0.0)
     monkeypatch.setattr(bandwidth, "MEASURED_S", 0.01)
     monkeypatch.setattr(bandwidth, "MOST_NBYTES", 1)
+    monkeypatch.setattr("halfbyte.webgpu.decode.SUBMIT_S", 1e-9)
 
 
 def subject() -> Subject:
@@ -38,7 +40,7 @@ def subject() -> Subject:
 
 
 def measured(settings: Settings, *cases: Case) -> list[Record]:
-    return list(bench(subject(), settings, list(cases), lambda _: None))
+    return list(report.bench(subject(), settings, list(cases), lambda _: None))
 
 
 def test_every_column_has_a_figure_on_a_gpu_and_counts_are_those_of_decoding() -> None:
@@ -50,8 +52,21 @@ def test_every_column_has_a_figure_on_a_gpu_and_counts_are_those_of_decoding() -
     assert short.machine["gpu"] == software_gpu().name
     assert "each token read back" not in tables.heading(short)
     counted = [record.samples[0].counters for record in (short, long, together)]
-    assert [c["submits"] for c in counted] == [4 / 2, 8 / 2, 4], "two tokens a submit; one of both sequences"
+    assert [c["submits"] for c in counted] == [4, 8, 4], "a token a submit; one of both sequences"
     assert 2 * counted[0]["dispatches"] == counted[1]["dispatches"]
+
+
+def test_a_gpu_is_tuned_for_the_whole_model_before_it_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def disagreeing(*_: object) -> None:
+        raise DeviceError(f"checked after {len(done)}")
+
+    monkeypatch.setattr("halfbyte.devices._tune_first", lambda _, spec, *__: done.append(spec))
+    monkeypatch.setattr(report, "check", disagreeing)
+    with pytest.raises(DeviceError, match="checked after 1"):
+        measured(ONCE, Case(4, 2))
+    assert done == [tiny("llama-3.2-3b").spec]
 
 
 def test_one_token_at_a_time_is_a_submit_a_token() -> None:

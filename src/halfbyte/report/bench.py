@@ -89,6 +89,7 @@ def _check_fits(subject: Subject, case: Case) -> None:
 
 
 def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading) -> Loaded:
+    subject.tune(settings)
     say(f"{subject.name}: checking against the reference")
     agreed = check(subject, settings)
     say(f"{subject.name}: loading")

@@ -62,7 +62,7 @@ def check(subject: Subject, settings: Settings) -> Agreement:
     from halfbyte.reference import ReferenceExecutor
 
     cut = subject.cut()
-    plan, executor = cut.load(settings, context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1, tune=False)
+    plan, executor = cut.load(settings, context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1)
     try:
         ids, logits = greedy(executor, cut.spec.vocab_size)
     finally:

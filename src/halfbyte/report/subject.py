@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
-from halfbyte.devices import Progress, prepare
+from halfbyte.devices import Progress, prepare, tune
 from halfbyte.formats import Format, WeightSource
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
@@ -79,12 +79,9 @@ class Subject:
     opened_s: float
 
     def load(
-        self, settings: Settings, *, context: int, sequences: int, tune: bool = True, progress: Progress | None = None
+        self, settings: Settings, *, context: int, sequences: int, progress: Progress | None = None
     ) -> tuple[Plan, Executor]:
-        """A plan of its own size and what runs it, as `halfbyte.load` makes them.
-
-        Args:
-            tune: Whether a GPU that never met this model is tuned for it first.
+        """A plan of its own size and what runs it, as `halfbyte.load` makes them; see `tune`.
 
         Raises:
             DeviceError: There is no such device, or it is too small.
@@ -93,8 +90,16 @@ class Subject:
         return prepare(
             settings.device, self.spec, self.source, context=context, sequences=sequences, rows=max(8, sequences),
             kv_dtype=settings.kv_dtype, threads=settings.threads, activations=settings.activations, gpu=settings.gpu,
-            kernels=settings.kernels, tune=tune, progress=progress,
+            kernels=settings.kernels, tuned=True, progress=progress,
         )  # fmt: skip
+
+    def tune(self, settings: Settings) -> None:
+        """Tune a GPU for the whole model, if it never met it: before anything is checked or timed."""
+        if settings.device == "gpu":
+            tune(
+                self.spec, self.source.format, gpu=settings.gpu, kv_dtype=settings.kv_dtype,
+                activations=settings.activations,
+            )  # fmt: skip
 
     def cut(self) -> Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""

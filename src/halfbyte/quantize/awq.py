@@ -151,8 +151,8 @@ def _clip(weight: Array, blocks: Array, form: GroupFormat) -> Grid:
 
 def _diagonal_blocks(hessian: Array, group: int) -> Array:
     """The Hessians of each group alone, `[groups, group, group]`, zeros where the last one ends early."""
-    count = -(-len(hessian) // group)
-    padded = np.zeros((count * group, count * group), np.float32)
-    padded[: len(hessian), : len(hessian)] = hessian
-    index = np.arange(count)
-    return np.ascontiguousarray(padded.reshape(count, group, count, group)[index, :, index, :])
+    blocks = np.zeros((-(-len(hessian) // group), group, group), np.float32)
+    for index, block in enumerate(blocks):
+        own = hessian[index * group : (index + 1) * group, index * group : (index + 1) * group]
+        block[: len(own), : len(own)] = own
+    return blocks

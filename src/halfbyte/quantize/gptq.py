@@ -6,13 +6,13 @@ H = R·Rᵀ, R upper triangular, and M = R / diag(R), channel k is rounded to th
     w[k] + Σ_{j<k} (w[j] - ŵ[j]) · M[j, k]
 
 Grids are fixed beforehand (static groups), so that channels may be taken in any order and stored in their own.
-Then, in turns, scales are refitted to the codes by least squares and each channel is rounded again given all others.
+Then some channels at a time are improved given all others: the scales of their groups are refitted to the codes by
+least squares, and each channel is rounded again. A round of that costs one product with the Hessian.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ from halfbyte.quantize.grid import Array, Grid, GroupFormat, chunks, fit, neares
 from halfbyte.quantize.linalg import cholesky
 
 BLOCK = 128
+"""Channels taken together: whole groups, whose sizes divide it."""
+
 DAMPING = 0.01
-PASSES = 2
-_SYSTEM_VALUES = 1 << 25
+PASSES = 4
 
 
 def gptq(
@@ -35,7 +36,7 @@ def gptq(
 
     Args:
         hessian: `[columns, columns]`, Σ x·xᵀ over calibration inputs, on any scale.
-        passes: Rounds of refitting scales and rounding again; 0 is GPTQ as published.
+        passes: Rounds of improving scales and codes; 0 is GPTQ as published.
         damping: What is added to the diagonal, as a share of its mean.
     """
     hessian = damped(hessian, damping)
@@ -43,12 +44,11 @@ def gptq(
     factor = feedback(hessian, order)
     done = []
     for rows in chunks(weight.shape):
-        problem = _Problem(weight[rows], hessian, fit(weight[rows], form, np.diagonal(hessian)), order)
-        problem.feed_forward(factor)
+        problem = _Problem(weight[rows], hessian, fit(weight[rows], form, np.diagonal(hessian)))
+        problem.feed_forward(factor, order)
         for _ in range(passes):
-            problem.refit()
-            problem.descend()
-        done.append((problem.codes, problem.grid))
+            problem.improve()
+        done.append((np.ascontiguousarray(problem.codes.T), problem.grid))
     codes, grids = zip(*done, strict=True)
     return np.concatenate(codes), stacked(grids)
 
@@ -72,86 +72,61 @@ def feedback(hessian: Array, order: NDArray[np.intp]) -> Array:
 
 
 class _Problem:
-    """Some rows of a matrix being rounded; arrays are `[columns, rows]`, in the order in which channels are taken."""
+    """Some rows of a matrix being rounded; arrays are `[columns, rows]`, those of groups `[groups, rows]`."""
 
-    def __init__(self, weight: Array, hessian: Array, grid: Grid, order: NDArray[np.intp]) -> None:
+    def __init__(self, weight: Array, hessian: Array, grid: Grid) -> None:
         self.hessian = hessian
-        self.order = order
-        self.grid = grid
-        self.weight = weight.T[order]
+        self.weight = np.ascontiguousarray(weight.T)
         self.error = np.zeros_like(self.weight)
-        self.groups = order // grid.group
-        self.scale = np.ascontiguousarray(grid.scale.T)
-        self.zero = np.ascontiguousarray(grid.zero.T)
-        self._codes = np.zeros(self.weight.shape, np.uint8)
+        self.codes = np.zeros(self.weight.shape, np.uint8)
+        self._grid = grid
+        self._scale = np.ascontiguousarray(grid.scale.T)
+        self._zero = np.ascontiguousarray(grid.zero.T)
 
     @property
-    def codes(self) -> NDArray[np.uint8]:
-        """The codes `[rows, columns]`, channels in their own order."""
-        return np.ascontiguousarray(self._natural(self._codes).T)
+    def grid(self) -> Grid:
+        """The grid with the scales as they are now."""
+        return replace(self._grid, scale=np.ascontiguousarray(self._scale.T))
 
-    def feed_forward(self, factor: Array) -> None:
-        """Round every channel once, correcting for the errors before it."""
+    def feed_forward(self, factor: Array, order: NDArray[np.intp]) -> None:
+        """Round every channel once, in an order, correcting for the errors before it."""
+        errors = np.zeros_like(self.error)
         for start, stop in self._blocks():
-            target = self.weight[start:stop] + factor[:start, start:stop].T @ self.error[:start]
+            target = self.weight[order[start:stop]] + factor[:start, start:stop].T @ errors[:start]
             for k in range(start, stop):
-                self._round(k, target[k - start] + factor[start:k, k] @ self.error[start:k])
+                self._round(order[k], target[k - start] + factor[start:k, k] @ errors[start:k])
+                errors[k] = self.error[order[k]]
 
-    def descend(self) -> None:
-        """Round every channel again, to the best value given all others."""
+    def improve(self) -> None:
+        """Refit every group's scales and round every channel again, each to the best value given all others."""
         for start, stop in self._blocks():
-            among = self.hessian[np.ix_(self.order[start:stop], self.order)]
-            inner = among[:, start:stop]
-            outside = among @ self.error - inner @ self.error[start:stop]
-            for k in range(start, stop):
-                own = inner[k - start, k - start]
-                pull = outside[k - start] + inner[k - start] @ self.error[start:stop] - own * self.error[k]
-                self._round(k, self.weight[k] + pull / own)
+            among = self.hessian[start:stop]
+            inner = np.ascontiguousarray(among[:, start:stop])
+            error = self.error[start:stop]
+            outside = among @ self.error - inner @ error
+            for group in range(start // self._grid.group, -(-stop // self._grid.group)):
+                self._refit(group, start, stop, inner, outside)
+            for k in range(stop - start):
+                pull = outside[k] + inner[k] @ error - inner[k, k] * error[k]
+                self._round(start + k, self.weight[start + k] + pull / inner[k, k])
 
-    def refit(self) -> None:
-        """The scales of each row that fit its codes best: a small linear system a row, one unknown a group."""
-        steps = self._codes - self.zero[self.groups]
-        natural = self._natural(steps)
-        wanted = self._by_group(natural * (self.hessian @ self._natural(self.weight)))
-        some = max(1, _SYSTEM_VALUES // len(self.scale) ** 2)
-        for start in range(0, steps.shape[1], some):
-            rows = slice(start, start + some)
-            system = self._system(np.ascontiguousarray(natural[:, rows]))
-            self.scale[:, rows] = to_f16(np.linalg.solve(system, wanted[:, rows].T[..., None])[..., 0].T)
-        self.grid = replace(self.grid, scale=np.ascontiguousarray(self.scale.T))
-        self.error = self.weight - steps * self.scale[self.groups]
-
-    def _system(self, steps: Array) -> Array:
-        """For each row the matrix `[groups, groups]` that its scales are solved from; steps in natural order."""
-        groups = len(self.scale)
-        system = np.empty((steps.shape[1], groups, groups), np.float32)
-        for group in range(groups):
-            members = slice(group * self.grid.group, (group + 1) * self.grid.group)
-            products = self.hessian[members, members.start :].T @ steps[members]
-            products *= steps[members.start :]
-            system[:, group, group:] = self._by_group(products).T
-            system[:, group:, group] = system[:, group, group:]
-        diagonal = np.arange(groups)
-        means = system[:, diagonal, diagonal].mean(axis=1, keepdims=True)
-        system[:, diagonal, diagonal] += np.float32(1e-6) * means + np.float32(1e-12)
-        return system
-
-    def _natural(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Channels in their own order."""
-        natural = np.empty_like(values)
-        natural[self.order] = values
-        return natural
-
-    def _by_group(self, values: Array) -> Array:
-        """Sums `[groups, rows]` of values `[columns, rows]` in natural order, from a group's first column on."""
-        return np.add.reduceat(values, np.arange(0, len(values), self.grid.group), axis=0)
+    def _refit(self, group: int, start: int, stop: int, inner: Array, outside: Array) -> None:
+        """The scale of each row that fits a group's codes best, all else as it is."""
+        first, last = group * self._grid.group, min((group + 1) * self._grid.group, stop)
+        own = slice(first - start, last - start)
+        steps = self.codes[first:last] - self._zero[group]
+        pull = (steps * (outside[own] + inner[own] @ self.error[start:stop])).sum(axis=0)
+        stiffness = (steps * (inner[own, own] @ steps)).sum(axis=0)
+        change = np.divide(pull, stiffness, out=np.zeros_like(pull), where=stiffness > 0)
+        self._scale[group] = to_f16(self._scale[group] + change)
+        self.error[first:last] = self.weight[first:last] - steps * self._scale[group]
 
     def _blocks(self) -> list[tuple[int, int]]:
-        count = len(self.order)
+        count = len(self.weight)
         return [(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
     def _round(self, k: int, target: Array) -> None:
-        scale, zero = self.scale[self.groups[k]], self.zero[self.groups[k]]
-        codes = nearest(target, scale, zero, self.grid.top)
-        self._codes[k] = codes
+        scale, zero = self._scale[k // self._grid.group], self._zero[k // self._grid.group]
+        codes = nearest(target, scale, zero, self._grid.top)
+        self.codes[k] = codes
         self.error[k] = self.weight[k] - (codes - zero) * scale

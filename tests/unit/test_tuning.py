@@ -22,7 +22,7 @@ from halfbyte.webgpu.kernels.family import Tuning, row_name
 from halfbyte.webgpu.tuning.choices import Choices, Measured, Verdict, keep_choices, load_choices
 from halfbyte.webgpu.tuning.contest import contest, faster
 from halfbyte.webgpu.tuning.tune import Tuner
-from halfbyte.webgpu.tuning.workbench import DECODE
+from halfbyte.webgpu.tuning.workbench import DECODE, Entry, alike
 
 LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
 SMALL = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
@@ -258,3 +258,13 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         remember(file, 1, {"a": 2})
     assert recall(file, 1) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]
+
+
+def test_both_ways_are_timed_over_the_same_batches() -> None:
+    def entry(*groups: int) -> Entry:
+        commands: Any = tuple((None, [(None, None, count, 1, 1)]) for count in groups)
+        return Entry(table.choose(LARGE), SimpleNamespace(), (), commands)  # type: ignore[arg-type]
+
+    growing, steady = entry(4, 16), entry(16, 16)
+    assert alike(growing, steady) == (growing, steady)
+    assert [len(each.commands) for each in alike(steady, entry(8, 8))] == [1, 1]

@@ -116,7 +116,7 @@ class Workbench:
         ours, theirs = ({id(d.pipeline) for d in p.dispatches} for p in (program, usual))
         here = [i for i, d in enumerate(program.dispatches) if id(d.pipeline) not in theirs]
         there = [i for i, d in enumerate(usual.dispatches) if id(d.pipeline) not in ours]
-        return self._entry(phase, self.choice, usual, there), self._entry(phase, choice, program, here)
+        return alike(self._entry(phase, self.choice, usual, there), self._entry(phase, choice, program, here))
 
     def _entry(self, phase: str, choice: table.Choice, program: Program, at: Sequence[int]) -> Entry:
         timed: list[tuple[Batch, list[Command]]] = []
@@ -124,8 +124,6 @@ class Workbench:
             extent = Extent(len(batch.token_ids), 1, int(batch.positions.max()) + 1)
             commands = program.commands(extent)
             timed.append((batch, [commands[i] for i in at]))
-        if len(timed) > 1 and all(grids(commands) == grids(timed[0][1]) for _, commands in timed):
-            timed = timed[:1]
         return Entry(choice, program, tuple(program.dispatches[i] for i in at), tuple(timed))
 
     def _batches(self, phase: str) -> list[Batch]:
@@ -164,6 +162,13 @@ class Workbench:
         if not self.device.adapter.software:
             rate = self._reader.rate(warm_up_s=seconds, measured_s=0.01)
             self._before = self._reader.commands * max(1, int(BUSY_S * rate / self._reader.nbytes))
+
+
+def alike(one: Entry, other: Entry) -> tuple[Entry, Entry]:
+    """Entries over the same batches: a single one if each of them starts the same workgroups in all of its batches."""
+    if all(grids(commands) == grids(each.commands[0][1]) for each in (one, other) for _, commands in each.commands):
+        return replace(one, commands=one.commands[:1]), replace(other, commands=other.commands[:1])
+    return one, other
 
 
 def grids(commands: Sequence[Command]) -> list[tuple[int, int, int]]:

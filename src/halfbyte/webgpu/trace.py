@@ -84,8 +84,7 @@ class Tracer:
         self.timestamps = device.capabilities.timestamps
         self._device = device
         self._inside = INSIDE_PASSES in device.handle.features
-        self._sets: list[Any] = []
-        self._used = QUERIES
+        self._sets: list[tuple[Any, int]] = []
         self._places: list[tuple[int, int]] = []
         self._pass = ffi.new("WGPUComputePassDescriptor *")
         self._writes = ffi.new("WGPUPassTimestampWrites *")
@@ -121,7 +120,7 @@ class Tracer:
         self._bounds += self._looks()
         low, high = max(low for low, _ in self._bounds), min(high for _, high in self._bounds)
         alignment = Alignment((low + high) / 2, abs(high - low) / 2)
-        seconds = [self._seconds(queries, QUERIES) + alignment.offset_s for queries in self._sets]
+        seconds = [self._seconds(queries, used) + alignment.offset_s for queries, used in self._sets]
         return [list(self._timed(submission, seconds)) for submission in self.submissions], alignment
 
     def _timed(self, submission: Submission, seconds: list[NDArray[np.float64]]) -> Iterator[Timed]:
@@ -133,16 +132,16 @@ class Tracer:
                 yield Timed(command.dispatch, start, end - start)
 
     def _take(self, count: int) -> int:
-        """The first of so many queries of the last query set."""
-        if self._used + count > QUERIES:
-            self._sets.append(self._device.handle.create_query_set(type="timestamp", count=QUERIES))
-            self._used = 0
-        self._used += count
-        return self._used - count
+        """The first of so many queries of the last query set, all of which have to be written."""
+        if not self._sets or self._sets[-1][1] + count > QUERIES:
+            self._sets.append((self._device.handle.create_query_set(type="timestamp", count=QUERIES), 0))
+        queries, used = self._sets[-1]
+        self._sets[-1] = queries, used + count
+        return used
 
     def _record_pass(self, encoder: Any, commands: Sequence[Command], at: int) -> None:
         """One pass, with a timestamp before the first dispatch and after each."""
-        queries = self._sets[-1]._internal
+        queries = self._sets[-1][0]._internal
         self._pass.timestampWrites = ffi.NULL
         recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
         lib.wgpuComputePassEncoderWriteTimestamp(recording, queries, at)
@@ -153,7 +152,7 @@ class Tracer:
 
     def _record_alone(self, encoder: Any, command: Command | None, at: int) -> None:
         """A pass of one dispatch or none, between two timestamps."""
-        self._writes.querySet = self._sets[-1]._internal
+        self._writes.querySet = self._sets[-1][0]._internal
         self._writes.beginningOfPassWriteIndex, self._writes.endOfPassWriteIndex = at, at + 1
         self._pass.timestampWrites = self._writes
         recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
@@ -178,7 +177,10 @@ class Tracer:
         return found
 
     def _seconds(self, queries: Any, count: int) -> NDArray[np.float64]:
-        """The timestamps of a query set on the device's clock, counted from the first that was ever read."""
+        """The first timestamps of a query set on the device's clock, counted from the first that was ever read.
+
+        None but those that were written: for others, Vulkan drivers wait for ever.
+        """
         resolved = self._device.buffer(count * 8, "timestamps", usage=_USAGE)
         encoder = self._device.handle.create_command_encoder()
         encoder.resolve_query_set(queries, 0, count, resolved, 0)

@@ -163,7 +163,7 @@ def test_a_damaged_model_is_refused_in_a_line(model: Path, damage: str) -> None:
         (["run", "hello", "--context", "9999"], 2, "2048"),
         (["run", "hello", "--device", "reference", "--threads", "0"], 2, "threads"),
         (["run", "hello", "--device", "reference", "--threads", "2"], 2, "threads"),
-        (["run", "hello", "--gpu", "0"], 2, "gpu"),
+        (["run", "hello", "--device", "cpu", "--gpu", "0"], 2, "GPU"),
         (["run", "hello", "--weights", "q5x"], 5, "q5x"),
         (["run", "word " * 3000], 6, "2,048"),
         (["run", "hello", "--logit-bias", "999999=3"], 2, "999999"),

@@ -66,6 +66,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_a_seed_gives_the_same_text_again(shell_29m: Path) -> None:
+    """Whatever was asked before, and is still in the cache."""
     model = halfbyte.load(shell_29m)
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.5, "top_p": 0.98, "raw": True}
     first, again, other = (model.generate("The ship", seed=seed, **options).token_ids for seed in (1, 1, 2))

@@ -147,9 +147,12 @@ class Scheduler:
         return True
 
     def _shared_prefix(self, sequence: Sequence) -> int:
-        """Leading tokens that the kept cache has for `sequence`; one token at least is always computed."""
-        kept = self._kept
-        if kept is None:
+        """Leading tokens that the kept cache has for `sequence`; one token at least is always computed.
+
+        None where a seed promises the same text again: values computed one by one or together differ in their last bits.
+        """
+        kept, sampling = self._kept, sequence.sampling
+        if kept is None or (sampling.seed is not None and sampling.temperature > 0):
             return 0
         limit = min(kept.num_computed, len(sequence.tokens) - 1)
         pairs = zip(kept.tokens[:limit], sequence.tokens, strict=False)

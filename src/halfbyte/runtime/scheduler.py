@@ -149,7 +149,7 @@ class Scheduler:
     def _shared_prefix(self, sequence: Sequence) -> int:
         """Leading tokens that the kept cache has for `sequence`; one token at least is always computed.
 
-        None where a seed promises the same text again: values computed one by one or together differ in their last bits.
+        None where a seed promises the same text again: values computed one by one or together differ in the last bits.
         """
         kept, sampling = self._kept, sequence.sampling
         if kept is None or (sampling.seed is not None and sampling.temperature > 0):

@@ -12,6 +12,7 @@ import pytest
 import halfbyte
 from halfbyte.devices import choose_device
 from halfbyte.errors import DeviceError, UsageError
+from halfbyte.remembered import cache_folder, remember
 from halfbyte.webgpu import adapters
 from halfbyte.webgpu.adapters import Adapter, Adapters, best_gpu, counted
 
@@ -77,10 +78,9 @@ def test_another_driver_or_device_is_asked_anew(machine: Any, monkeypatch: pytes
     assert machine.asked == 3
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"mark": 1}', '{"mark": "", "found": [{}], "reason": ""}', "\xff"])
-def test_a_damaged_file_is_asked_over(machine: Any, tmp_path: Path, text: str) -> None:
-    (tmp_path / "halfbyte").mkdir()
-    (tmp_path / "halfbyte" / "gpu-adapters.json").write_bytes(text.encode("latin-1"))
+@pytest.mark.parametrize("values", [{}, {"mark": 1}, {"mark": "", "found": [{}], "reason": ""}])
+def test_what_is_remembered_wrongly_is_asked_over(machine: Any, values: dict[str, Any]) -> None:
+    remember(cache_folder() / "gpu-adapters.json", adapters.SCHEMA, values)
     assert best_gpu() == (DISCRETE, "")
 
 

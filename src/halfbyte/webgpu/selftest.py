@@ -25,13 +25,14 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, Plan, make_plan, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
+from halfbyte.remembered import cache_folder, recall, remember_if_possible
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels.table import VARIANTS
-from halfbyte.webgpu.remembered import cache_file, read, write
 from halfbyte.webgpu.shader import kernels_hash
 from halfbyte.webgpu.synthetic import SyntheticWeights
 
+SCHEMA = 1
 TOLERANCE = {True: 0.08, False: 0.002}
 """Largest error allowed, as a share of the largest logit, with int8 and without: where sums differ in their last bit,
 an int8 value may round to its neighbour, and the layers after it make more of that."""
@@ -106,14 +107,14 @@ def faulty_variants(device: Device, *, cache: Path | None = None) -> frozenset[s
 
 def examined(device: Device, *, cache: Path | None = None) -> Verdict:
     """What the self-test finds or found on a device. The test runs once for a device, driver and kernels."""
-    path = cache or cache_file("gpu-selftest.json")
+    path = cache or cache_folder() / "gpu-selftest.json"
     key = device_key(device)
-    if found := _verdict(read(path).get(key)):
+    if found := _verdict(recall(path, SCHEMA).get(key)):
         return found
     began = time.perf_counter()
     off = find_faulty(device)
     verdict = Verdict(None if off is None else tuple(sorted(off)), time.perf_counter() - began)
-    write(path, read(path) | {key: asdict(verdict)})
+    remember_if_possible(path, SCHEMA, recall(path, SCHEMA) | {key: asdict(verdict)})
     return verdict
 
 

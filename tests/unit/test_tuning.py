@@ -147,7 +147,7 @@ class Bench:
     def whole(self, phase: str, choice: table.Choice) -> Any:
         return self._entry(choice, self.whole_s)
 
-    def differing(self, phase: str, choice: table.Choice, usual: Any) -> Any:
+    def differing(self, phase: str, choice: table.Choice, program: Any, usual: Any) -> Any:
         return self._entry(self.choice, self.kernel_s), self._entry(choice, self.kernel_s)
 
     def _entry(self, choice: table.Choice, seconds: Callable[[int], float]) -> Any:

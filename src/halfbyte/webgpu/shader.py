@@ -29,7 +29,7 @@ from halfbyte.webgpu.device import Device
 
 KERNELS = Path(__file__).parent / "kernels"
 FORMATS = Path(__file__).parent.parent / "formats"
-MOST_COMPILERS = 8
+COMPILERS = min(8, os.cpu_count() or 1)
 """Kernels that are compiled at once."""
 
 Constants = Mapping[str, Any]
@@ -82,7 +82,7 @@ class Pipelines:
         self._device = device
         self._made: dict[str, Pipeline] = {}
         self._found: dict[tuple[str, frozenset[tuple[str, str]]], Pipeline] = {}
-        self._compilers = ThreadPoolExecutor(min(MOST_COMPILERS, os.cpu_count() or 1), "compiler")
+        self._compilers = ThreadPoolExecutor(COMPILERS, "compiler")
 
     def get(self, kernel: str, constants: Constants) -> Pipeline:
         """The kernel file `kernel` with these constants."""

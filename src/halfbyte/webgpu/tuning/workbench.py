@@ -108,9 +108,8 @@ class Workbench:
         program = self.program(phase, choice)
         return self._entry(phase, choice, program, range(len(program.dispatches)))
 
-    def differing(self, phase: str, choice: table.Choice, usual: Program) -> tuple[Entry, Entry]:
+    def differing(self, phase: str, choice: table.Choice, program: Program, usual: Program) -> tuple[Entry, Entry]:
         """Of the usual program and one of another choice, the dispatches whose kernels differ."""
-        program = self.program(phase, choice)
         ours, theirs = ({id(d.pipeline) for d in p.dispatches} for p in (program, usual))
         here = [i for i, d in enumerate(program.dispatches) if id(d.pipeline) not in theirs]
         there = [i for i, d in enumerate(usual.dispatches) if id(d.pipeline) not in ours]

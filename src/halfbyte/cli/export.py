@@ -38,7 +38,7 @@ def export(
     calibration: Calibration = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model for llama.cpp (GGUF), or as AutoAWQ or GPTQ lay it out."""
+    """Write a model as GGUF, or in AutoAWQ's or GPTQ's layout."""
     from halfbyte.cli.folder import model_folder
     from halfbyte.quantize.export import export
 

@@ -20,7 +20,7 @@ BATCH_TOKENS = {"cpu": 256, "gpu": 1024, "reference": 256}
 """Most prompt tokens that are computed together."""
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, all): bytes of weights, then programs of kernels."""
+"""Called as progress(what, done, all): bytes of weights, then kernels."""
 
 
 def choose_device(device: str, *, gpu: int | None = None, threads: int | None = None) -> tuple[str, str]:
@@ -197,7 +197,7 @@ def _gpu_executor(
         free_memory=budget.free_memory(device, available_memory()),
         progress=lambda nbytes: tell("weights", min(nbytes, total), total),
     )  # fmt: skip
-    executor.warm_up(lambda done, programs: tell("kernels", done, programs))
+    executor.warm_up(lambda done, kernels: tell("kernels", done, kernels))
     return executor
 
 

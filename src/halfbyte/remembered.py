@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,8 @@ def remember(path: Path, schema: int, values: Mapping[str, Any]) -> None:
     Raises:
         HalfbyteError: The file cannot be written.
     """
+    import tempfile  # only who writes waits for it
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -59,6 +60,14 @@ def remember(path: Path, schema: int, values: Mapping[str, Any]) -> None:
         raise HalfbyteError(
             f"{path} cannot be written: {error.strerror or error}.", "Free some space, or set XDG_CACHE_HOME."
         ) from error
+
+
+def remember_if_possible(path: Path, schema: int, values: Mapping[str, Any]) -> None:
+    """The same, where a file that cannot be written only means that the next start asks again."""
+    try:
+        remember(path, schema, values)
+    except HalfbyteError as problem:
+        _log.info("%s", problem)
 
 
 _log = logging.getLogger(__name__)

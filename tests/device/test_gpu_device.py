@@ -11,6 +11,7 @@ import pytest
 
 from halfbyte.errors import DeviceError, UsageError
 from halfbyte.reference import ReferenceExecutor
+from halfbyte.remembered import remember
 from halfbyte.webgpu import device as device_module
 from halfbyte.webgpu import selftest
 from halfbyte.webgpu.device import BASELINE, choose_adapter, open_device
@@ -144,13 +145,14 @@ def test_a_gpu_that_is_wrong_throughout_is_refused_and_tried_once(
     assert selftest.examined(software_gpu(), cache=file).off is None
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"off": 1}', "null"])
+@pytest.mark.parametrize("verdict", [None, {}, {"off": 1, "seconds": 1.0}, {"off": ["no such kernel"], "seconds": 1.0}])
 def test_a_damaged_memory_of_the_self_test_is_made_anew(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verdict: object
 ) -> None:
     monkeypatch.setattr(selftest, "error", lambda *_: 0.0)
-    (tmp_path / "selftest.json").write_text(text)
-    assert selftest.faulty_variants(software_gpu(), cache=tmp_path / "selftest.json") == frozenset()
+    file = tmp_path / "selftest.json"
+    remember(file, selftest.SCHEMA, {selftest.device_key(software_gpu()): verdict})
+    assert selftest.faulty_variants(software_gpu(), cache=file) == frozenset()
 
 
 def test_an_adapter_with_no_optional_feature_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

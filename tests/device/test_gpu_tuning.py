@@ -104,7 +104,7 @@ def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
     row, (family, shape) = next(iter(bench.rows(SAMPLING).items()))
     sizes = table.FAMILIES[family].candidates(bench.choice, shape)[0]
     choice = replace(bench.choice, tuning=Tuning({row: sizes}))
-    before, after = bench.differing(SAMPLING, choice, usual)
+    before, after = bench.differing(SAMPLING, choice, bench.program(SAMPLING, choice), usual)
     assert len(before.dispatches) == len(after.dispatches) == 2
     assert 0 < bench.seconds(before) < 5
     untimed = open_device(software=True, limits=replace(device.capabilities, timestamps=False))
@@ -129,7 +129,7 @@ def test_limits_are_measured(device: Device) -> None:
     assert all(1e-8 < seconds < 0.1 for seconds in (found.dispatch_s, found.encode_s, found.round_trip_s))
 
 
-def test_a_model_is_tuned_at_first_use_once_and_not_in_software(
+def test_a_model_that_is_not_small_is_tuned_at_first_use_once_and_not_in_software(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -148,6 +148,8 @@ def test_a_model_is_tuned_at_first_use_once_and_not_in_software(
 
     monkeypatch.setattr(first_use, "tune", tune)
     monkeypatch.setattr(first_use, "open_device", lambda gpu: open_device(software=True))
+    assert asked(software=False) == ""
+    monkeypatch.setattr(first_use, "LEAST_NBYTES", 0)
     assert asked(software=True) == ""
     assert "25% faster" in asked(software=False)
     assert asked(software=False) == ""

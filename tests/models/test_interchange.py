@@ -157,6 +157,23 @@ def test_matrices_in_halfbytes_own_groups_are_copied_bit_for_bit(
             np.testing.assert_array_equal(second.weight(name).parts[suffix], part)
 
 
+@pytest.mark.parametrize(("stored", "kind"), [("q4g32z", "q4_1"), ("q4g128z", "q4_1"), ("q4g64", "q4_0")])
+def test_other_groups_keep_their_codes_and_only_offsets_are_rounded(
+    tmp_path: Path, shell: tuple[Checkpoint, ModelSpec, TokenizerFiles], stored: str, kind: str
+) -> None:
+    source, spec, tokenizer = shell
+    packed = Packed(source, stored)
+    rounded = write_gguf(tmp_path / "stored.gguf", packed, spec, tokenizer, kind="stored")
+    assert (rounded > 0) == (kind == "q4_1")
+    (theirs,) = (t for t in gguf.GGUFReader(tmp_path / "stored.gguf").tensors if t.name == "blk.3.ffn_down.weight")
+    assert theirs.tensor_type.name == kind.upper()
+    weight = packed.weight("model.layers.3.mlp.down_proj.weight")
+    exact, read = weight.decode(), gguf.quants.dequantize(theirs.data, theirs.tensor_type)
+    groups = np.repeat(weight.parts[".scale"].astype(np.float32), int(stored[3:].strip("z")), axis=1)
+    offsets = 15 * np.abs(groups[:, : exact.shape[1]]) * 2.0**-11 if rounded else 0
+    assert (np.abs(read - exact) <= offsets).all()
+
+
 def test_mixes_give_more_bits_to_the_layers_that_llama_cpp_gives_them(files: dict[str, Path]) -> None:
     """The types of a Q4_K_M file of this model that llama.cpp 0.5.0 quantized."""
     checkpoint = open_gguf(files["q4_k_m"])
@@ -216,8 +233,8 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
     target = tmp_path / "shell.gguf"
     with pytest.raises(UsageError, match="no kind of GGUF"):
         write_gguf(target, source, spec, tokenizer, kind="q9")
-    with pytest.raises(UnsupportedModelError, match=r"no format for .* in q4g64"):
-        write_gguf(target, Packed(source, "q4g64"), spec, tokenizer, kind="stored")
+    with pytest.raises(UnsupportedModelError, match=r"no format for .* in q3g64z"):
+        write_gguf(target, Packed(source, "q3g64z"), spec, tokenizer, kind="stored")
     broken = tiny("phi-4")
     bad = {**broken.tensors, "model.layers.1.mlp.down_proj.weight": np.full((80, 136), np.nan, np.float32)}
     with pytest.raises(InvalidModelError, match=r"layers\.1\.mlp\.down_proj.*NaN"):

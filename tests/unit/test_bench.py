@@ -221,6 +221,7 @@ def test_a_full_disk_is_a_sentence_and_the_row_is_shown(monkeypatch: pytest.Monk
         (("-m", "/no/such/folder"), 3, "/no/such/folder"),
         (("--synthetic", "phi-4", "-m", "x"), 2, "--synthetic takes no weights"),
         (("--layers", "2"), 2, "--layers goes with --synthetic"),
+        (("-p", "0"), 2, "a prompt of 0 tokens, 32 new ones, depth 0 and batch 1 cannot be measured"),
         (("-p", "8,x"), 2, "'8,x' is not a list of numbers"),
         (("-p", "999999"), 6, "positions; pocket has"),
         (("--each-token", "--device", "cpu"), 2, "device cpu hands back each token anyway"),

@@ -96,6 +96,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.Monkey
         (["ruin"], "Did you mean 'run'"),
         (["models", "fetch"], "fetch"),
         (["models", "pull"], "ID"),
+        (["models", "remove", "org/name:q4_0"], "org/name can only be removed as a whole"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(
@@ -122,6 +123,35 @@ def test_a_missing_folder_is_named(command: list[str], tmp_path: Path) -> None:
     result = halfbyte(*command, str(tmp_path / "nowhere"))
     assert result.exit_code == errors.ModelNotFoundError.exit_code
     assert str(tmp_path / "nowhere") in error_lines(result)[0]
+
+
+def test_nothing_is_asked_about_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    result = halfbyte("models", "remove", "org/name", stdin="y\n")
+    assert result.exit_code == errors.ModelNotFoundError.exit_code
+    assert error_lines(result)[0] == "error: org/name is not in the local cache."
+
+
+@pytest.mark.parametrize(("data", "reason"), [(None, "No such file or directory"), (b"\xff", "it is not UTF-8 text")])
+def test_a_text_that_cannot_be_read_is_named(tmp_path: Path, data: bytes | None, reason: str) -> None:
+    text = tmp_path / "text.txt"
+    if data is not None:
+        text.write_bytes(data)
+    for arguments in (
+        ("eval", "perplexity", "--text", str(text)),
+        ("eval", "answers", "--questions", str(text)),
+        ("bench", "compare", str(text), str(text)),
+    ):
+        result = halfbyte(*arguments)
+        assert result.exit_code == 2
+        assert error_lines(result)[0] == f"error: cannot read {str(text)!r}: {reason}."
+
+
+def test_help_names_each_command_in_a_whole_sentence() -> None:
+    for arguments in ((), ("bench",), ("eval",), ("models",)):
+        listed = halfbyte(*arguments, "--help").stdout.partition("\nCommands:")[2].strip()
+        assert listed
+        assert all(line.endswith(".") and not line.endswith("...") for line in listed.splitlines())
 
 
 def test_help_and_version_succeed() -> None:

@@ -69,6 +69,7 @@ def test_remove_asks_first(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str, code: int, removed: bool
 ) -> None:
     gone: list[str] = []
+    monkeypatch.setattr("halfbyte.checkpoint.hub.cached", Path)
     monkeypatch.setattr("halfbyte.checkpoint.hub.remove", lambda repo: gone.append(repo) or 17_000_000)
     result = halfbyte("models", "remove", "org/name", *arguments, stdin=answer)
     assert (result.exit_code, bool(gone)) == (code, removed)

@@ -193,7 +193,8 @@ def test_symmetric_formats_become_groups_without_loss(name: str) -> None:
     back = ungrouped(turned, form)
     assert (back is not None) == (name in ("q4_0", "q8_0"))
     if back is not None:
-        np.testing.assert_array_equal(back.parts[BLOCKS], weight.parts[BLOCKS])
+        np.testing.assert_array_equal(back[0].parts[BLOCKS], weight.parts[BLOCKS])
+        assert back[1] == 0
 
 
 @pytest.mark.parametrize("name", sorted(set(HALVES) - set(EXACT)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfbyte.errors import HalfbyteError
-from halfbyte.remembered import recall, remember
 from halfbyte.webgpu.device import Capabilities
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Tuning, row_name
@@ -150,7 +147,7 @@ class Bench:
     def whole(self, phase: str, choice: table.Choice) -> Any:
         return self._entry(choice, self.whole_s)
 
-    def differing(self, phase: str, choice: table.Choice, usual: Any) -> Any:
+    def differing(self, phase: str, choice: table.Choice, program: Any, usual: Any) -> Any:
         return self._entry(self.choice, self.kernel_s), self._entry(choice, self.kernel_s)
 
     def _entry(self, choice: table.Choice, seconds: Callable[[int], float]) -> Any:
@@ -231,33 +228,6 @@ def test_sizes_that_no_kernel_has_are_ignored(tmp_path: Path) -> None:
     next(iter(values["values"].values()))["rows"] = [{"row": 3}]
     file.write_text(json.dumps(values))
     assert load_choices(DEVICE, file) == Choices()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"schema": 2, "values": {}}', '{"schema": 1, "values": 3}', "\xff"])
-def test_a_damaged_file_or_another_schema_is_ignored_with_a_sentence(
-    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / "tuning.json"
-    file.write_bytes(text.encode("latin-1"))
-    with caplog.at_level(logging.WARNING):
-        assert recall(file, 1) == {}
-    assert f"{file} is ignored" in caplog.text
-    remember(file, 1, {"a": 1})
-    assert recall(file, 1) == {"a": 1}
-
-
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "tuning.json"
-    remember(file, 1, {"a": 1})
-
-    def full(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("halfbyte.remembered.json.dump", full)
-    with pytest.raises(HalfbyteError, match="cannot be written: No space left on device"):
-        remember(file, 1, {"a": 2})
-    assert recall(file, 1) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]
 
 
 def test_both_ways_are_timed_over_the_same_batches() -> None:

@@ -384,14 +384,41 @@ def regrouped(weight: Weight, release: Callable[[], None] = lambda: None) -> Wei
     return Weight(form, weight.shape, parts)
 
 
-def ungrouped(weight: Weight, form: BlockFormat) -> Weight | None:
-    """The inverse for `q4_0` and `q8_0`: a matrix in Halfbyte's groups of 32 in that format, bit for bit."""
-    if {"q4_0": "q4g32", "q8_0": "q8g32"}.get(form.name) != weight.format.name or weight.shape[1] % form.values:
+def block_format(stored: Format) -> str:
+    """The format of ggml's that holds the codes of Halfbyte's groups; the name of any other format."""
+    match stored:
+        case Q4G(zero_points=zero_points):
+            return "q4_1" if zero_points else "q4_0"
+        case Q8G():
+            return "q8_0"
+    return stored.name
+
+
+def ungrouped(weight: Weight, form: BlockFormat) -> tuple[Weight, int] | None:
+    """A matrix in Halfbyte's groups in the blocks of ggml's that hold its codes, and how many were rounded.
+
+    A group becomes one block or several, bit for bit; but the offset -s·z of `q4_1` is rounded to float16.
+    """
+    stored, (rows, columns) = weight.format, weight.shape
+    if not isinstance(stored, Q4G | Q8G) or block_format(stored) != form.name or columns % form.values:
         return None
-    rows = weight.shape[0]
-    scale = np.ascontiguousarray(weight.parts[".scale"]).view(np.uint8).reshape(rows, -1, 2)
-    codes = np.ascontiguousarray(weight.parts[".q"]).view(np.uint8).reshape(*scale.shape[:2], -1)
-    return Weight(form, weight.shape, {BLOCKS: np.concatenate([scale, codes], axis=-1).reshape(rows, -1)})
+    blocks = columns // form.values
+
+    def of_blocks(groups: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(groups, stored.group // form.values, axis=1)[:, :blocks, None]
+
+    scale, rounded = of_blocks(weight.parts[".scale"]), 0
+    codes = np.ascontiguousarray(weight.parts[".q"]).view(np.uint8)
+    codes = codes.reshape(rows, -1, form.values * stored.bits // 8)[:, :blocks]
+    fields = [scale]
+    if isinstance(stored, Q4G) and stored.zero_points:
+        zeros = stored.zeros(weight.parts, rows, stored.groups(columns))
+        exact = -scale.astype(np.float32) * of_blocks(zeros)
+        offset = exact.astype(np.float16)
+        rounded = int(np.count_nonzero(offset != exact))
+        fields.append(offset)
+    halves = [np.ascontiguousarray(field).view(np.uint8) for field in fields]
+    return Weight(form, weight.shape, {BLOCKS: np.concatenate([*halves, codes], axis=-1).reshape(rows, -1)}), rounded
 
 
 def whole_number(settings: Mapping[str, Any], key: str, path: Path) -> int:

@@ -3,7 +3,7 @@
 A kind of file is a rule from tensor to format, llama.cpp's own (src/llama-quant.cpp): the output matrix gets 6 bits
 where the others have fewer, the mixes give some layers more bits, and rows that are no multiple of a block's 256
 values fall back to blocks of 32. Norms and other vectors are f32. A matrix that is stored in the wanted format, or in
-Halfbyte's groups that say the same, is copied bit for bit.
+Halfbyte's groups of which ggml has a like, keeps its codes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from halfbyte.checkpoint.atomic import new_path
-from halfbyte.checkpoint.foreign import ungrouped
+from halfbyte.checkpoint.foreign import block_format, ungrouped
 from halfbyte.checkpoint.gguf import DEFAULT_ALIGNMENT, MAGIC, TYPES, Value
 from halfbyte.checkpoint.gguf_names import (
     ARCHITECTURES,
@@ -48,7 +49,6 @@ _ARCHITECTURE = {"llama": "llama", "mistral": "llama", "phi3": "phi3", "gemma3_t
 _PREFIX = re.compile(r"(language_model\.model|model\.language_model)\.")
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-_SAME = {"q4g32": "q4_0", "q8g32": "q8_0"}
 _TYPE_NUMBERS = {name: number for number, name in TYPES.items()}
 _CHUNK_VALUES = 1 << 20
 _VERSION = 3
@@ -84,6 +84,7 @@ KINDS = {
     "bf16": Kind("bf16", "bf16", "bf16", 32),
     "q8_0": Kind("q8_0", "q8_0", "q8_0", 7),
     "q4_0": Kind("q4_0", "q6_k", "q4_0", 2),
+    "q4_1": Kind("q4_1", "q6_k", "q4_1", 3),
     "q4_k": Kind("q4_k", "q6_k", "q4_k", 14),
     "q5_k": Kind("q5_k", "q6_k", "q5_k", 16),
     "q6_k": Kind("q6_k", "q6_k", "q6_k", 18),
@@ -119,8 +120,11 @@ def write_gguf(
     name: str = "model",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Write a model as one GGUF file.
+
+    Returns:
+        How many blocks of q4_1 got an offset that is not exactly the stored one: rounded to float16, to 11 bits.
 
     Args:
         target: The file to make.
@@ -140,7 +144,8 @@ def write_gguf(
     if kind not in KINDS:
         raise UsageError(f"{kind!r} is no kind of GGUF file.", f"Choose one of {', '.join(KINDS)}.")
     architecture = ARCHITECTURES[_architecture_name(spec)]
-    tensors = _tensors(source, spec, architecture, KINDS[kind], importance or {})
+    rounded: Counter[str] = Counter()
+    tensors = _tensors(source, spec, architecture, KINDS[kind], importance or {}, rounded)
     metadata = _metadata(spec, architecture.name, name, KINDS[kind].number)
     metadata |= vocabulary(tokenizer, spec.vocab_size, spec.stop_token_ids)
     header = _header(metadata, tensors)
@@ -155,6 +160,7 @@ def write_gguf(
                 progress(tensor.name, done, total)
         file.flush()
         os.fsync(file.fileno())
+    return rounded.total()
 
 
 def _architecture_name(spec: ModelSpec) -> str:
@@ -164,9 +170,14 @@ def _architecture_name(spec: ModelSpec) -> str:
 
 
 def _tensors(
-    source: Source, spec: ModelSpec, architecture: Architecture, kind: Kind, importance: Mapping[str, F32]
+    source: Source,
+    spec: ModelSpec,
+    architecture: Architecture,
+    kind: Kind,
+    importance: Mapping[str, F32],
+    rounded: Counter[str],
 ) -> list[_Outgoing]:
-    """What goes into the file, in its order."""
+    """What goes into the file, in its order; once written, `rounded` counts by tensor."""
     tied = spec.embed == spec.lm_head
     outgoing = []
     for name, shape in spec.shapes.items():
@@ -175,7 +186,8 @@ def _tensors(
         if known is None:
             raise UnsupportedModelError(f"GGUF's architecture {architecture.name} has no tensor for {name}.")
         form = _choose(kind, known, shape, source.format(name), len(spec.layers), tied)
-        chunks = _chunks(source, name, shape, form, _order(spec, architecture, name, shape), importance.get(name))
+        order = _order(spec, architecture, name, shape)
+        chunks = _chunks(source, name, shape, form, order, importance.get(name), rounded)
         if architecture.is_shifted(name):
             factor = _query_factor(spec) if name.endswith("self_attn.q_norm.weight") else 1.0
             chunks = _shifted(chunks, architecture.norm_offset, factor)
@@ -208,7 +220,7 @@ def _matters(layer: int, layers: int) -> bool:
 
 
 def _as_stored(name: str, shape: tuple[int, ...], stored: Format) -> Format:
-    form = get_format(_SAME.get(stored.name, stored.name))
+    form = get_format(block_format(stored))
     if form.name not in _TYPE_NUMBERS or (isinstance(form, BlockFormat) and shape[1] % form.values):
         raise UnsupportedModelError(
             f"GGUF has no format for {name} of shape {list(shape)} in {stored.name}.", "Choose a kind such as q8_0."
@@ -224,7 +236,13 @@ def _order(spec: ModelSpec, architecture: Architecture, name: str, shape: tuple[
 
 
 def _chunks(
-    source: Source, name: str, shape: tuple[int, ...], form: Format, order: np.ndarray | None, importance: F32 | None
+    source: Source,
+    name: str,
+    shape: tuple[int, ...],
+    form: Format,
+    order: np.ndarray | None,
+    importance: F32 | None,
+    rounded: Counter[str],
 ) -> Callable[[], Iterator[Parts]]:
     """A tensor in its format, a few rows at a time."""
 
@@ -235,20 +253,21 @@ def _chunks(
             rows = slice(start, start + step) if order is None else order[start : start + step]
             parts = {suffix: part[rows] for suffix, part in weight.parts.items()}
             count = min(step, shape[0] - start)
-            yield _convert(Weight(weight.format, (count, *shape[1:]), parts), form, name, importance)
+            yield _convert(Weight(weight.format, (count, *shape[1:]), parts), form, name, importance, rounded)
             source.release(name)
 
     return chunks
 
 
-def _convert(weight: Weight, form: Format, name: str, importance: F32 | None) -> Parts:
-    """Rows of a tensor in another format, bit for bit where that can be."""
+def _convert(weight: Weight, form: Format, name: str, importance: F32 | None, rounded: Counter[str]) -> Parts:
+    """Rows of a tensor in another format, bit for bit where that can be; `rounded` counts where almost."""
     if weight.format == form:
         return weight.parts
     if isinstance(form, BlockFormat):
         same = ungrouped(weight, form)
         if same is not None:
-            return same.parts
+            rounded[name] += same[1]
+            return same[0].parts
     values = weight.decode()
     if not np.isfinite(values).all():
         raise InvalidModelError(f"The tensor {name} holds NaN or infinity.", "The checkpoint is damaged.")

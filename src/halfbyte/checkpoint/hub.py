@@ -134,12 +134,12 @@ def installed() -> list[InstalledModel]:
     return found
 
 
-def remove(repo: str) -> int:
-    """Delete every revision of a hub id from the cache; returns the bytes freed.
+def cached(repo: str) -> Path:
+    """The folder in the cache that holds every revision of a hub id.
 
     Raises:
-        ModelNotFoundError: It is not in the cache.
-        HalfbyteError: Something could not be deleted.
+        ModelNotFoundError: There is none.
+        UsageError: One file of a repository is named.
     """
     repo, choice, _ = _parse(repo, None)
     if choice:
@@ -147,6 +147,17 @@ def remove(repo: str) -> int:
     folder = _repo_folder(repo)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte models list` shows what is.")
+    return folder
+
+
+def remove(repo: str) -> int:
+    """Delete every revision of a hub id from the cache; returns the bytes freed.
+
+    Raises:
+        ModelNotFoundError: It is not in the cache.
+        HalfbyteError: Something could not be deleted.
+    """
+    folder = cached(repo)
     from huggingface_hub import scan_cache_dir
 
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

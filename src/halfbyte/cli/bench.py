@@ -174,7 +174,10 @@ def _passed_over(settings: Settings) -> Iterator[None]:
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None) -> None:
-    """Measure another build (A) and this one (B) in turns, and compare; further options are those of bench."""
+    """Measure another build (A) and this one (B) in turns.
+
+    Both are compared at the end; further options are those of bench.
+    """
     from tempfile import TemporaryDirectory
 
     from halfbyte.report import against as turns
@@ -194,7 +197,7 @@ def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None
 
 @app.command(cls=Command)
 def compare(a: Before, b: After, json: opt.Json = False) -> None:
-    """Say whether B takes more or less time than A, or that no difference can be seen."""
+    """Say whether B is faster than A, slower, or no different."""
     _print_comparison(a, b, json=json)
 
 

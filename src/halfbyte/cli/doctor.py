@@ -23,7 +23,7 @@ Measure = Annotated[bool, typer.Option("--measure", help="Measure the limits ane
 
 
 def doctor(measure: Measure = False, json: opt.Json = False) -> None:
-    """Show what this machine has, what it could do at most, and what will be used."""
+    """Show what this machine has and can do, and what is used."""
     findings = examine(measure=measure)
     if json:
         print_json(findings, indent=2)

@@ -93,7 +93,10 @@ def divergence(
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
-    """KL divergence from the original, agreement on the likeliest token, and the perplexity ratio."""
+    """How far a model is from its original.
+
+    KL divergence, agreement on the likeliest token, and the perplexity ratio.
+    """
     from halfbyte.evaluate.divergence import divergence
     from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
@@ -152,7 +155,10 @@ def table(
     device: opt.DeviceOption = "auto",
     gpu: opt.Gpu = None,
 ) -> None:
-    """Quantize by several methods; compare perplexities at several window lengths, divergence, and answers."""
+    """Quantize by several methods and compare what that costs.
+
+    Perplexities at several window lengths, divergence, and right answers.
+    """
     from halfbyte.evaluate.answers import read_questions
     from halfbyte.evaluate.sweep import Sweep
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from halfbyte.cli.output import print_pairs, size
+from halfbyte.cli.output import note, print_pairs, size
 from halfbyte.cli.quantize import progress_bar
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id.")]
@@ -20,7 +20,7 @@ Kind = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="Of a GGUF file: f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k, q4_k_m, q5_k_m, stored.",
+        help="Of a GGUF file: f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k, q4_k_m, q5_k_m, stored.",
         show_default="stored if quantized, else q4_k_m",
     ),
 ]
@@ -38,13 +38,13 @@ def export(
     calibration: Calibration = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model for llama.cpp (GGUF), or as AutoAWQ or GPTQ lay it out."""
+    """Write a model as GGUF, or in AutoAWQ's or GPTQ's layout."""
     from halfbyte.cli.folder import model_folder
     from halfbyte.quantize.export import export
 
     folder = model_folder(source)
     with progress_bar() as progress:
-        export(
+        notes = export(
             folder,
             target,
             layout=layout,
@@ -54,5 +54,7 @@ def export(
             overwrite=overwrite,
             progress=progress,
         )
+    for text in notes:
+        note(text)
     files = [target] if target.is_file() else [file for file in target.iterdir() if file.is_file()]
     print_pairs([("written", str(target)), ("size", size(sum(file.stat().st_size for file in files)))])

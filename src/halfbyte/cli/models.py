@@ -55,8 +55,9 @@ def pull(repo: Repo, revision: Revision = None) -> None:
 @app.command(cls=Command)
 def remove(repo: Repo, yes: Yes = False) -> None:
     """Delete a downloaded model."""
-    from halfbyte.checkpoint.hub import remove
+    from halfbyte.checkpoint.hub import cached, remove
 
+    cached(repo)
     if not yes and not typer.confirm(f"Delete all downloaded revisions of {repo}?", err=True):
         note("nothing was removed.")
         raise typer.Exit(1)

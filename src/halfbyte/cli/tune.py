@@ -49,9 +49,10 @@ def tune(
     show: Show = False,
     json: opt.Json = False,
 ) -> None:
-    """Find the kernel sizes that are fastest on this GPU for a model's shapes, and remember them.
+    """Find this GPU's fastest kernel sizes, and remember them.
 
-    Each is checked against the reference, and taken only if it is faster by more than the noise of the measurement.
+    They are those for a model's shapes. Each is checked against the reference, and taken only if it is faster by more
+    than the noise of the measurement.
     """
     from halfbyte.report import subject as subjects
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.perplexity import Tick
+from halfbyte.given import read_text
 from halfbyte.model import Model
 from halfbyte.runtime import SamplingParams
 from halfbyte.text import TextStream
@@ -39,10 +40,7 @@ def read_questions(file: Path) -> list[Question]:
     Raises:
         UsageError: The file cannot be read, or a line is not of that form.
     """
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.", "Give a file of JSON lines.") from error
+    lines = [line for line in read_text(file, "Give a file of JSON lines.").splitlines() if line.strip()]
     questions = [_question(file, number, line) for number, line in enumerate(lines, 1)]
     if not questions:
         raise UsageError(f"{file} has no questions.", 'Each line is {"question": …, "answer": …}.')

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte import given
 from halfbyte.errors import DownloadError, UsageError
 from halfbyte.text import Tokenizer
 
@@ -27,10 +28,7 @@ def read_text(where: str, *, joined: str = "\n") -> str:
     """
     if where == WIKITEXT:
         return joined.join(_wikitext_rows())
-    try:
-        return Path(where).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where} cannot be read as text: {error}.", f"Give UTF-8 text, or {WIKITEXT}.") from error
+    return given.read_text(Path(where), f"Give UTF-8 text, or {WIKITEXT}.")
 
 
 def _wikitext_rows() -> list[str]:

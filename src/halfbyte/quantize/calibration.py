@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.errors import UsageError
+from halfbyte.given import read_text
 
 TOKENS = 65_536
 LENGTH = 512
@@ -26,10 +27,7 @@ def read_calibration(model: Checkpoint, file: Path, *, tokens: int = TOKENS, len
     """
     from halfbyte.text import Tokenizer
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as text: {error}.", "Give a file of UTF-8 text.") from error
+    text = read_text(file, "Give a file of UTF-8 text.")
     ids = np.array(Tokenizer(model.tokenizer_files()).encode(text, add_special_tokens=False), np.int32)
     whole = len(ids) // length
     wanted = min(whole, tokens // length)

@@ -27,8 +27,8 @@ def export(
     name: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Write a model for another program.
+) -> tuple[str, ...]:
+    """Write a model for another program; what is not quite as it was, in sentences.
 
     Args:
         source: A model folder or GGUF file. For AutoAWQ and GPTQ, one that `quantize` has written with their method.
@@ -55,7 +55,7 @@ def export(
                 f"{layout} keeps the codes of the source.", "Kind, calibration and overwrite go with gguf."
             )
         write_foreign(target, checkpoint, spec, checkpoint.settings(), method=layout, progress=tick)
-        return
+        return ()
     packed = any(is_packed(checkpoint.format(tensor)) for tensor in spec.shapes)
     kind = kind or ("stored" if packed else "q4_k_m")
     if kind not in KINDS:
@@ -67,7 +67,8 @@ def export(
         length = min(texts.LENGTH, spec.context)
         ids = texts.read_calibration(checkpoint, calibration, tokens=_TOKENS, length=length)
         weights = importance(checkpoint, spec, ids, tick)
-    write_gguf(
+    rounded = write_gguf(
         target, checkpoint, spec, checkpoint.tokenizer_files(), kind=kind, importance=weights,
         name=name or source.resolve().name, overwrite=overwrite, progress=tick,
     )  # fmt: skip
+    return (f"{rounded:,} blocks of q4_1 have an offset rounded to float16 (11 bits).",) if rounded else ()

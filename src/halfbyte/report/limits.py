@@ -5,14 +5,12 @@ A processor's entry is found by its name, cores, instruction set and threads, a 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from halfbyte.errors import HalfbyteError
-from halfbyte.remembered import cache_folder, recall, remember
+from halfbyte.remembered import cache_folder, recall, remember_if_possible
 
 SCHEMA = 1
 
@@ -71,7 +69,7 @@ def cpu_limits(*, again: bool = False, path: Path | None = None) -> CpuLimits:
         for prefix, threads in (("", 1), ("all_", about.threads))
     }
     limits = CpuLimits(threads=about.threads, measured=_now(), **measured)
-    _keep(path, {**known, key: asdict(limits)})
+    remember_if_possible(path, SCHEMA, {**known, key: asdict(limits)})
     return limits
 
 
@@ -90,7 +88,8 @@ def gpu_limits(
 
         found = {_gpu_key(each): {**each, "measured": _now()} for each in measure_apart()}
         known |= found
-        _keep(path, {key: values for key, values in known.items() if "error" not in values})
+        right = {key: values for key, values in known.items() if "error" not in values}
+        remember_if_possible(path, SCHEMA, right)
     return [known[key] for key in dict.fromkeys(map(_gpu_key, real)) if isinstance(known.get(key), dict)]
 
 
@@ -100,14 +99,3 @@ def _gpu_key(adapter: dict[str, Any]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="minutes")
-
-
-def _keep(path: Path, values: dict[str, Any]) -> None:
-    """Remember; a folder that cannot be written only means that the next one measures again."""
-    try:
-        remember(path, SCHEMA, values)
-    except HalfbyteError as problem:
-        _log.info("%s", problem)
-
-
-_log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from halfbyte.errors import UsageError
+from halfbyte.given import read_text
 
 SCHEMA = 1
 """The version of the lines; raised when a field changes its meaning or goes."""
@@ -115,11 +116,7 @@ def read(path: Path) -> list[Record]:
     Raises:
         UsageError: It cannot be read, is empty, or holds lines of another kind or schema.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {str(path)!r}: {reason}.", "Give a file that bench --output wrote.") from error
+    lines = read_text(path, "Give a file that bench --output wrote.").splitlines()
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UsageError(f"{str(path)!r} holds no measurements.", "Write some with bench --output.")
@@ -167,5 +164,9 @@ def cases(prompts: Iterable[int], new: Iterable[int], depths: Iterable[int], bat
     made = [Case(p, n, d, b) for b in batches for d in depths for p in prompts for n in new]
     for case in made:
         if min(case.prompt_tokens, case.new_tokens, case.batch) < 1 or case.depth < 0:
-            raise UsageError(f"{case} cannot be measured.", "Depths are at least 0, the others at least 1.")
+            raise UsageError(
+                f"a prompt of {case.prompt_tokens} tokens, {case.new_tokens} new ones, depth {case.depth} and batch "
+                f"{case.batch} cannot be measured.",
+                "Depths are at least 0, the others at least 1.",
+            )
     return made

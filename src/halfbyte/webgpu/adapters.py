@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from halfbyte.webgpu.remembered import cache_file, read, write
+from halfbyte.remembered import cache_folder, recall, remember_if_possible
 
+SCHEMA = 1
 NO_ADAPTER = "wgpu finds no adapter: there is no GPU, or no Vulkan, Metal or D3D12 driver for it."
 REMEMBERED_S = 86_400
 """How long it is remembered that there is no GPU: a day, where a new driver leaves no trace that is quick to see."""
@@ -121,11 +122,11 @@ def best_gpu() -> tuple[Adapter | None, str]:
     nodes = sorted(_nodes())
     if sys.platform == "linux" and not nodes:
         return None, "there is no GPU: /dev has no device of one."
-    file, mark = cache_file("gpu-adapters.json"), _mark(nodes)
-    known = _remembered(read(file), mark)
+    file, mark = cache_folder() / "gpu-adapters.json", _mark(nodes)
+    known = _remembered(recall(file, SCHEMA), mark)
     if known is None:
         known = find_adapters()
-        write(file, {"mark": mark, "time": time.time(), **asdict(known)})
+        remember_if_possible(file, SCHEMA, {"mark": mark, "time": time.time(), **asdict(known)})
     for adapter in known.found:
         if not adapter.software:
             return adapter, ""

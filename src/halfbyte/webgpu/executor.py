@@ -6,7 +6,7 @@ many rows. All share the weights, the caches and one small state buffer that hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -110,14 +110,23 @@ class GpuExecutor:
         """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
 
         Args:
-            progress: Called with the programs made, and all of them.
+            progress: Called with the kernels made, and all of them.
         """
         several = [columns for columns in COLUMNS if 1 < columns < 2 * self.plan.sequences]
-        wanted = [(0, 1), *((columns, columns) for columns in several)]
-        for done, (columns, rows) in enumerate(wanted):
+        programs = self.begin([(self.plan.tokens, 1), *zip(several, several, strict=True)])
+        kernels = list({id(d.pipeline): d.pipeline for program in programs for d in program.dispatches}.values())
+        for done, kernel in enumerate(kernels):
             if progress:
-                progress(done, len(wanted))
-            self._head(columns, rows)
+                progress(done, len(kernels))
+            kernel.wait()
+
+    def begin(self, batches: Iterable[tuple[int, int]]) -> list[Program]:
+        """The programs for batches of so many tokens and rows of logits; other threads still compile their kernels."""
+        programs = [self.single[0]]
+        for tokens, rows in batches:
+            columns = _columns(tokens)
+            programs += [self._body(columns)[0], self._head(columns, _columns(rows))[0]]
+        return programs
 
     @property
     def about(self) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from halfbyte.webgpu.device import Device
 
 KERNELS = Path(__file__).parent / "kernels"
 FORMATS = Path(__file__).parent.parent / "formats"
+COMPILERS = min(8, os.cpu_count() or 1)
+"""Kernels that are compiled at once."""
 
 Constants = Mapping[str, Any]
 
@@ -37,58 +40,76 @@ _EXPRESSION = re.compile(r"\$\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BUILTINS = {"bool": bool, "float": float, "max": max, "min": min, "next": next, "range": range}
 
 
-@dataclass(frozen=True)
 class Pipeline:
-    """A compiled kernel.
+    """A kernel that is compiled, or being compiled by another thread: what needs it waits.
 
     Attributes:
-        handle: wgpu's pipeline; `layout` that of its one bind group.
         bindings: Names of its buffers, in the order they are numbered.
     """
 
-    name: str
-    handle: Any
-    layout: Any
-    bindings: tuple[str, ...]
+    def __init__(self, name: str, device: Device, bindings: tuple[str, ...], compiled: Future[tuple[Any, Any]]) -> None:
+        self.name = name
+        self.bindings = bindings
+        self._device = device
+        self._compiled = compiled
+
+    @property
+    def handle(self) -> Any:
+        """wgpu's pipeline; raises as `wait` does."""
+        return self.wait()[0]
+
+    @property
+    def layout(self) -> Any:
+        """The layout of its one bind group; raises as `wait` does."""
+        return self.wait()[1]
+
+    def wait(self) -> tuple[Any, Any]:
+        """Handle and layout, once they are there.
+
+        Raises:
+            DeviceError: The driver did not accept the kernel.
+        """
+        if self._compiled.done() and not self._compiled.exception():
+            return self._compiled.result()
+        with self._device.guarded(f"kernel {self.name} was not accepted"):
+            return self._compiled.result()
 
 
 class Pipelines:
-    """The compiled kernels of a device, each compiled once."""
+    """The compiled kernels of a device, each compiled once, several at a time."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._made: dict[str, Pipeline] = {}
         self._found: dict[tuple[str, frozenset[tuple[str, str]]], Pipeline] = {}
+        self._compilers = ThreadPoolExecutor(COMPILERS, "compiler")
 
     def get(self, kernel: str, constants: Constants) -> Pipeline:
-        """The kernel file `kernel` with these constants.
-
-        Raises:
-            DeviceError: The driver did not accept it.
-        """
+        """The kernel file `kernel` with these constants."""
         key = (kernel, frozenset((name, repr(value)) for name, value in constants.items()))
         if key not in self._found:
             source = compose(kernel, constants)
             if source not in self._made:
-                self._made[source] = self._compile(kernel, source)
+                bindings = _BINDING.findall(source)
+                compiled = self._compilers.submit(_compile, self._device.handle, kernel, source, bindings)
+                self._made[source] = Pipeline(kernel, self._device, tuple(name for _, name in bindings), compiled)
             self._found[key] = self._made[source]
         return self._found[key]
 
-    def _compile(self, name: str, source: str) -> Pipeline:
-        found = _BINDING.findall(source)
-        kinds = {"read": "read-only-storage", "read_write": "storage"}
-        entries = [
-            {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kinds[access]}}
-            for i, (access, _) in enumerate(found)
-        ]
-        handle = self._device.handle
-        with self._device.guarded(f"kernel {name} was not accepted"):
-            layout = handle.create_bind_group_layout(entries=entries)
-            pipeline = handle.create_compute_pipeline(
-                layout=handle.create_pipeline_layout(bind_group_layouts=[layout]),
-                compute={"module": _trusted_module(handle, name, _numbered(source)), "entry_point": "main"},
-            )
-        return Pipeline(name, pipeline, layout, tuple(binding for _, binding in found))
+
+def _compile(device: Any, name: str, source: str, bindings: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+    """A pipeline, and the layout of its bind group."""
+    kinds = {"read": "read-only-storage", "read_write": "storage"}
+    entries = [
+        {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kinds[access]}}
+        for i, (access, _) in enumerate(bindings)
+    ]
+    layout = device.create_bind_group_layout(entries=entries)
+    pipeline = device.create_compute_pipeline(
+        layout=device.create_pipeline_layout(bind_group_layouts=[layout]),
+        compute={"module": _trusted_module(device, name, _numbered(source)), "entry_point": "main"},
+    )
+    return pipeline, layout
 
 
 def _numbered(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Random weights in a model's shapes, to see what it would cost on a device before its weights are at hand."""
+"""Random weights in a model's shapes, and tokens for it: what it costs on a device, and whether it is right there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.q4g import Q4G
 from halfbyte.models.spec import ModelSpec
+from halfbyte.plan import Batch, Plan
 
 DISTINCT_ROWS = 512
 """Rows that are really random; larger matrices repeat them, which no kernel can profit from."""
+
+_PRIME = 7919
 
 
 class SyntheticWeights:
@@ -51,6 +54,29 @@ class SyntheticWeights:
 
     def release(self, name: str) -> None:
         """Nothing is kept."""
+
+
+def batch_of_one(plan: Plan, start: int, count: int, *, rows: int = 1, words: int = 1) -> Batch:
+    """Tokens of the one sequence from a position on; a position has the same token in every batch.
+
+    Args:
+        rows: Of the last so many tokens logits are wanted.
+        words: Different tokens.
+    """
+    positions, zeros = np.arange(start, start + count, dtype=np.int32), np.zeros(count, np.int32)
+    tables = {group.blocks: np.arange(group.columns, dtype=np.int32)[None] for group in plan.groups}
+    wanted = np.arange(max(0, count - rows), count, dtype=np.int32)
+    return Batch(positions * _PRIME % words, positions, zeros, zeros, tables, wanted)
+
+
+def spiked(weight: Weight) -> Weight:
+    """A weight with outliers, norms' with values that differ: on tame ones wrong kernels look right."""
+    values = weight.decode()
+    if len(weight.shape) == 1:
+        values += np.linspace(-0.5, 0.5, len(values), dtype=np.float32)
+        return Weight(weight.format, weight.shape, {"": values})
+    values[::7, 3::29] *= 5
+    return Weight(weight.format, weight.shape, weight.format.encode(values))
 
 
 def _random_parts(stored: Format, shape: tuple[int, int], random: np.random.Generator) -> Parts:

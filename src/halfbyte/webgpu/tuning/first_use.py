@@ -14,6 +14,9 @@ from halfbyte.webgpu.device import Device, open_device
 from halfbyte.webgpu.tuning.choices import Verdict, load_choices, model_key
 from halfbyte.webgpu.tuning.tune import SHORT_BUDGET_S, tune
 
+LEAST_NBYTES = 64_000_000
+"""Weights of a model that is worth the wait: a smaller one answers before tuning would be done."""
+
 
 def tune_first(
     device: Device,
@@ -27,14 +30,17 @@ def tune_first(
 ) -> str:
     """Tune a model's largest products and attention unless that was done before, in less than five seconds.
 
+    A GPU in software is not tuned unless the user asks for it, nor is any GPU for a model of less than 64 MB.
+
     Args:
-        device: The GPU that the model will run on. A GPU in software is not tuned unless the user asks for it.
+        device: The GPU that the model will run on.
         gpu: Its number, if not the first real one: what is timed gets a device of its own, whose memory goes with it.
 
     Returns:
         What was done, in a sentence; empty if there was nothing to do.
     """
-    if device.adapter.software:
+    nbytes = sum(formats(name).nbytes(shape) for name, shape in spec.shapes.items())
+    if device.adapter.software or nbytes < LEAST_NBYTES:
         return ""
     known = load_choices(device).verdicts
     if model_key(spec, formats, kv_dtype, activations) in known:

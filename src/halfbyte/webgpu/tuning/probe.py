@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.spec import Layer, ModelSpec
-from halfbyte.plan import Batch, Plan, make_plan
+from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
@@ -23,7 +23,7 @@ from halfbyte.webgpu.program import Extent
 from halfbyte.webgpu.sampling import GREEDY, Sampler
 from halfbyte.webgpu.selftest import TOLERANCE, Oracle
 from halfbyte.webgpu.shader import Pipelines
-from halfbyte.webgpu.synthetic import SyntheticWeights
+from halfbyte.webgpu.synthetic import SyntheticWeights, batch_of_one, spiked
 
 DISTINCT_ROWS = 509
 RUNS = ((0, 150), (150, 1), (151, 2), (153, 4), (157, 8), (165, 1))
@@ -72,19 +72,27 @@ class Probe:
             plan, weights, device=device, tuning=choice.tuning, activations=activations, pipelines=pipelines
         )
         self._int8 = choice.int8
-        self._batches = [_batch(self._gpu.plan, start, count) for start, count in runs]
+        self._words = min(DISTINCT_ROWS, plan.tensors[LOGITS].shape[1])
+        self._batches = [batch_of_one(plan, start, count, rows=ROWS, words=self._words) for start, count in runs]
+        self._begin(self._gpu)
         self._expected = self._ask_oracle(weights)
         self.usual_error = self.error(choice)
 
     def error(self, choice: table.Choice) -> float:
         """Largest difference from the oracle, as a share of the largest logit; infinite where it is no number."""
         gpu = self._gpu.with_choice(choice)
+        self._begin(gpu)
         worst = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
             got = gpu.run(batch)
             off = np.abs(got - np.resize(expected.T, got.T.shape).T).max() / np.abs(expected).max()
             worst = max(worst, float(off) if np.isfinite(off) else float("inf"))
         return max(worst, self._sampling_error(gpu))
+
+    def _begin(self, gpu: GpuExecutor) -> None:
+        """Have all kernels compiled side by side."""
+        sizes = ((len(batch.token_ids), len(batch.logit_rows)) for batch in self._batches)
+        gpu.begin((tokens, rows) for tokens, rows in sizes if tokens > 1)
 
     def _sampling_error(self, gpu: GpuExecutor) -> float:
         """How much less likely than the oracle's the token chosen last is, or how wrong its likelihood."""
@@ -113,7 +121,7 @@ class Probe:
         """Logits `[rows, distinct]` of each batch. All tokens at once give the same: none sees those after it."""
         plan = self._gpu.plan
         count = sum(len(batch.token_ids) for batch in self._batches)
-        everything = replace(_batch(plan, 0, count), logit_rows=np.arange(count, dtype=np.int32))
+        everything = batch_of_one(plan, 0, count, rows=count, words=self._words)
         logits = Oracle(plan, _Distinct(weights), int8=self._int8).run(everything)
         rows = [batch.positions[batch.logit_rows] for batch in self._batches]
         return [logits[at] for at in rows]
@@ -122,16 +130,6 @@ class Probe:
 def one_of_each(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """The first layer with each kind of attention, at least one."""
     return tuple({layer.attention: layer for layer in reversed(layers)}.values())[::-1]
-
-
-def _batch(plan: Plan, start: int, count: int) -> Batch:
-    """Tokens that are the same whatever the batches; their positions from `start` on."""
-    distinct = min(DISTINCT_ROWS, plan.tensors[LOGITS].shape[1])
-    ids = np.random.default_rng(5).integers(0, distinct, LEAST_CONTEXT).astype(np.int32)[start : start + count]
-    zeros = np.zeros(count, np.int32)
-    tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in plan.groups}
-    positions = np.arange(start, start + count, dtype=np.int32)
-    return Batch(ids, positions, zeros, zeros, tables, np.arange(max(0, count - ROWS), count, dtype=np.int32))
 
 
 class _Periodic:
@@ -145,13 +143,7 @@ class _Periodic:
 
     def distinct(self, name: str) -> Weight:
         """The rows that are different."""
-        weight = self._source.weight(name)
-        values = weight.decode()
-        if len(weight.shape) == 1:
-            values += np.linspace(-0.5, 0.5, len(values), dtype=np.float32)
-            return Weight(weight.format, weight.shape, {"": values})
-        values[::7, 3::29] *= 5
-        return Weight(weight.format, weight.shape, weight.format.encode(values))
+        return spiked(self._source.weight(name))
 
     def weight(self, name: str) -> Weight:
         """All rows."""

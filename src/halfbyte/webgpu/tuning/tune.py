@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +21,7 @@ from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Constants, Shape
 from halfbyte.webgpu.program import Program
+from halfbyte.webgpu.shader import COMPILERS
 from halfbyte.webgpu.tuning.choices import (
     Choices,
     Measured,
@@ -41,6 +43,9 @@ ROW_WARM_UP_S = 0.1
 SHORT = {DECODE: 0.7, PREFILL: 0.3}
 SHORT_SHARE = 0.1
 """The short version looks at rows that take at least this part of a phase."""
+
+_Begun = tuple[table.Choice, Program]
+"""Kernels that are looked at, and a program of them."""
 
 
 @dataclass(frozen=True)
@@ -171,64 +176,76 @@ class Tuner:
         found = []
         for name, (family, shape) in self._bench.rows(phase).items():
             candidates = table.FAMILIES[family].candidates(self._bench.choice, shape)
-            if name in self._done or not candidates:
-                continue
-            entries = next(filter(None, (self._entries(phase, name, sizes, usual) for sizes in candidates)), None)
-            if entries:
-                found.append(_Row(name, family, shape, candidates, self._bench.seconds(entries[0])))
+            if candidates and name not in self._done:
+                found.append((_Row(name, family, shape, candidates, 0.0), self._begun(phase, name, candidates[0])))
+        rows = []
+        for row, first in found:
+            others = (self._begun(phase, row.name, sizes) for sizes in row.candidates[1:])
+            made = (self._entries(phase, begun, usual) for begun in chain([first], others))
+            if entries := next(filter(None, made), None):
+                rows.append(replace(row, seconds=self._bench.seconds(entries[0])))
                 self._bench.discard(entries[1].program, usual)
-        if self._short and found:
-            found = [row for row in found if row.seconds >= SHORT_SHARE * sum(row.seconds for row in found)]
-        return sorted(found, key=lambda row: -row.seconds)
+        if self._short and rows:
+            rows = [row for row in rows if row.seconds >= SHORT_SHARE * sum(row.seconds for row in rows)]
+        return sorted(rows, key=lambda row: -row.seconds)
 
-    def _entries(self, phase: str, row: str, sizes: Constants, usual: Program) -> tuple[Entry, Entry] | None:
-        """The dispatches that other sizes change, before and after; None if they change none, or do not compile."""
+    def _begun(self, phase: str, row: str, sizes: Constants) -> _Begun | None:
+        """A phase's program with other sizes in a row, still being compiled; None where there is no room for it."""
         choice = replace(self._bench.choice, tuning=self._bench.choice.tuning.merged(row, sizes))
         try:
-            entries = self._bench.differing(phase, choice, usual)
+            return choice, self._bench.program(phase, choice)
         except DeviceError:
             return None
-        if entries[0].dispatches and entries[1].dispatches:
-            return entries
-        self._bench.discard(entries[1].program, usual)
+
+    def _entries(self, phase: str, begun: _Begun | None, usual: Program) -> tuple[Entry, Entry] | None:
+        """The dispatches that other sizes change, before and after; None if they change none, or do not compile."""
+        if begun is None:
+            return None
+        choice, program = begun
+        try:
+            entries = self._bench.differing(phase, choice, program, usual)
+            if entries[0].dispatches and entries[1].dispatches:
+                return entries
+        except DeviceError:
+            pass
+        self._bench.discard(program, usual)
         return None
 
     def _tuned(self, phase: str, row: _Row, usual: Program, until: float) -> Measured:
-        made: dict[int, tuple[Entry, Entry] | None] = {}
-
-        def entries(i: int) -> tuple[Entry, Entry] | None:
-            if i not in made:
-                made[i] = self._entries(phase, row.name, row.candidates[i], usual)
-            return made[i]
+        made: dict[int, tuple[Entry, Entry]] = {}
 
         def seconds(which: int, i: int) -> float:
-            pair = entries(i)
             try:
-                return self._bench.seconds(pair[which]) if pair else float("inf")
+                return self._bench.seconds(made[i][which])
             except DeviceError:
                 return float("inf")
 
         def right(i: int) -> bool:
-            pair = entries(i)
-            agrees = pair is not None and self._probe.right(pair[1].choice)
+            agrees = self._probe.right(made[i][1].choice)
             self._bench.warm_up(ROW_WARM_UP_S)
             return agrees
 
         compiled = (self._now() + until) / 2
-        others = [i for i in range(len(row.candidates)) if (i == 0 or self._now() < compiled) and entries(i)]
+        for first in range(0, len(row.candidates), COMPILERS):
+            if first and self._now() >= compiled:
+                break
+            some = row.candidates[first : first + COMPILERS]
+            for i, begun in enumerate([self._begun(phase, row.name, sizes) for sizes in some], first):
+                if pair := self._entries(phase, begun, usual):
+                    made[i] = pair
+        if not made:
+            raise DeviceError(f"{self._bench.device.name} failed while {row.name} was timed.", "Update its driver.")
         self._bench.warm_up(ROW_WARM_UP_S)
         best = contest(
-            others,
+            list(made),
             usual=partial(seconds, 0),
             other=partial(seconds, 1),
             right=right,
             enough=lambda: self._now() > until,
         )
-        shown = entries(best.winner) if best.winner is not None else next(filter(None, made.values()), None)
-        for pair in filter(None, made.values()):
-            self._bench.discard(pair[1].program, usual)
-        if shown is None:
-            raise DeviceError(f"{self._bench.device.name} failed while {row.name} was timed.", "Update its driver.")
+        for _, other in made.values():
+            self._bench.discard(other.program, usual)
+        shown = made[next(iter(made)) if best.winner is None else best.winner]
         return self._measured(phase, row, best, shown[0])
 
     def _measured(self, phase: str, row: _Row, best: Outcome[int], entry: Entry) -> Measured:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, make_plan
@@ -20,7 +18,7 @@ from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Shape, Tuning
 from halfbyte.webgpu.program import Command, Dispatch, Extent, Program
 from halfbyte.webgpu.sampling import GREEDY, Sampler
-from halfbyte.webgpu.synthetic import SyntheticWeights
+from halfbyte.webgpu.synthetic import SyntheticWeights, batch_of_one
 from halfbyte.webgpu.timing import Clock, WallClock
 from halfbyte.webgpu.tuning.probe import LEAST_CONTEXT
 
@@ -110,9 +108,8 @@ class Workbench:
         program = self.program(phase, choice)
         return self._entry(phase, choice, program, range(len(program.dispatches)))
 
-    def differing(self, phase: str, choice: table.Choice, usual: Program) -> tuple[Entry, Entry]:
+    def differing(self, phase: str, choice: table.Choice, program: Program, usual: Program) -> tuple[Entry, Entry]:
         """Of the usual program and one of another choice, the dispatches whose kernels differ."""
-        program = self.program(phase, choice)
         ours, theirs = ({id(d.pipeline) for d in p.dispatches} for p in (program, usual))
         here = [i for i, d in enumerate(program.dispatches) if id(d.pipeline) not in theirs]
         there = [i for i, d in enumerate(usual.dispatches) if id(d.pipeline) not in ours]
@@ -129,16 +126,11 @@ class Workbench:
     def _batches(self, phase: str) -> list[Batch]:
         plan = self.executor.plan
         if phase in (DECODE, SAMPLING):
-            return [self._batch(depth - 1, 1) for depth in sorted({min(depth, plan.context) for depth in DEPTHS})]
+            return [
+                batch_of_one(plan, depth - 1, 1) for depth in sorted({min(depth, plan.context) for depth in DEPTHS})
+            ]
         count = PHASES[phase] or plan.tokens
-        return [self._batch(0 if phase == PREFILL else min(DEPTHS[0], plan.context) - count, count)]
-
-    def _batch(self, start: int, count: int) -> Batch:
-        plan = self.executor.plan
-        zeros = np.zeros(count, np.int32)
-        tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in plan.groups}
-        positions = np.arange(start, start + count, dtype=np.int32)
-        return Batch(zeros, positions, zeros, zeros, tables, zeros[:1])
+        return [batch_of_one(plan, 0 if phase == PREFILL else min(DEPTHS[0], plan.context) - count, count)]
 
     def seconds(self, entry: Entry) -> float:
         """Time an entry once, cold; infinite where the device failed."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halfbyte.cpu import machine
-from halfbyte.report.limits import cpu_limits, gpu_limits
+from halfbyte.report.limits import cpu_limits, gpu_limits, known_read_bandwidth
 
 GPU = {"name": "Test GPU", "driver": "1", "type": "DiscreteGPU", "backend": "Vulkan"}
 SOFTWARE = {"name": "llvmpipe", "driver": "2", "type": "CPU", "backend": "Vulkan"}
@@ -58,3 +58,5 @@ def test_a_gpus_limits_are_measured_once_and_failures_again(tmp_path: Path, monk
     assert found["limits"] == LIMITS
     assert not answers
     assert gpu_limits([GPU], path=path) == [found]
+    assert known_read_bandwidth("Test GPU", "1", path=path) == 1e12
+    assert known_read_bandwidth("Test GPU", "2", path=path) is None

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from halfbyte.formats import get_format
+from halfbyte.report.tuning import limit_line
 from halfbyte.webgpu.device import Capabilities
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Tuning, row_name
@@ -20,6 +22,7 @@ from halfbyte.webgpu.tuning.choices import Choices, Measured, Verdict, keep_choi
 from halfbyte.webgpu.tuning.contest import contest, faster
 from halfbyte.webgpu.tuning.tune import Tuner
 from halfbyte.webgpu.tuning.workbench import DECODE, Entry, alike
+from tests.models.tiny import tiny
 
 LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
 SMALL = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
@@ -198,6 +201,23 @@ def test_a_kernel_that_disagrees_with_the_oracle_is_not_remembered() -> None:
     choices, _ = tuned(bench, right=False)
     assert choices.tuning().sizes == {}
     assert choices.rows[ROW].wrong == 3
+
+
+def test_decoding_is_set_beside_what_memory_gives() -> None:
+    """Every weight once, of which a block of 32 takes 18 bytes, and keys and values of 2 bytes each."""
+    spec = tiny("llama-3.2-3b").spec
+    matrices = [shape for name, shape in spec.shapes.items() if len(shape) == 2]
+    vectors = [shape for shape in spec.shapes.values() if len(shape) == 1]
+    weights = sum(r * -(-c // 32) * 18 for r, c in matrices) + sum(4 * n for (n,) in vectors)
+    heads = spec.layers[0].attention
+    context = max(192, min(spec.context, 2048))
+    depths = {min(512, context), min(2048, context)}
+    cache = len(spec.layers) * 2 * heads.kv_heads * heads.head_dim * 2 * (sum(depths) // len(depths))
+    formats = lambda name: get_format("q4g32" if len(spec.shapes[name]) == 2 else "f32")  # noqa: E731
+    verdict = Verdict(DECODE, 2, 3e-3, 2e-3, True)
+    line = limit_line(verdict, spec, formats, kv_dtype="f16", short=False, read_bandwidth=(weights + cache) / 1e-3)
+    assert " takes 1,000 µs " in line
+    assert "50% of the limit" in line
 
 
 DEVICE: Any = SimpleNamespace(

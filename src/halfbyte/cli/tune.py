@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -116,9 +116,11 @@ def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, 
 
 
 def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, json: bool) -> None:
+    from halfbyte.report.limits import known_read_bandwidth
     from halfbyte.report.tables import aligned
-    from halfbyte.report.tuning import estimates, kernel_rows, to_json, verdict_line
+    from halfbyte.report.tuning import estimates, kernel_rows, limit_line, to_json, verdict_line
     from halfbyte.webgpu.tuning.choices import load_choices, model_key
+    from halfbyte.webgpu.tuning.workbench import DECODE
 
     choices = load_choices(device)
     key = model_key(subject.spec, subject.source.format, kv_dtype, activations)
@@ -132,6 +134,10 @@ def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, jso
         print(aligned(kernel_rows(measured)))
         for line in [*estimates(measured), *map(verdict_line, verdicts)]:
             print(line)
+        if rate := known_read_bandwidth(device.name, device.adapter.driver):
+            about: dict[str, Any] = {"kv_dtype": kv_dtype, "short": key in choices.short, "read_bandwidth": rate}
+            for verdict in (v for v in verdicts if v.phase == DECODE):
+                print(limit_line(verdict, subject.spec, subject.source.format, **about))
 
 
 def _of(choices: Choices, model: str) -> list[Measured]:

@@ -93,6 +93,14 @@ def gpu_limits(
     return [known[key] for key in dict.fromkeys(map(_gpu_key, real)) if isinstance(known.get(key), dict)]
 
 
+def known_read_bandwidth(name: str, driver: str, *, path: Path | None = None) -> float | None:
+    """Bytes a second that a GPU reads, if that was measured."""
+    match recall(path or limits_file(), SCHEMA).get(_gpu_key({"name": name, "driver": driver})):
+        case {"limits": {"read_bandwidth": float(rate)}} if rate > 0:
+            return rate
+    return None
+
+
 def _gpu_key(adapter: dict[str, Any]) -> str:
     return f"{adapter['name']} | {adapter['driver']}"
 

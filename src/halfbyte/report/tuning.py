@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 
+from halfbyte.formats import Format
+from halfbyte.models.spec import ModelSpec
+from halfbyte.plan import make_plan
+from halfbyte.report.bench import decode_bytes
+from halfbyte.report.schema import Case
 from halfbyte.webgpu.tuning.choices import Measured, Verdict
-from halfbyte.webgpu.tuning.workbench import DECODE, PREFILL
+from halfbyte.webgpu.tuning.probe import DISTINCT_ROWS, LEAST_CONTEXT
+from halfbyte.webgpu.tuning.workbench import DECODE, DEPTHS, PREFILL, smaller
 
 HEAD = ("kernel", "for", "tried", "µs usual", "µs tuned", "ratio", "a step", "sizes")
 
@@ -48,6 +54,27 @@ def verdict_line(v: Verdict) -> str:
     outcome = "kept" if v.kept else "dropped: not faster by more than the noise"
     times = f"{v.before_s * 1e6:,.0f} → {v.after_s * 1e6:,.0f} µs"
     return f"{v.phase}, {v.layers} layers whole: {times} ({ratio:.3f}); {outcome}."
+
+
+def limit_line(
+    v: Verdict, spec: ModelSpec, formats: Callable[[str], Format], *, kv_dtype: str, short: bool, read_bandwidth: float
+) -> str:
+    """How near a program of decoding is to what the memory gives: its weights and cache at the rate it can be read.
+
+    Args:
+        short: Whether the short version timed it, with few words.
+        read_bandwidth: Bytes a second.
+    """
+    cut = smaller(spec, v.layers, DISTINCT_ROWS if short else None)
+    context = max(min(spec.context, max(DEPTHS)), LEAST_CONTEXT)
+    plan = make_plan(replace(cut, context=context), formats, tokens=1, context=context, kv_dtype=kv_dtype)
+    depths = {min(depth, context) for depth in DEPTHS}
+    nbytes = decode_bytes(plan, Case(sum(depths) // len(depths), 0))
+    least, taken = nbytes / read_bandwidth, v.after_s if v.kept else v.before_s
+    return (
+        f"{v.phase}: to read {nbytes / 1e6:,.0f} MB takes {least * 1e6:,.0f} µs at the {read_bandwidth / 1e9:,.0f} "
+        f"GB/s that doctor measured: {least / taken:.0%} of the limit."
+    )
 
 
 def to_json(measured: Iterable[Measured], verdicts: Sequence[Verdict]) -> Mapping[str, object]:

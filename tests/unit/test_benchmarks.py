@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from benchmarks import kernels_cpu
 from benchmarks.peers import measure, report
@@ -89,6 +90,14 @@ def test_next_tokens_of_synthetic_models_are_uncertain(name: str, tmp_path: Path
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     assert -np.sum(probabilities * np.log(probabilities)) > 1
+
+
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_padding_stays_within_a_smaller_vocabulary(name: str, tmp_path: Path) -> None:
+    model = SyntheticModel(name, layers=1, vocabulary=VOCABULARY, cache=tmp_path)
+    config = AutoConfig.from_pretrained(model.source("hugging_face"))
+    assert config.vocab_size == VOCABULARY
+    assert (config.pad_token_id or 0) < VOCABULARY
 
 
 def test_agreement_is_the_divergence_from_halfbyte() -> None:

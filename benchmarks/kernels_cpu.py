@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,9 @@ LARGEST_ERROR = 0.02
 """‖out - oracle‖ / ‖oracle‖ that activations rounded to 8 bits may cause; float kernels stay far below."""
 
 CHECKED_ROWS = 512
+BLAS_REST_SECONDS = 0.1
+"""Threads of the NumPy product that is the check stay awake for tens of milliseconds, on the cores to be timed."""
+
 DISTINCT_ROWS = 509
 """Rows that are really random, a prime so that no two rows of one tile are equal; larger matrices repeat them."""
 
@@ -260,6 +264,7 @@ def time_product(timing: Timing, product: Product, args: argparse.Namespace) -> 
     if not timing.error <= LARGEST_ERROR:
         timing.failure = f"wrong: {timing.error:.1e} from the oracle"
         return
+    time.sleep(BLAS_REST_SECONDS)
     for _ in range(args.repeat):
         executor.run(given)
         timing.seconds.append(float(executor.step_ns()[2:-1].sum()) / timing.copies / 1e9)

@@ -353,10 +353,15 @@ def test_qk_norm_rope_and_cache(heads: tuple[int, int, int], fused: bool, isa: s
 
 
 def attention_case(
-    heads: tuple[int, int, int], dtype: str, window: int | None, softcap: float | None, columns: int
+    heads: tuple[int, int, int],
+    dtype: str,
+    window: int | None,
+    softcap: float | None,
+    columns: int,
+    block_size: int = 8,
 ) -> tuple[Case, str]:
     count, kv_count, size = heads
-    case = Case(33, sequences=2, columns=columns)
+    case = Case(33, sequences=2, columns=columns, block_size=block_size)
     qkv = case.activation(hostile(120, (count + 2 * kv_count) * size))
     k_cache, v_cache = case.caches(heads, 2 * columns, dtype)
     case.add(KvWrite(*heads, qkv, *PAGING, k_cache, v_cache))
@@ -392,6 +397,24 @@ def test_attention(
     case, out = attention_case(heads, dtype, window, softcap, columns)
     tables = np.random.default_rng(1).permutation(2 * columns).astype(np.int32).reshape(2, columns)
     check(case, out, isa, threads=threads, batches=conversation(tables))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("block_size", [32, 40, 64])
+def test_attention_to_blocks_of_whole_vectors(
+    heads: tuple[int, int, int], dtype: str, block_size: int, isa: str
+) -> None:
+    case, out = attention_case(heads, dtype, window=None, softcap=None, columns=3, block_size=block_size)
+    check(case, out, isa, batches=conversation(np.array([[4, 0, 2], [1, 5, 3]], np.int32)))
+
+
+def test_a_scale_that_turns_scores_around_is_refused() -> None:
+    program = _native.Program(1, 8)
+    x, state = np.zeros((1, 16), np.float32), np.zeros(1, np.int32)
+    caches = (np.zeros((1, 1, 8, 16), np.float16), np.zeros((1, 1, 8, 16), np.float16))
+    with pytest.raises(ValueError, match=r"scale of the scores is -0\.25"):
+        program.attention((1, 1, 16), x, caches, (state, state, np.zeros((1, 1), np.int32)), x.copy(), -0.25, 0, 0.0)
 
 
 def test_half_precision_rounds_as_numpy_does(isa: str) -> None:

@@ -83,13 +83,13 @@ struct Format : Grouped<0> {
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
         const Lanes scale = Lanes::load(U8{}, block + kScales);
-        bytes<Lanes, 0>(block, [&](int k, typename Lanes::Bits four) HB_LAMBDA {
-            use_bytes<Lanes>(four, k, [&](auto chain, int at, Lanes code) HB_LAMBDA { use(chain, at, code * scale); });
+        unrolled<8>([&](auto t) HB_LAMBDA {
+            use_bytes<Lanes>(bytes<Lanes, 4 * t>(block), 4 * t, [&](auto chain, int at, Lanes code) HB_LAMBDA { use(chain, at, code * scale); });
         });
     }
-    template <class Lanes, int Part, class Use>
-    static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        q4g::Format::bytes<Lanes, Part>(block, use);
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        return q4g::Format::bytes<Lanes, K>(block);
     }
     template <class Lanes, int Part>
     static HB_INLINE typename Lanes::Ints scaled(const uint8_t* block, typename Lanes::Ints sum) {
@@ -147,21 +147,19 @@ struct Format : Grouped<kMiddle> {
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
         unrolled<kParts>([&](auto part) HB_LAMBDA {
             const Lanes scale = Lanes::from(part_scale<Lanes, part>(block));
-            bytes<Lanes, part>(block, [&](int k, typename Lanes::Bits four) HB_LAMBDA {
-                use_bytes<Lanes>(four, k, [&](auto chain, int at, Lanes code) HB_LAMBDA {
+            unrolled<4>([&](auto word) HB_LAMBDA {
+                constexpr int k = 16 * part + 4 * word;
+                use_bytes<Lanes>(bytes<Lanes, k>(block), k, [&](auto chain, int at, Lanes code) HB_LAMBDA {
                     use(chain, at, (code - Lanes::broadcast(kMiddle)) * scale);
                 });
             });
         });
     }
-    template <class Lanes, int Part, class Use>
-    static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        const typename Lanes::Bits high[] = {Lanes::bits(block + 256), Lanes::bits(block + 320)};
-        unrolled<4>([&](auto word) HB_LAMBDA {
-            constexpr int t = 4 * Part + word;
-            const typename Lanes::Bits low = Lanes::template fields<4 * Part>(Lanes::bits(block + word * 64), 15);
-            use(4 * t, Lanes::either(low, Lanes::template fields<t / 2 * 2 - 4>(high[t % 2], 48)));
-        });
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        constexpr int t = K / 4;
+        const typename Lanes::Bits high = Lanes::bits(block + 256 + t % 2 * 64);
+        return Lanes::either(q4g::Format::bytes<Lanes, K>(block), Lanes::template fields<t / 2 * 2 - 4>(high, 48));
     }
     template <class Lanes, int Part>
     static HB_INLINE typename Lanes::Ints scaled(const uint8_t* block, typename Lanes::Ints sum) {

@@ -34,16 +34,17 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 struct Format : Grouped<kMiddle> {
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
-        bytes<Lanes, 0>(block, [&](int k, typename Lanes::Bits four) HB_LAMBDA {
-            use_bytes<Lanes>(four, k, [&](auto chain, int at, Lanes code) HB_LAMBDA { use(chain, at, code - Lanes::broadcast(kMiddle)); });
+        unrolled<8>([&](auto t) HB_LAMBDA {
+            use_bytes<Lanes>(bytes<Lanes, 4 * t>(block), 4 * t, [&](auto chain, int at, Lanes code) HB_LAMBDA {
+                use(chain, at, code - Lanes::broadcast(kMiddle));
+            });
         });
     }
-    template <class Lanes, int Part, class Use>
-    static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        const typename Lanes::Bits low[] = {Lanes::bits(block), Lanes::bits(block + 64)}, high = Lanes::bits(block + 128);
-        unrolled<8>([&](auto t) HB_LAMBDA {
-            use(4 * t, Lanes::either(Lanes::template fields<t / 2 * 2>(low[t % 2], 3), Lanes::template fields<t - 2>(high, 4)));
-        });
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        constexpr int t = K / 4;
+        const typename Lanes::Bits low = Lanes::bits(block + t % 2 * 64), high = Lanes::bits(block + 128);
+        return Lanes::either(Lanes::template fields<t / 2 * 2>(low, 3), Lanes::template fields<t - 2>(high, 4));
     }
 };
 

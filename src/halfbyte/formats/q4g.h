@@ -47,14 +47,10 @@ struct Format : Grouped<kMiddle> {
         }
     }
 
-    // Calls use(k, bytes) for the codes k … k+3 of a part of a block.
-    template <class Lanes, int Part, class Use>
-    static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        unrolled<4>([&](auto word) HB_LAMBDA {
-            const typename Lanes::Bits bits = Lanes::bits(block + word * 64);
-            use(4 * word, Lanes::template fields<0>(bits, 15));
-            use(4 * word + 16, Lanes::template fields<4>(bits, 15));
-        });
+    // The codes K … K+3 of a block as bytes.
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        return Lanes::template fields<K / 16 * 4>(Lanes::bits(block + K % 16 * 16), 15);
     }
 
 private:

@@ -33,9 +33,9 @@ struct Format : Grouped<0> {
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
         for (int word = 0; word < 8; ++word) use_bytes<Lanes>(Lanes::bits(block + word * 64), 4 * word, use);
     }
-    template <class Lanes, int Part, class Use>
-    static HB_INLINE void bytes(const uint8_t* block, const Use& use) {
-        unrolled<8>([&](auto word) HB_LAMBDA { use(4 * word, Lanes::bits(block + word * 64)); });
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        return Lanes::bits(block + K * 16);
     }
     template <class Lanes>
     static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
@@ -43,7 +43,7 @@ struct Format : Grouped<0> {
     }
     template <class Lanes, bool>
     static HB_INLINE typename Lanes::Ints start(const Tiles&, int64_t, int64_t, int32_t minus) {
-        return Lanes::ints(Lanes::kSignedBias * minus);
+        return multiple<Lanes, Lanes::kSignedBias>(minus);
     }
 };
 

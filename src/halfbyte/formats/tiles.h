@@ -9,6 +9,7 @@
 // fill up the last tile are zero. Blocks past the last column are left out.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -110,6 +111,13 @@ static HB_INLINE void unrolled(const Use& use) {
     [&]<int... I>(std::integer_sequence<int, I...>) HB_LAMBDA { (use(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, Count>{});
 }
 
+// factor · x on all lanes; the factor is zero or a power of two.
+template <class Lanes, int Factor>
+static HB_INLINE typename Lanes::Ints multiple(int32_t x) {
+    if constexpr (Factor == 0) return Lanes::ints(0);
+    else return Lanes::ints(x) << std::countr_zero(static_cast<unsigned>(Factor));
+}
+
 // What formats whose groups have one scale, and maybe a zero point, have in common. Without zero points codes are
 // around `Middle`.
 template <int Middle>
@@ -134,7 +142,7 @@ struct Grouped {
     template <class Lanes, bool Zeros>
     static HB_INLINE typename Lanes::Ints start(const Tiles& w, int64_t tile, int64_t g, int32_t minus) {
         if constexpr (Zeros) return Lanes::ints(w.zero(tile, g)) * Lanes::ints(minus);
-        return Lanes::ints(Middle * minus);
+        return multiple<Lanes, Middle>(minus);
     }
     // The sum of a part of a block, times the part's own scale.
     template <class Lanes, int Part>

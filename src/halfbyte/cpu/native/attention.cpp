@@ -15,12 +15,13 @@
 namespace halfbyte {
 namespace {
 
-constexpr int64_t kQueries = 16;
+constexpr int64_t kQueries = 48;
 constexpr int64_t kPartsPerThread = 4;
 // Blocks whose scores are weighed together: of one head, and of all heads.
 constexpr int64_t kBlocksAtOnce = 8, kBlocksOfAllHeads = 2;
 
-// Sums over part of the context: maximum[queries], total[queries], sums[queries][head_dim] behind each other.
+// Sums over part of the context: maximum[queries] in powers of two, total[queries], sums[queries][head_dim] behind each
+// other.
 struct Partial {
     float* maximum;
     float* total;
@@ -44,7 +45,7 @@ public:
     Scratch scratch(int threads) const override {
         const int64_t all = tile_tokens_ * heads_.heads, one = tile_tokens_ * heads_.group();
         const int64_t scores = std::max(all * stride(kBlocksOfAllHeads), one * stride(kBlocksAtOnce));
-        return {gathered_floats() + partial_floats(heads_.kv_heads) + scores, 2 * kPartsPerThread * threads * partial_floats(heads_.kv_heads)};
+        return {gathered_floats() + partial_floats(heads_.kv_heads) + block_floats() + scores, 2 * kPartsPerThread * threads * partial_floats(heads_.kv_heads)};
     }
 
     void run(const Context& c) const override {
@@ -81,10 +82,11 @@ private:
         int64_t items() const { return tiles * heads_pieces * parts; }
     };
 
-    // A thread's scratch: what its queries see, pointers to them, one partial result, scores.
+    // A thread's scratch: what its queries see, pointers to them, one partial result, a block's numbers, scores.
     int64_t gathered_floats() const { return queries(heads_.kv_heads) * static_cast<int64_t>((sizeof(Range) + sizeof(float*)) / sizeof(float)); }
     int64_t queries(int64_t kv_heads) const { return tile_tokens_ * heads_.group() * kv_heads; }
     int64_t partial_floats(int64_t kv_heads) const { return queries(kv_heads) * (heads_.head_dim + 2); }
+    int64_t block_floats() const { return k_.block_size * heads_.head_dim; }
     int64_t stride(int64_t blocks) const { return (blocks * k_.block_size + 31) / 16 * 16; }
     Partial at(const Context& c, const Cut& cut, int64_t item) const { return {c.shared + item * partial_floats(cut.heads), queries(cut.heads)}; }
 
@@ -126,6 +128,7 @@ private:
         Range* seen = reinterpret_cast<Range*>(c.local);
         const float** query = reinterpret_cast<const float**>(seen + queries(heads_.kv_heads));
         const Range all = gather(piece, query, seen), within = blocks(all);
+        float* panel = c.local + gathered_floats() + partial_floats(heads_.kv_heads);
         partial.clear(each * n, heads_.head_dim);
         AttendJob job{
             .queries = each,
@@ -138,8 +141,9 @@ private:
             .maximum = partial.maximum,
             .total = partial.total,
             .sums = partial.sums,
-            .scores = c.local + gathered_floats() + partial_floats(heads_.kv_heads),
+            .scores = panel + block_floats(),
             .scores_stride = stride(at_once),
+            .panel = panel,
         };
         const Attend& kernels = k_.half ? c.kernels->attend_f16 : c.kernels->attend_f32;
         const int32_t* table = paging_.blocks.row(paging_.sequences[piece.begin]);
@@ -197,7 +201,7 @@ private:
             for (int64_t q = h * each; q < (h + 1) * each; ++q) {
                 if (from.total[q] == 0) continue;
                 const float maximum = std::max(from.maximum[q], into.maximum[q]);
-                const float keep = std::exp(into.maximum[q] - maximum), add = std::exp(from.maximum[q] - maximum);
+                const float keep = std::exp2(into.maximum[q] - maximum), add = std::exp2(from.maximum[q] - maximum);
                 into.maximum[q] = maximum;
                 into.total[q] = into.total[q] * keep + from.total[q] * add;
                 for (int64_t i = q * n; i < (q + 1) * n; ++i) into.sums[i] = into.sums[i] * keep + from.sums[i] * add;
@@ -243,6 +247,7 @@ StepPtr make_attention(Inputs& inputs, Heads heads, Floats q, Cache k, Cache v, 
         require_equal(cache.head_dim, heads.head_dim, "head_dim of the cache");
     }
     require(k.half == v.half && k.block_size == v.block_size, "the caches of k and v differ in type or block size");
+    require(scores.scale > 0, "the scale of the scores is " + std::to_string(scores.scale) + ", expected more than 0");
     inputs.paged(paging, std::min(k.blocks, v.blocks), k.block_size, scores.window);
     return std::make_unique<Attention>(heads, q, k, v, paging, out, scores);
 }

@@ -52,11 +52,12 @@ struct AttendJob {
     const Range* sees;          // [queries], positions
     float scale;
     float softcap;  // 0 for none
-    float* maximum;  // [queries]
+    float* maximum;  // [queries], of the scores · log2(e)
     float* total;    // [queries]
     float* sums;     // [queries][head_dim]
     float* scores;   // scratch [queries][scores_stride]
     int64_t scores_stride;
+    float* panel;    // scratch of a block's numbers of one head
     int64_t first_position = 0, positions = 0;
 };
 
@@ -80,6 +81,8 @@ struct Kernels {
     void (*gate)(const float* gate, const float* up, Activation activation, float* out, int64_t n);
     void (*add)(const float* x, const float* y, float* out, int64_t n);
     void (*softcap)(const float* x, float cap, float* out, int64_t n);
+    // out = x with its first values rotated; table holds `half` cosines, then as many sines. x and out may be the same.
+    void (*rotate)(const float* x, const float* table, int64_t half, int64_t head_dim, float* out);
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
 
     int64_t (*peak_int8)(int64_t rounds, float* out);

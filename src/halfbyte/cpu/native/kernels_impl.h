@@ -33,6 +33,7 @@ static constexpr Kernels table() {
         .gate = gate,
         .add = add,
         .softcap = softcap,
+        .rotate = rotate,
         .to_half = to_half,
         .peak_int8 = peak_int8,
         .attend_f32 = {score<F32>, weigh, add_values<F32>},

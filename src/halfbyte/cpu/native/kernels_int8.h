@@ -1,7 +1,7 @@
 // Products of packed weights with activations rounded to 8 bits, 16 interleaved rows at a time. Part of kernels_impl.h.
 //
 // Weights are unpacked to bytes and multiplied four to a lane by the instruction set's integer dot product, for a
-// register tile of 16 rows and kInt8Tokens tokens. In a block of 32, Σ (q − zero)·x = Σ q·x − zero·Σ x: the second
+// register tile of kInt8Tiles · 16 rows and kInt8Tokens tokens. In a block of 32, Σ (q − zero)·x = Σ q·x − zero·Σ x: the second
 // part is where the integer sum starts from. Halves of a block may have scales of their own.
 #pragma once
 
@@ -43,69 +43,91 @@ static void quantize(const Activations& x, Range blocks, const Quantized& to) {
 // The share of the first or second half in a sum.
 static HB_INLINE int32_t part_of(int part, int32_t sum, int32_t first) { return part == 0 ? first : sum - first; }
 
-// out[Tokens][16]; `Zeros` where groups have zero points.
-template <class Format, int Tokens, bool Zeros>
-static void int8_tile(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out) {
+// out[Count][stride], of which [Tokens][16] is filled: Count tiles times a few tokens; `Zeros` where groups have zero points.
+template <class Format, int Count, int Tokens, bool Zeros>
+static void int8_tiles(const Tiles& w, int64_t tile, const Quantized& x, int64_t first, float* out, int64_t stride) {
     const int8_t* codes = x.codes + first * w.blocks * kBlock;
     const float* scales = x.scales + first * w.blocks;
     const int32_t* minus_sums = x.minus_sums + first * w.blocks;
     const int32_t* minus_firsts = x.minus_firsts + first * w.blocks;
-    Lanes total[Tokens];
-    for (Lanes& t : total) t = Lanes::broadcast(0);
+    Lanes total[Count][Tokens];
+    for (auto& row : total)
+        for (Lanes& t : row) t = Lanes::broadcast(0);
+    const int64_t next = w.tile_bytes();
     for (int64_t b = 0, g = 0; b < w.blocks; ++g) {
-        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const uint8_t* block = w.codes(tile, g);
+        const uint8_t *group = w.group(tile, g), *block = w.codes(tile, g);
         for (const int64_t end = w.group_end(g); b < end; ++b, block += w.block_bytes) {
             const int32_t* minus = minus_sums + b * Tokens;
-            typename Lanes::Ints sums[Tokens];
+            typename Lanes::Ints sums[Count][Tokens];
             unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
-                typename Lanes::Ints sum[Tokens];
-                for (int t = 0; t < Tokens; ++t) {
-                    const int32_t taken = Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]);
-                    sum[t] = Format::template start<Lanes, Zeros>(w, tile, g, taken);
-                }
-                Format::template bytes<Lanes, part>(block, [&](int k, typename Lanes::Bits bytes) HB_LAMBDA {
+                typename Lanes::Ints sum[Count][Tokens];
+                for (int i = 0; i < Count; ++i)
+                    for (int t = 0; t < Tokens; ++t) {
+                        const int32_t taken = Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]);
+                        sum[i][t] = Format::template start<Lanes, Zeros>(w, tile + i, g, taken);
+                    }
+                constexpr int kSteps = kBlock / Format::kParts / 4;
+                unrolled<kSteps>([&](auto step) HB_LAMBDA {
+                    constexpr int k = 4 * (part * kSteps + step);
+                    typename Lanes::Bits bytes[Count];
+                    for (int i = 0; i < Count; ++i) bytes[i] = Format::template bytes<Lanes, k>(block + i * next);
                     for (int t = 0; t < Tokens; ++t)
-                        sum[t] = Format::template dot<Lanes>(sum[t], bytes, codes + (b * Tokens + t) * kBlock + k);
+                        for (int i = 0; i < Count; ++i)
+                            sum[i][t] = Format::template dot<Lanes>(sum[i][t], bytes[i], codes + (b * Tokens + t) * kBlock + k);
                 });
-                for (int t = 0; t < Tokens; ++t) {
-                    sum[t] = Format::template scaled<Lanes, part>(block, sum[t]);
-                    sums[t] = part == 0 ? sum[t] : sums[t] + sum[t];
-                }
+                for (int i = 0; i < Count; ++i)
+                    for (int t = 0; t < Tokens; ++t) {
+                        sum[i][t] = Format::template scaled<Lanes, part>(block + i * next, sum[i][t]);
+                        sums[i][t] = part == 0 ? sum[i][t] : sums[i][t] + sum[i][t];
+                    }
             });
-            for (int t = 0; t < Tokens; ++t) {
-                Lanes value = Lanes::from(sums[t]) * scale;
-                if constexpr (Format::kBlockOffsets) {
-                    const Lanes off = Lanes::from(Format::template block_offset<Lanes>(block) * Lanes::ints(minus[t]));
-                    value = Lanes::fma(off, Format::template offset_scale<Lanes>(w, tile, g), value);
+            for (int i = 0; i < Count; ++i) {
+                const Lanes scale = Lanes::load(F16{}, group + i * next);
+                for (int t = 0; t < Tokens; ++t) {
+                    Lanes value = Lanes::from(sums[i][t]) * scale;
+                    if constexpr (Format::kBlockOffsets) {
+                        const Lanes off = Lanes::from(Format::template block_offset<Lanes>(block + i * next) * Lanes::ints(minus[t]));
+                        value = Lanes::fma(off, Format::template offset_scale<Lanes>(w, tile + i, g), value);
+                    }
+                    total[i][t] = Lanes::fma(value, Lanes::broadcast(scales[b * Tokens + t]), total[i][t]);
                 }
-                total[t] = Lanes::fma(value, Lanes::broadcast(scales[b * Tokens + t]), total[t]);
             }
         }
     }
-    for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);
+    for (int i = 0; i < Count; ++i)
+        for (int t = 0; t < Tokens; ++t) total[i][t].store(out + i * stride + t * kTileRows);
 }
 
-using Int8Tile = void (*)(const Tiles&, int64_t tile, const Quantized&, int64_t first, float* out);
+using Int8Tiles = void (*)(const Tiles&, int64_t tile, const Quantized&, int64_t first, float* out, int64_t stride);
 
-// The instance of `int8_tile` for a number of tokens.
-template <class Format, bool Zeros, int... Less>
-static HB_INLINE Int8Tile int8_tile_for(int64_t tokens, std::integer_sequence<int, Less...>) {
-    static constexpr Int8Tile tiles[] = {int8_tile<Format, Less + 1, Zeros>...};
+// The instance of `int8_tiles` for a number of tokens.
+template <class Format, int Count, bool Zeros, int... Less>
+static HB_INLINE Int8Tiles int8_tiles_for(int64_t tokens, std::integer_sequence<int, Less...>) {
+    static constexpr Int8Tiles tiles[] = {int8_tiles<Format, Count, Less + 1, Zeros>...};
     return tiles[tokens - 1];
 }
 
+template <class Format, int Count>
+static HB_INLINE Int8Tiles int8_tiles_for(const Tiles& w, int64_t tokens) {
+    const auto all = std::make_integer_sequence<int, Lanes::kInt8Tokens>{};
+    if (Format::kZeros && w.zeros) return int8_tiles_for<Format, Count, Format::kZeros>(tokens, all);
+    return int8_tiles_for<Format, Count, false>(tokens, all);
+}
+
+// Where weights are read from memory, one token's, one tile at a time is faster: fewer streams.
 template <class Format>
 static void int8_product(const ProductJob& job) {
     const Tiles& w = job.weights->packed;
     const TokenBlocks tokens{job.x.tokens, Lanes::kInt8Tokens};
-    const auto all = std::make_integer_sequence<int, Lanes::kInt8Tokens>{};
+    const int64_t stride = tokens.tokens * kTileRows;
     for (int64_t block = 0; block < tokens.count(); ++block) {
-        const int64_t first = tokens.start(block);
-        const int64_t size = tokens.start(block + 1) - first;
-        const Int8Tile multiply = Format::kZeros && w.zeros ? int8_tile_for<Format, Format::kZeros>(size, all) : int8_tile_for<Format, false>(size, all);
-        for (int64_t i = 0; i < job.tiles; ++i)
-            multiply(w, job.first_tile + i, *job.x.quantized, first, job.out + (i * tokens.tokens + first) * kTileRows);
+        const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
+        const Int8Tiles several = int8_tiles_for<Format, Lanes::kInt8Tiles>(w, size), one = int8_tiles_for<Format, 1>(w, size);
+        float* out = job.out + first * kTileRows;
+        int64_t i = 0;
+        for (; tokens.tokens > kDirectTokens && i + Lanes::kInt8Tiles <= job.tiles; i += Lanes::kInt8Tiles)
+            several(w, job.first_tile + i, *job.x.quantized, first, out + i * stride, stride);
+        for (; i < job.tiles; ++i) one(w, job.first_tile + i, *job.x.quantized, first, out + i * stride, stride);
     }
 }
 

@@ -37,7 +37,17 @@ static HB_INLINE Lanes exp(Lanes x) {
     Lanes p = constant(1.9875691500e-4f);
     for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1.0f, 1.0f})
         p = Lanes::fma(p, r, constant(coefficient));
-    return p * Lanes::power_of_two(n);
+    return Lanes::scale(p, n);
+}
+
+// 2^x for x up to 126, to about 1e-7, relative; 2^-126 for less than -126. Polynomial of the Cephes library's exp2f.
+static HB_INLINE Lanes exp2(Lanes x) {
+    x = Lanes::max(x, Lanes::broadcast(-126));
+    const Lanes n = Lanes::round(x), r = x - n;
+    Lanes p = Lanes::broadcast(1.535336188e-4f);
+    for (const float coefficient : {1.339887440e-3f, 9.618437357e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472028e-1f, 1.0f})
+        p = Lanes::fma(p, r, Lanes::broadcast(coefficient));
+    return Lanes::scale(p, n);
 }
 
 static HB_INLINE Lanes sigmoid(Lanes x) {
@@ -65,6 +75,17 @@ static HB_INLINE Lanes capped(Lanes x, Lanes cap) {
 
 static void softcap(const float* x, float cap, float* out, int64_t n) {
     map(out, n, [cap = Lanes::broadcast(cap)](Lanes a) { return capped(a, cap); }, x);
+}
+
+static void rotate(const float* x, const float* table, int64_t half, int64_t head_dim, float* out) {
+    for (int64_t i = 0; i < half; i += 16) {
+        const int64_t left = half - i;
+        const Lanes first = load_some<F32>(x + i, left), second = load_some<F32>(x + half + i, left);
+        const Lanes cos = load_some<F32>(table + i, left), sin = load_some<F32>(table + half + i, left);
+        store_some(first * cos - second * sin, out + i, left);
+        store_some(Lanes::fma(first, sin, second * cos), out + half + i, left);
+    }
+    if (out != x) std::memcpy(out + 2 * half, x + 2 * half, (head_dim - 2 * half) * sizeof(float));
 }
 
 static void to_half(const float* x, uint16_t* out, int64_t n) {

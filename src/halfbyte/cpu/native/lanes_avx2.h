@@ -14,13 +14,14 @@ struct Lanes {
     struct Bits {
         __m256i low, high;
     };
-    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueVectors = 1;
-    static constexpr int kInt8Tokens = 4, kSignedBias = 0;
+    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kAttendQueries = 3;
+    static constexpr int kInt8Tiles = 1, kInt8Tokens = 4, kSignedBias = 0;
 
     struct Ints {
         __m256i low, high;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+        friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)}; }
         HB_INLINE int32_t sum() const {
             const __m256i eight = _mm256_add_epi32(low, high);
             const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -75,12 +76,18 @@ struct Lanes {
         constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         return {_mm256_round_ps(a.low, nearest), _mm256_round_ps(a.high, nearest)};
     }
-    static HB_INLINE Lanes power_of_two(Lanes n) { return {power_of_two(n.low), power_of_two(n.high)}; }
+    static HB_INLINE Lanes scale(Lanes a, Lanes n) { return a * Lanes{power_of_two(n.low), power_of_two(n.high)}; }
     HB_INLINE float sum() const {
         const __m256 eight = _mm256_add_ps(low, high);
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
         const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+    HB_INLINE float largest() const {
+        const __m256 eight = _mm256_max_ps(low, high);
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
 
     static HB_INLINE Bits bits(const void* p) {

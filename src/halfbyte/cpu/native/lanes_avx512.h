@@ -12,13 +12,14 @@ namespace halfbyte::HB_ISA {
 
 struct Lanes {
     using Bits = __m512i;
-    static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kValueVectors = 4;
-    static constexpr int kInt8Tokens = 12, kSignedBias = 128;
+    static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kAttendQueries = 12;
+    static constexpr int kInt8Tiles = 2, kInt8Tokens = 6, kSignedBias = 128;
 
     struct Ints {
         __m512i v;
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+        friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm512_slli_epi32(a.v, bits)}; }
         HB_INLINE int32_t sum() const { return _mm512_reduce_add_epi32(v); }
         HB_INLINE void store_bytes(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
     };
@@ -52,11 +53,9 @@ struct Lanes {
     static HB_INLINE Lanes round(Lanes a) {
         return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
     }
-    static HB_INLINE Lanes power_of_two(Lanes n) {
-        const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
-    }
+    static HB_INLINE Lanes scale(Lanes a, Lanes n) { return {_mm512_scalef_ps(a.v, n.v)}; }
     HB_INLINE float sum() const { return _mm512_reduce_add_ps(v); }
+    HB_INLINE float largest() const { return _mm512_reduce_max_ps(v); }
 
     static HB_INLINE Bits bits(const void* p) { return _mm512_loadu_si512(p); }
     // The permutation looks at the lowest four bits of each lane only, so no mask is needed.

@@ -2,7 +2,7 @@
 //
 // This is the interface that every instruction set implements and kernels_impl.h is written in. Loads take any
 // address. The constants size register tiles: tokens of a panel product, rows and tokens of a block of dot products,
-// vectors of values that are summed together, tokens of a product with 8-bit activations.
+// queries that attend together, tiles and tokens of a product with 8-bit activations.
 #pragma once
 
 #include <bit>
@@ -19,8 +19,8 @@ struct Lanes {
     struct Bits {
         uint32_t v[16];
     };
-    static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kValueVectors = 1;
-    static constexpr int kInt8Tokens = 2;
+    static constexpr int kTokenBlock = 2, kDotRows = 2, kDotTokens = 1, kAttendQueries = 4;
+    static constexpr int kInt8Tiles = 1, kInt8Tokens = 2;
     // What `dot_signed` adds to each code, and a sum must therefore start without.
     static constexpr int kSignedBias = 0;
 
@@ -33,6 +33,10 @@ struct Lanes {
         }
         friend HB_INLINE Ints operator+(Ints a, Ints b) {
             for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+            return a;
+        }
+        friend HB_INLINE Ints operator<<(Ints a, int bits) {
+            for (int32_t& lane : a.v) lane <<= bits;
             return a;
         }
         HB_INLINE int32_t sum() const {
@@ -108,14 +112,19 @@ struct Lanes {
         const float shift = 0x1.8p23f;
         return make([&](int i) { return (a.v[i] + shift) - shift; });
     }
-    // 2^n for whole n in -126 … 127.
-    static HB_INLINE Lanes power_of_two(Lanes n) {
-        return make([&](int i) { return std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23); });
+    // a · 2^n for whole n in -126 … 127.
+    static HB_INLINE Lanes scale(Lanes a, Lanes n) {
+        return make([&](int i) { return a.v[i] * std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23); });
     }
     HB_INLINE float sum() const {
         float total = 0;
         for (int i = 0; i < 16; ++i) total += v[i];
         return total;
+    }
+    HB_INLINE float largest() const {
+        float top = v[0];
+        for (int i = 1; i < 16; ++i) top = v[i] > top ? v[i] : top;
+        return top;
     }
 
     // 16 words of 32 bits, and the 4-bit code at bit `Shift` of each, less 8.

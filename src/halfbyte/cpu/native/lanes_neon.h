@@ -14,8 +14,8 @@ struct Lanes {
     struct Bits {
         uint32x4_t v[4];
     };
-    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kValueVectors = 1;
-    static constexpr int kInt8Tokens = 4, kSignedBias = 0;
+    static constexpr int kTokenBlock = 6, kDotRows = 2, kDotTokens = 3, kAttendQueries = 3;
+    static constexpr int kInt8Tiles = 1, kInt8Tokens = 4, kSignedBias = 0;
 
     struct Ints {
         int32x4_t v[4];
@@ -25,6 +25,10 @@ struct Lanes {
         }
         friend HB_INLINE Ints operator+(Ints a, Ints b) {
             for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+            return a;
+        }
+        friend HB_INLINE Ints operator<<(Ints a, int bits) {
+            for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(bits));
             return a;
         }
         HB_INLINE int32_t sum() const { return vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3]))); }
@@ -89,12 +93,13 @@ struct Lanes {
     static HB_INLINE Lanes round(Lanes a) {
         return make([&](int i) { return vrndnq_f32(a.v[i]); });
     }
-    static HB_INLINE Lanes power_of_two(Lanes n) {
+    static HB_INLINE Lanes scale(Lanes a, Lanes n) {
         return make([&](int i) {
             const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127));
-            return vreinterpretq_f32_s32(vshlq_n_s32(biased, 23));
+            return vmulq_f32(a.v[i], vreinterpretq_f32_s32(vshlq_n_s32(biased, 23)));
         });
     }
+    HB_INLINE float largest() const { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[1]), vmaxq_f32(v[2], v[3]))); }
     HB_INLINE float sum() const { return vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3]))); }
 
     static HB_INLINE Bits bits(const void* p) {

@@ -34,16 +34,6 @@ private:
     float factor_;
 };
 
-// out = x with its first values rotated; table holds `half` cosines, then as many sines. x and out may be the same.
-void rotate(const float* x, const float* table, int64_t half, int64_t head_dim, float* out) {
-    for (int64_t i = 0; i < half; ++i) {
-        const float first = x[i], second = x[half + i], cos = table[i], sin = table[half + i];
-        out[i] = first * cos - second * sin;
-        out[half + i] = second * cos + first * sin;
-    }
-    if (out != x) std::memcpy(out + 2 * half, x + 2 * half, (head_dim - 2 * half) * sizeof(float));
-}
-
 class Rope final : public Step {
 public:
     Rope(Heads heads, Floats qkv, Floats table, Floats out)
@@ -55,7 +45,7 @@ public:
         for (int64_t item = items.begin; item < items.end; ++item) {
             const int64_t t = item / heads_.total(), head = item % heads_.total();
             const bool rotated = head < heads_.heads + heads_.kv_heads;
-            rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out_.row(t) + head * n);
+            c.kernels->rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out_.row(t) + head * n);
         }
     }
 
@@ -120,7 +110,8 @@ private:
     CacheWriter k_, v_;
 };
 
-// Heads of a few tokens each are dealt out in turn, because those that go to the cache take longer.
+// Many tokens are divided among the threads, few by their heads. Keys go to the cache a head at a time, so that the tokens
+// that share its lines come one after another.
 class RopeKvWrite final : public Step {
 public:
     RopeKvWrite(Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, CacheWriter k, CacheWriter v, Floats out)
@@ -130,10 +121,17 @@ public:
 
     void run(const Context& c) const override {
         constexpr int64_t kTokens = 32;
-        const int64_t items = (c.count + kTokens - 1) / kTokens * heads_.total();
-        for (int64_t item = c.worker.index; item < items; item += c.worker.count) {
-            const int64_t first = item / heads_.total() * kTokens, end = std::min(first + kTokens, c.count);
-            for (int64_t t = first; t < end; ++t) head(c, t, item % heads_.total());
+        const bool many = c.count >= kTokens * c.worker.count;
+        const Range all = many ? c.worker.share(c.count) : Range{0, c.count};
+        const Range heads = many ? Range{0, heads_.total()} : c.worker.share(heads_.total());
+        const int64_t keys = heads_.heads, values = heads_.heads + heads_.kv_heads;
+        for (int64_t first = all.begin; first < all.end; first += kTokens) {
+            const Range tokens{first, std::min(first + kTokens, all.end)};
+            for (int64_t t = tokens.begin; t < tokens.end; ++t)
+                for (int64_t h = heads.begin; h < heads.end; ++h)
+                    if (h < keys || h >= values) head(c, t, h);
+            for (int64_t h = std::max(heads.begin, keys); h < std::min(heads.end, values); ++h)
+                for (int64_t t = tokens.begin; t < tokens.end; ++t) head(c, t, h);
         }
     }
 
@@ -157,7 +155,7 @@ private:
             c.kernels->rms_norm(x, weight.data(), nullptr, norms_->norm.eps, norms_->norm.offset, out, heads_.head_dim);
             x = out;
         }
-        rotate(x, table_.row(t), table_.columns / 2, heads_.head_dim, out);
+        c.kernels->rotate(x, table_.row(t), table_.columns / 2, heads_.head_dim, out);
     }
 
     Heads heads_;

@@ -103,7 +103,10 @@ template <class S, class Use>
 static HB_INLINE void widened(const AttendJob& job, const std::byte* from, int64_t count, const Use& use) {
     if (std::is_same_v<S, F32> || job.queries <= Lanes::kAttendQueries) return use(S{}, from);
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16) Lanes::load(S{}, from + i * S::kBytes).store(job.panel + i);
+    for (; i + 16 <= count; i += 16) {
+        prefetch(from + i * S::kBytes + kAhead);
+        Lanes::load(S{}, from + i * S::kBytes).store(job.panel + i);
+    }
     if (i < count) store_some(load_some<S>(from + i * S::kBytes, count - i), job.panel + i, count - i);
     use(F32{}, reinterpret_cast<const std::byte*>(job.panel));
 }

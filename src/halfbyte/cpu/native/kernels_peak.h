@@ -3,8 +3,8 @@
 
 namespace halfbyte::HB_ISA {
 
-// As many sums as the register tile of `int8_tiles` has, over operands that stay in the first cache. Returns how many
-// products of two bytes were added; `out` [16] only keeps the compiler from leaving them out.
+// As many sums as the register tile of `int8_tiles` has, over operands that stay in the first cache; `rounds` is a multiple of
+// 4. Returns how many products of two bytes were added; `out` [16] only keeps the compiler from leaving them out.
 static int64_t peak_int8(int64_t rounds, float* out) {
     constexpr int kCodes = 4, kTiles = Lanes::kInt8Tiles, kTokens = Lanes::kInt8Tokens;
     alignas(64) uint8_t codes[kCodes][kTiles][64];
@@ -17,12 +17,14 @@ static int64_t peak_int8(int64_t rounds, float* out) {
     typename Lanes::Ints sums[kTiles][kTokens];
     for (auto& tile : sums)
         for (auto& sum : tile) sum = Lanes::ints(0);
-    for (int64_t round = 0; round < rounds; ++round) {
-        const int k = static_cast<int>(round % kCodes);
-        typename Lanes::Bits bits[kTiles];
-        for (int i = 0; i < kTiles; ++i) bits[i] = Lanes::bits(codes[k][i]);
-        for (int t = 0; t < kTokens; ++t)
-            for (int i = 0; i < kTiles; ++i) sums[i][t] = Lanes::dot(sums[i][t], bits[i], x[k] + 4 * t);
+    for (int64_t round = 0; round < rounds; round += kCodes) {
+        unrolled<kCodes>([&](auto i) HB_LAMBDA {
+            const int64_t k = (round / kCodes + i) % kCodes;  // not known at compile time, or products would be made only once
+            typename Lanes::Bits bits[kTiles];
+            for (int tile = 0; tile < kTiles; ++tile) bits[tile] = Lanes::bits(codes[k][tile]);
+            for (int t = 0; t < kTokens; ++t)
+                for (int tile = 0; tile < kTiles; ++tile) sums[tile][t] = Lanes::dot(sums[tile][t], bits[tile], x[k] + 4 * t);
+        });
     }
     Lanes total = Lanes::broadcast(0);
     for (const auto& tile : sums)

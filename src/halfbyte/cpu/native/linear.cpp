@@ -4,6 +4,7 @@
 // it gets, once, and finishes its part of the output while it is at hand.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "steps.h"
 
@@ -18,8 +19,6 @@ constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
 int64_t job_tiles(int64_t tokens) { return tokens <= kDirectTokens ? kDirectJobTiles : kJobTiles; }
 // Fewest bytes of weights that a thread takes at a time, where it reads them only once: some microseconds' worth.
 constexpr int64_t kLeastBytes = 128 << 10;
-// Fewest tiles that it takes at a time of products with more tokens: a register tile's. The last to finish is waited for.
-constexpr int64_t kLeastTiles = 2;
 static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
 
 // Weight matrices of equal width, their rows one after another.
@@ -45,7 +44,7 @@ public:
 
     // Fewest rows that a thread takes at a time.
     int64_t least_rows(int64_t tokens) const {
-        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kLeastTiles;
+        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kJobTiles;
         return std::max<int64_t>(1, tiles) * kTileRows;
     }
 
@@ -131,6 +130,13 @@ Scratch product_scratch(const Stack& weights, int64_t tokens) {
     return {kJobFloats + kPanelFloats, weights.packed() ? std::min(tokens, kTokensAtOnce) * blocks_of(weights.columns()) * kBlock : 0};
 }
 
+// Calls use(count), the count known at compile time where it is a whole tile's, as nearly always.
+template <class Use>
+void for_row(int64_t count, const Use& use) {
+    if (count == kTileRows) use(std::integral_constant<int64_t, kTileRows>{});
+    else use(count);
+}
+
 class Linear final : public Step {
 public:
     Linear(Axis axis, Floats x, Stack weights, Floats out, Floats residual)
@@ -149,12 +155,14 @@ public:
 private:
     void store(const float* products, int64_t token, Range rows) const {
         float* out = out_.row(token) + rows.begin;
-        if (!residual_.data) {
-            std::memcpy(out, products, rows.size() * sizeof(float));
-            return;
-        }
-        const float* residual = residual_.row(token) + rows.begin;
-        for (int64_t i = 0; i < rows.size(); ++i) out[i] = residual[i] + products[i];
+        for_row(rows.size(), [&](auto count) {
+            if (!residual_.data) {
+                std::memcpy(out, products, count * sizeof(float));
+                return;
+            }
+            const float* residual = residual_.row(token) + rows.begin;
+            for (int64_t i = 0; i < count; ++i) out[i] = residual[i] + products[i];
+        });
     }
 
     Floats x_;
@@ -197,8 +205,11 @@ private:
     // Products of some rows as out[tokens][rows].
     void collect(const Context& c, const Activations& x, Range rows, float* out) const {
         weights_.multiply(c, rows, x, [&](const float* products, Range part) {
-            for (int64_t t = 0; t < x.tokens; ++t)
-                std::memcpy(out + t * rows.size() + part.begin - rows.begin, products + t * kTileRows, part.size() * sizeof(float));
+            float* to = out + part.begin - rows.begin;
+            for_row(part.size(), [&](auto count) {
+                for (int64_t t = 0; t < x.tokens; ++t)
+                    std::memcpy(to + t * rows.size(), products + t * kTileRows, count * sizeof(float));
+            });
         });
     }
 

@@ -13,7 +13,7 @@ enum class Activation { silu, gelu_tanh };
 // Most tokens whose products are made straight from packed weights, without decoding these to a panel first.
 constexpr int64_t kDirectTokens = 4;
 // Most tiles of one product job, and most columns of it that are decoded to a panel at a time.
-constexpr int64_t kJobTiles = 2;
+constexpr int64_t kJobTiles = 4;
 // The same for at most kDirectTokens tokens: long runs, because every start from another place in memory takes time.
 constexpr int64_t kDirectJobTiles = 64;
 constexpr int64_t kPanelColumns = 256;

@@ -19,6 +19,8 @@ constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
 int64_t job_tiles(int64_t tokens) { return tokens <= kDirectTokens ? kDirectJobTiles : kJobTiles; }
 // Fewest bytes of weights that a thread takes at a time, where it reads them only once: some microseconds' worth.
 constexpr int64_t kLeastBytes = 128 << 10;
+// Fewest tiles that it takes at a time of products with more tokens, because the last to finish is waited for.
+constexpr int64_t kLeastTiles = 2;
 static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
 
 // Weight matrices of equal width, their rows one after another.
@@ -44,7 +46,7 @@ public:
 
     // Fewest rows that a thread takes at a time.
     int64_t least_rows(int64_t tokens) const {
-        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kJobTiles;
+        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kLeastTiles;
         return std::max<int64_t>(1, tiles) * kTileRows;
     }
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.program import Command, Extent, Recording
-from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, Sampling, supported
+from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, supported
 from halfbyte.webgpu.staging import Staging
 
 AHEAD = 3
@@ -53,14 +54,14 @@ class ResidentDecoder:
         self._sampler: Sampler | None = None
         self._ring = deque(Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead))
 
-    def supports(self, sampling: Sampling) -> bool:
+    def supports(self, sampling: SamplingParams) -> bool:
         """Whether tokens can be chosen on the GPU with these settings."""
         return supported(sampling)
 
     def decode(
         self,
         batch: Batch,
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         tables: Tables,
         limit: int,

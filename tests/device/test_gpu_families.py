@@ -10,8 +10,8 @@ import pytest
 
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.ops import RopeTable
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference import ReferenceExecutor
-from halfbyte.runtime.sampler import SamplingParams
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.lower import Lowering

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from halfbyte.runtime.sampler import Sampler, SamplingParams
+from halfbyte.plan.sampling import SamplingParams
+from halfbyte.runtime.sampler import Sampler
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.executor import GpuExecutor
 from tests.device.gpu import one, software_gpu

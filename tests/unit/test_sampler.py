@@ -10,7 +10,8 @@ import torch
 from transformers.generation import logits_process as hf
 
 from halfbyte.errors import DeviceError, UsageError
-from halfbyte.runtime.sampler import Sampler, SamplingParams
+from halfbyte.plan.sampling import SamplingParams
+from halfbyte.runtime.sampler import Sampler
 
 VOCAB = 1000
 LARGE = 50_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from halfbyte.plan.plan import (
     STATE_SEQUENCES,
     Plan,
 )
+from halfbyte.plan.sampling import SamplingParams
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -83,14 +84,14 @@ class Decoded(NamedTuple):
 class Decoder(Protocol):
     """Chooses tokens where the executor runs, several ahead of what the host has seen; one sequence at a time."""
 
-    def supports(self, sampling: Any) -> bool:
+    def supports(self, sampling: SamplingParams) -> bool:
         """Whether it can choose tokens with these settings."""
         ...
 
     def decode(
         self,
         batch: Batch,
-        sampling: Any,
+        sampling: SamplingParams,
         *,
         tables: Callable[[int], Mapping[str, Int32] | None],
         limit: int,

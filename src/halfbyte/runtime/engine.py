@@ -16,7 +16,8 @@ import numpy as np
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor, Float32, Int32
 from halfbyte.plan.plan import LOGITS, Plan
-from halfbyte.runtime.sampler import Sampled, SamplingParams
+from halfbyte.plan.sampling import SamplingParams
+from halfbyte.runtime.sampler import Sampled
 from halfbyte.runtime.scheduler import Chunk, Scheduler
 from halfbyte.runtime.sequence import FinishReason, Sequence
 

@@ -11,81 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import DeviceError, UsageError
+from halfbyte.errors import DeviceError
+from halfbyte.plan.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Filter = Callable[[Float32], Indices]
-
-GREEDY_BELOW = 1e-5
-"""Temperatures under this are greedy: dividing by them would only overflow."""
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "typical_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-}
-_WHOLE_RANGES: dict[str, tuple[int, int]] = {"top_k": (0, 2**31 - 1), "seed": (0, 2**64 - 1), "logprobs": (0, 20)}
-_BIAS_RANGE = (-100.0, 100.0)
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen. The default is greedy.
-
-    Attributes:
-        temperature: What logits are divided by; 0 takes the likeliest token, whatever the filters say.
-        top_k: Keep the k likeliest tokens, and any as likely as the k-th; 0 keeps all.
-        top_p: Keep the fewest likeliest tokens whose probabilities reach this; 1 keeps all.
-        min_p: Keep tokens at least this times as likely as the likeliest; 0 keeps all.
-        typical_p: Keep the fewest tokens that reach this probability, those first whose information is nearest the
-            entropy (Meister et al. 2023, arXiv 2202.00666); 1 keeps all.
-        repetition_penalty: Positive logits of tokens of the prompt or the answer are divided by this, negative ones
-            multiplied (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
-        presence_penalty: Subtracted once from the logits of tokens of the answer so far.
-        frequency_penalty: Subtracted from the logits of tokens of the answer, for each time they occur.
-        logit_bias: Added to logits, by token id.
-        seed: The same seed gives the same text; None takes fresh entropy.
-        logprobs: How many of the likeliest tokens to report with each token.
-
-    Raises:
-        UsageError: A value out of its range, or of the wrong type.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    logprobs: int = 0
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
-        for name, (least, most) in _WHOLE_RANGES.items():
-            if name != "seed" or self.seed is not None:
-                _check_whole(name, getattr(self, name), least, most)
-        _check_bias(self.logit_bias)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether nothing is drawn."""
-        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)
@@ -286,21 +222,3 @@ def _top(logits: Float32, count: int, log_sum: float) -> tuple[tuple[int, float]
     ids = _largest(logits, count)
     ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
     return tuple((int(i), float(logits[i]) - log_sum) for i in ids)
-
-
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise UsageError(f"{name} is {value!r}.", f"Give a number from {low:g} to {high:g}.")
-
-
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise UsageError(f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.")
-
-
-def _check_bias(bias: object) -> None:
-    if not isinstance(bias, Mapping):
-        raise UsageError(f"logit_bias is {bias!r}.", "Give a mapping from token ids to numbers.")
-    for token, value in bias.items():
-        _check_whole("A token id in logit_bias", token, 0, 2**31 - 1)
-        _check_number(f"logit_bias of token {token}", value, *_BIAS_RANGE)

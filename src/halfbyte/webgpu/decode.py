@@ -15,9 +15,10 @@ import numpy as np
 
 from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.program import Command, Extent
-from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, Sampling, supported
+from halfbyte.webgpu.program import Command, Extent, Recording
+from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, supported
 from halfbyte.webgpu.staging import Staging
 
 AHEAD = 3
@@ -31,8 +32,9 @@ Tables = Callable[[int], Mapping[str, Int32] | None]
 
 
 class _Flight(NamedTuple):
-    """Tokens submitted together: where their results arrive, and in which slots."""
+    """Tokens submitted together: what was recorded, where their results arrive, and in which slots."""
 
+    recording: Recording
     staging: Staging
     slots: list[int]
 
@@ -52,14 +54,14 @@ class ResidentDecoder:
         self._sampler: Sampler | None = None
         self._ring = deque(Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead))
 
-    def supports(self, sampling: Sampling) -> bool:
+    def supports(self, sampling: SamplingParams) -> bool:
         """Whether tokens can be chosen on the GPU with these settings."""
         return supported(sampling)
 
     def decode(
         self,
         batch: Batch,
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         tables: Tables,
         limit: int,
@@ -90,25 +92,37 @@ class ResidentDecoder:
         flying: deque[_Flight] = deque()
         landed = time.perf_counter()
         change, asked = None, start - 1
+
+        def prepare() -> _Flight:
+            nonlocal change, asked
+            most = min(self._count(), limit - submitted)
+            commands: list[Command] = []
+            count = 0
+            while count < most:
+                position = start + submitted + count
+                if position > asked:
+                    change, asked = tables(position), position
+                if change is not None and commands:
+                    break
+                self._update(change)
+                change = None
+                extent = Extent(1, 1, position + 1)
+                commands += program.commands(extent) + choose.commands(extent)
+                count += 1
+            return self._record(commands, sampler, submitted, count)
+
+        ready: _Flight | None = None
         try:
             while received < limit:
                 while submitted < limit and len(flying) < len(self._ring):
-                    most = min(self._count(), limit - submitted)
-                    commands: list[Command] = []
-                    count = 0
-                    while count < most:
-                        position = start + submitted + count
-                        if position > asked:
-                            change, asked = tables(position), position
-                        if change is not None and commands:
-                            break
-                        self._update(change)
-                        change = None
-                        extent = Extent(1, 1, position + 1)
-                        commands += program.commands(extent) + choose.commands(extent)
-                        count += 1
-                    flying.append(self._submit(commands, sampler, submitted, count))
-                    submitted += count
+                    if ready:
+                        executor.device.check_alive("the GPU refused work")
+                    flight, ready = ready or prepare(), None
+                    flight.staging.request(executor.recorder.send(flight.recording))
+                    flying.append(flight)
+                    submitted += len(flight.slots)
+                if submitted < limit and not executor.recorder.watched:
+                    ready = prepare()
                 tokens = self._land(flying.popleft())
                 before, landed = landed, time.perf_counter()
                 self._token_s = (landed - before) / len(tokens)
@@ -116,6 +130,8 @@ class ResidentDecoder:
                     received += 1
                     yield token
         finally:
+            if ready:
+                executor.recorder.drop(ready.recording)
             while flying:
                 self._land(flying.popleft())
 
@@ -123,13 +139,13 @@ class ResidentDecoder:
         """Tokens for the next submit, going by how long the last ones took."""
         return self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
 
-    def _submit(self, commands: list[Command], sampler: Sampler, first: int, count: int) -> _Flight:
-        """Submit some tokens; their results go to the next staging buffer, slot by slot."""
+    def _record(self, commands: list[Command], sampler: Sampler, first: int, count: int) -> _Flight:
+        """Record some tokens; their results go to the next staging buffer, slot by slot."""
         staging = self._ring[0]
         self._ring.rotate(-1)
         copies = [(sampler.result.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
-        staging.request(self._executor.recorder.submit(commands, copies))
-        return _Flight(staging, [(first + i) % RING for i in range(count)])
+        recording = self._executor.recorder.record(commands, copies)
+        return _Flight(recording, staging, [(first + i) % RING for i in range(count)])
 
     def _land(self, flight: _Flight) -> list[Decoded]:
         raw = flight.staging.take(RING * RESULT_NBYTES)

@@ -19,6 +19,7 @@ from halfbyte.webgpu.timing import PassClock
 from halfbyte.webgpu.trace import Tracer
 
 Dimensions = tuple[int, int, int]
+Copy = tuple[Any, int, Any, int, int]
 KEYS_STEP = 16
 """Grids change only when the number of keys that a token sees passes a multiple of this."""
 
@@ -125,6 +126,18 @@ def bind_group(device: Device, dispatch: Dispatch) -> Any:
         return device.handle.create_bind_group(layout=dispatch.pipeline.layout, entries=entries)
 
 
+class Recording(NamedTuple):
+    """A command buffer that is not sent yet.
+
+    Attributes:
+        start: When recording it began, by `time.perf_counter`.
+    """
+
+    handle: Any
+    commands: Sequence[Command]
+    start: float
+
+
 class Recorder:
     """Records command buffers and submits them.
 
@@ -146,19 +159,26 @@ class Recorder:
         self._finish_descriptor = ffi.new("WGPUCommandBufferDescriptor *")
         self._commands = ffi.new("WGPUCommandBuffer[1]")
 
-    def submit(
-        self,
-        commands: Sequence[Command],
-        copies: Iterable[tuple[Any, int, Any, int, int]] = (),
-    ) -> int:
-        """Submit dispatches in one pass, then copies (source, offset, target, offset, bytes); the submission's index.
+    @property
+    def watched(self) -> bool:
+        """Whether something notes what is recorded: all of it must be sent then."""
+        return bool(self.clock or self.tracer)
+
+    def submit(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> int:
+        """Record and send; the submission's index.
+
+        Raises:
+            DeviceError: The device is lost or refused the work.
+        """
+        return self.send(self.record(commands, copies))
+
+    def record(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> Recording:
+        """Record dispatches in one pass, then copies (source, offset, target, offset, bytes), to be sent or dropped.
 
         Raises:
             DeviceError: The device is lost or refused the work.
         """
         start = time.perf_counter()
-        self.submits += 1
-        self.dispatches += len(commands)
         with self._device.guarded("the GPU refused work"):
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._handle, self._encoder_descriptor)
             if self.tracer and self.tracer.timestamps:
@@ -169,14 +189,30 @@ class Recorder:
                 lib.wgpuCommandEncoderCopyBufferToBuffer(
                     encoder, source._internal, from_offset, target._internal, to_offset, nbytes
                 )
-            self._commands[0] = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
+            handle = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
+            lib.wgpuCommandEncoderRelease(encoder)
+        return Recording(handle, commands, start)
+
+    def send(self, recording: Recording) -> int:
+        """Submit what was recorded; the submission's index.
+
+        Raises:
+            DeviceError: The device is lost or refused the work.
+        """
+        self.submits += 1
+        self.dispatches += len(recording.commands)
+        self._commands[0] = recording.handle
+        with self._device.guarded("the GPU refused work"):
             self._device.stop_if_failed()
             index = lib.wgpuQueueSubmitForIndex(self._queue, 1, self._commands)
-            lib.wgpuCommandBufferRelease(self._commands[0])
-            lib.wgpuCommandEncoderRelease(encoder)
+        self.drop(recording)
         if self.tracer:
-            self.tracer.submitted(commands, start)
+            self.tracer.submitted(recording.commands, recording.start)
         return int(index)
+
+    def drop(self, recording: Recording) -> None:
+        """Let go of what was recorded."""
+        lib.wgpuCommandBufferRelease(recording.handle)
 
     def _record(self, encoder: Any, commands: Sequence[Command]) -> None:
         self._pass_descriptor.timestampWrites = self.clock.next_pass() if self.clock else ffi.NULL

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent, Program
@@ -24,60 +24,13 @@ from halfbyte.webgpu.state import StateLayout
 from halfbyte.webgpu.target import Value
 
 PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
-GREEDY_BELOW = 1e-5
 RING = 8
 """Tokens whose results the GPU keeps."""
 RESULT_NBYTES = 8
 IN_PROMPT = np.uint32(1 << 31)
 
 
-class Sampling(Protocol):
-    """The settings that are looked at; `halfbyte.runtime.SamplingParams` has them."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def min_p(self) -> float: ...
-    @property
-    def typical_p(self) -> float: ...
-    @property
-    def repetition_penalty(self) -> float: ...
-    @property
-    def presence_penalty(self) -> float: ...
-    @property
-    def frequency_penalty(self) -> float: ...
-    @property
-    def logit_bias(self) -> Mapping[int, float]: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def logprobs(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class _Greedy:
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    logprobs: int = 0
-
-
-GREEDY: Sampling = _Greedy()
-"""The likeliest token, always."""
-
-
-def supported(sampling: Sampling) -> bool:
+def supported(sampling: SamplingParams) -> bool:
     """Whether the GPU can choose tokens this way: all but typical-p and the log-probabilities of other tokens."""
     return sampling.typical_p >= 1 and not sampling.logprobs
 
@@ -135,7 +88,7 @@ class Sampler:
             raise TypeError("logits are float32")
         return logits.f32
 
-    def begin(self, sampling: Sampling, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Program:
+    def begin(self, sampling: SamplingParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Program:
         """Set everything for a sequence; the program that chooses each of its tokens."""
         mode = _mode(sampling)
         if not mode.greedy:
@@ -171,12 +124,12 @@ def _one_row(groups: int) -> Callable[[Extent], Dimensions]:
     return lambda _: (groups, 1, 1)
 
 
-def _mode(sampling: Sampling) -> _Mode:
+def _mode(sampling: SamplingParams) -> _Mode:
     penalties = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-    return _Mode(sampling.temperature < GREEDY_BELOW, bool(penalties or sampling.logit_bias))
+    return _Mode(sampling.greedy, bool(penalties or sampling.logit_bias))
 
 
-def _params(sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _params(sampling: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.array(
         [
             sampling.temperature,
@@ -192,7 +145,7 @@ def _params(sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def _counts(
-    width: int, sampling: Sampling, prompt_ids: Sequence[int], generated_ids: Sequence[int]
+    width: int, sampling: SamplingParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]
 ) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     counts = np.zeros(width, np.uint32)
     for token, count in Counter(generated_ids).items():
@@ -202,7 +155,7 @@ def _counts(
     return counts
 
 
-def _bias(width: int, sampling: Sampling) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _bias(width: int, sampling: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     bias = np.zeros(width, np.float32)
     for token, value in sampling.logit_bias.items():
         bias[token] = value

@@ -1,4 +1,5 @@
-// out[c, o] = W[o] · x[c] for up to COLS columns: a team of TEAM invocations takes ROWS outputs at once.
+// out[c, o] = W[o] · x[c] for up to COLS columns: a team of TEAM invocations takes ROWS outputs at once. Teams are
+// subgroups, parts of them, or several; what each invocation summed up meets in workgroup memory.
 // INT8: x in int8 blocks against packed codes, else float32. GATED: output o is act(W[o] · x) · (W[N + o] · x).
 // DEFERRED: x was quantized before its RMS norm was known; the sums of squares of its blocks give it here.
 // EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
@@ -23,7 +24,12 @@
 #include quantize_block ROW_BLOCKS=STRIDE//32
 var<workgroup> tile: array<f32, ${WG // TEAM * ROWS * COLS}>;
 #endif
-#include team NAME="team"
+#include team NAME="part" TEAM=WIDTH
+// [parts of teams, COLS, UNITS]
+var<workgroup> sums: array<f32, ${WG // WIDTH * UNITS * COLS}>;
+#if INT8 and DEFERRED
+var<workgroup> squared: array<f32, ${TEAM // WIDTH * COLS}>;
+#endif
 #if GATED
 #include activation
 #endif
@@ -123,31 +129,61 @@ fn main(
 #endfor
     }
 #endif
-#for c in range(COLS)
+#include spread VALUES=UNITS*COLS
 #if INT8 and DEFERRED
-    let factor${c} = inverseSqrt(team_sum(lid, squares${c}) / ${float(K)} + ${EPS});
-#endif
-#for u in range(UNITS)
-    let y${u}_${c} = team_sum(lid, sum${u}_${c})${f" * factor{c}" if INT8 and DEFERRED else ""};
-#endfor
-#endfor
 #for c in range(COLS)
-#for r in range(ROWS)
-#if GATED
-    let z${r}_${c} = activate(y${r}_${c}) * y${r + ROWS}_${c};
-#else
-    let z${r}_${c} = y${r}_${c};
-#endif
-#endfor
-#endfor
-#if EMIT
-    if (lane == 0u) {
-#for c in range(COLS)
-#for r in range(ROWS)
-        tile[${c * (WG // TEAM) * ROWS + r}u + team * ${ROWS}u] = z${r}_${c};
-#endfor
-#endfor
+    {
+        let part = part_sum(lid, squares${c});
+        if (lid < ${TEAM}u && lid % ${WIDTH}u == 0u) {
+            squared[lid / ${WIDTH}u * ${COLS}u + ${c}u] = part;
+        }
     }
+#endfor
+#endif
+    workgroupBarrier();
+    for (var o = lid; o < ${WG // TEAM * ROWS * COLS}u; o += ${WG}u) {
+        let o_column = o / ${WG // TEAM * ROWS}u;
+        let row = o % ${WG // TEAM * ROWS}u;
+        let begin = (row / ${ROWS}u * ${TEAM // WIDTH * COLS}u + o_column) * ${UNITS}u + row % ${ROWS}u;
+        var y = 0.0;
+#if GATED
+        var y_up = 0.0;
+#endif
+#if INT8 and DEFERRED
+        var square = 0.0;
+#endif
+#for p in range(TEAM // WIDTH)
+        y += sums[begin + ${p * COLS * UNITS}u];
+#if GATED
+        y_up += sums[begin + ${p * COLS * UNITS + ROWS}u];
+#endif
+#if INT8 and DEFERRED
+        square += squared[${p * COLS}u + o_column];
+#endif
+#endfor
+#if INT8 and DEFERRED
+        let factor = inverseSqrt(square / ${float(K)} + ${EPS});
+        y *= factor;
+#if GATED
+        y_up *= factor;
+#endif
+#endif
+#if GATED
+        y = activate(y) * y_up;
+#endif
+#if EMIT
+        tile[o] = y;
+#else
+        let at = wg * ${WG // TEAM * ROWS}u + row;
+        if (at < ${N}u) {
+#if RESIDUAL
+            y += residual[o_column * ${STRIDE}u + ${FIRST}u + at];
+#endif
+            out[o_column * ${STRIDE}u + ${FIRST}u + at] = y;
+        }
+#endif
+    }
+#if EMIT
     workgroupBarrier();
     var v = vec4<f32>(tile[here * 4u], tile[here * 4u + 1u], tile[here * 4u + 2u], tile[here * 4u + 3u]);
     var squares = 0.0;
@@ -164,20 +200,5 @@ fn main(
 #endif
     }
     store_block(lid, c * ${STRIDE // 32}u + o4 / 8u, v, squares, valid);
-#else
-    if (lane == 0u) {
-#for r in range(ROWS)
-        if (output + ${r}u < ${N}u) {
-#for c in range(COLS)
-            let at${c} = ${c * STRIDE + FIRST + r}u + output;
-#if RESIDUAL
-            out[at${c}] = residual[at${c}] + z${r}_${c};
-#else
-            out[at${c}] = z${r}_${c};
-#endif
-#endfor
-        }
-#endfor
-    }
 #endif
 }

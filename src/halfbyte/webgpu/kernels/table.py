@@ -17,7 +17,9 @@ Sizes = Mapping[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
-"""Attention over many keys is split among twice as many workgroups."""
+"""Attention over many keys is split among so many large workgroups, or more small ones: an H200 has 132 cores."""
+FEWEST_SPLITS = 16
+"""The most splits of attention where they make as many workgroups."""
 MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
@@ -96,16 +98,23 @@ def _gemv(
     With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
     """
     if emit:
-        wg, team, rows = _emitting(choice, gated, blocks)
+        wg, team, rows, unroll = _emitting(choice, gated, blocks, columns)
     elif not int8 or not choice.subgroup:
-        wg, team, rows = 128, 32, 1
+        wg, team, rows, unroll = 128, 32, 1, _unroll(blocks, 32, 1)
     elif outputs >= 16384:
-        wg, team, rows = 64, 16, 2
+        wg, team, rows, unroll = 64, 16, 2, next(u for u in (3, 2, 1) if blocks % (16 * u) == 0 or u == 1)
+    elif blocks >= 192 and outputs <= 2048 and columns == 1:
+        wg, team, rows, unroll = 256, 128, 1, 2
     else:
-        wg, team, rows = 256, 16 if 32 < blocks < 96 else 32, 1
-    units = rows * (2 if gated else 1)
-    unroll = 2 if wg == 256 and team == 32 and outputs >= 4096 and blocks > 96 else _unroll(blocks, team, units)
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll}
+        wg, team, rows, unroll = 256, 32, 1, 1
+    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll, "SUBGROUP": choice.subgroup}
+
+
+def _gemv_derived(sizes: Sizes) -> Constants:
+    """What follows for a matrix × vector product: UNITS, rows of the matrix a team reads; WIDTH, lanes that sum up."""
+    units = sizes["ROWS"] * (2 if sizes["gated"] else 1)
+    width = min(sizes["TEAM"], sizes["SUBGROUP"] or sizes["TEAM"])
+    return {"UNITS": units, "COLS": sizes["columns"], "WIDTH": width}
 
 
 def _unroll(blocks: int, team: int, units: int) -> int:
@@ -115,21 +124,30 @@ def _unroll(blocks: int, team: int, units: int) -> int:
         return min(rounds, 8)
     most = max(1, min(rounds, {2: 6, 4: 4}.get(units, 2)))
     even = next(u for u in range(most, 0, -1) if u == 1 or blocks % (team * u) == 0)
-    return even if 2 * even > most else most
+    return even if 2 * even >= most else most
 
 
-def _emitting(choice: Choice, gated: bool, blocks: int) -> tuple[int, int, int]:
-    """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200."""
+def _emitting(choice: Choice, gated: bool, blocks: int, columns: int) -> tuple[int, int, int, int]:
+    """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
     if not choice.large_workgroups or not choice.subgroup:
-        return 256, 8, 1
-    if gated:
-        return (256, 16, 2) if blocks >= 128 else (512, 16, 1)
-    return (1024, 32, 1) if blocks >= 96 else (512, 16, 1)
+        wg, team, rows = 256, 8, 1
+    elif columns == 1 and blocks > 32 and not gated:
+        team = next(t for t in (128, 64, 32) if blocks % t == 0 or t == 32)
+        return 1024, team, team // 32, 2 if blocks % 256 == 0 else 1
+    elif columns == 1 and 32 < blocks <= 64:
+        return 1024, 64, 2, 1
+    elif gated:
+        wg, team, rows = (256, 16, 2) if blocks >= 128 else (512, 16, 1)
+    else:
+        wg, team, rows = (1024, 32, 1) if blocks >= 96 else (512, 16, 1)
+    return wg, team, rows, _unroll(blocks, team, rows * (2 if gated else 1))
 
 
 def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
     teams, rounds = sizes["WG"] // sizes["TEAM"], -(-sizes["blocks"] // sizes["TEAM"])
     units = sizes["ROWS"] * (2 if sizes["gated"] else 1) * sizes["columns"]
+    if sizes["TEAM"] > 32 and (not choice.subgroup or sizes["TEAM"] % choice.subgroup or sizes["WG"] % sizes["TEAM"]):
+        return False
     if sizes["emit"]:
         whole = teams * sizes["ROWS"] == 32 and sizes["WG"] >= 8 * sizes["columns"]
     else:
@@ -154,13 +172,15 @@ def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
 def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache: int | str) -> Constants:
     """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in."""
     group = heads // kv_heads
-    slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1)
+    slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1) if heads * FEWEST_SPLITS > BUSY_WORKGROUPS else 1
+    crowded = heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS
+    slice_ = max(1, slice_ // 2) if crowded else slice_
     return {
-        "WG": 256,
+        "WG": 128 if crowded else 256,
         "SLICE": slice_,
-        "KEYS": 2 if choice.subgroup else 1,
+        "KEYS": 4 if choice.subgroup else 1,
         "SPLIT_CHUNKS": 1,
-        "MAX_SPLITS": min(64, max(4, -(-2 * BUSY_WORKGROUPS * slice_ // heads))),
+        "MAX_SPLITS": min(64, max(FEWEST_SPLITS, BUSY_WORKGROUPS * slice_ // heads)),
         "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
@@ -193,7 +213,8 @@ def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
         sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
         and sizes["WG"] // lanes > sizes["SLICE"]
         and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
-        and sizes["WG"] * 32 + (sizes["SLICE"] + 1) * lanes * 32 <= 16000
+        and sizes["WG"] <= _invocations(choice)
+        and (choice.subgroup >= lanes or sizes["WG"] * 32 + (sizes["SLICE"] + 1) * lanes * 32 <= 16000)
     )
 
 
@@ -237,20 +258,20 @@ FAMILIES = {
             "gemv",
             _gemv,
             {
-                "WG": (64, 128, 256, 512, 1024),
-                "TEAM": (8, 16, 32),
-                "ROWS": (1, 2, 4),
+                "WG": (64, 128, 192, 256, 320, 384, 512, 576, 640, 768, 1024),
+                "TEAM": (8, 16, 32, 64, 96, 128, 160, 192, 256),
+                "ROWS": (1, 2, 4, 8, 16),
                 "UNROLL": (1, 2, 3, 4, 6, 8, 12),
             },
             _gemv_fits,
-            lambda s: {"UNITS": s["ROWS"] * (2 if s["gated"] else 1), "COLS": s["columns"]},
+            _gemv_derived,
         ),
         Family("gemm", _gemm, {"STEP": (1, 2, 4), "RM": (1, 2, 4)}, _gemm_fits),
         Family(
             "attend",
             _attend,
             {
-                "WG": (128, 256),
+                "WG": (128, 256, 512),
                 "SLICE": (1, 2, 3, 4),
                 "KEYS": (1, 2, 4),
                 "SPLIT_CHUNKS": (1, 2),

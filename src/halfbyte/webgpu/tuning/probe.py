@@ -16,11 +16,12 @@ from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.spec import Layer, ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Extent
-from halfbyte.webgpu.sampling import GREEDY, Sampler
+from halfbyte.webgpu.sampling import Sampler
 from halfbyte.webgpu.selftest import TOLERANCE, Oracle
 from halfbyte.webgpu.shader import Pipelines
 from halfbyte.webgpu.synthetic import SyntheticWeights, batch_of_one, spiked
@@ -99,7 +100,7 @@ class Probe:
         program, _, logits = gpu.single
         target = gpu.target
         sampler = Sampler(gpu.device, target.pipelines, gpu.layout, target.state, logits, gpu.choice)
-        choose, batch = sampler.begin(GREEDY, (), ()), self._batches[-1]
+        choose, batch = sampler.begin(SamplingParams(), (), ()), self._batches[-1]
         gpu.load(batch)
         extent = Extent(1, 1, int(batch.positions[0]) + 1)
         gpu.recorder.submit(program.commands(extent) + choose.commands(extent))

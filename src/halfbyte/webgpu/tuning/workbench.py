@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, make_plan
+from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.bandwidth import Reader
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.kernels.family import Shape, Tuning
 from halfbyte.webgpu.program import Command, Dispatch, Extent, Program
-from halfbyte.webgpu.sampling import GREEDY, Sampler
+from halfbyte.webgpu.sampling import Sampler
 from halfbyte.webgpu.synthetic import SyntheticWeights, batch_of_one
 from halfbyte.webgpu.timing import Clock, WallClock
 from halfbyte.webgpu.tuning.probe import LEAST_CONTEXT
@@ -94,7 +95,7 @@ class Workbench:
             sampler = Sampler(
                 self.device, executor.target.pipelines, executor.layout, executor.target.state, logits, choice
             )
-            return sampler.begin(GREEDY, (), ())
+            return sampler.begin(SamplingParams(), (), ())
         return self.executor.with_choice(choice).single[0] if columns else self.executor.with_choice(choice).body(0)
 
     def rows(self, phase: str) -> dict[str, tuple[str, Shape]]:

@@ -118,13 +118,13 @@ def _write_hugging_face(model: SyntheticModel, target: Path) -> None:
 def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
     """With what published configurations also say, and converters look for.
 
-    No token stands for padding: what a family takes unless told otherwise may be outside another vocabulary.
+    What a family takes for padding and the end of a text, unless told otherwise, may be outside another vocabulary.
     """
     more: dict[str, Any] = {"architectures": [_ARCHITECTURES[config["model_type"]]], "dtype": "bfloat16"}
     more["pad_token_id"] = None
     if scaling := config.get("rope_scaling"):
         more["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}
-    return {**config, **more}
+    return {"eos_token_id": 0, **config, **more}
 
 
 def _write_safetensors(path: Path, checkpoint: Checkpoint) -> None:

@@ -234,7 +234,7 @@ def test_the_pocket_model_answers_within_a_second_of_processor_time() -> None:
 def test_the_plan_as_json_names_every_step() -> None:
     plan = json.loads(halfbyte("plan", "--json").stdout)
     assert [step["op"] for step in plan["steps"]].count("Attention") == 8
-    assert plan["tensors"]["model.embed_tokens.weight"]["dtype"] == "q4g32z"
+    assert plan["tensors"]["model.embed_tokens.weight"]["dtype"] == "q6_k"
 
 
 def test_quantize_then_run(shell_29m: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference import ReferenceExecutor
 from halfbyte.webgpu.decode import ResidentDecoder
 from halfbyte.webgpu.executor import GpuExecutor
+from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.lower import Lowering
 from halfbyte.webgpu.program import Extent, Program
 from halfbyte.webgpu.selftest import Oracle
@@ -76,6 +77,7 @@ def firsts(plan: Plan, count: int) -> Batch:
     return Batch(np.array(prompt(count), np.int32), zeros, each, zeros, tables, each)
 
 
+@pytest.mark.parametrize("off", [(), ("fused-rounding",), ("fused-rounding", "deferred-norm")], ids=" and ".join)
 @pytest.mark.parametrize(
     ("family", "weight_format", "baseline"),
     [
@@ -86,10 +88,12 @@ def firsts(plan: Plan, count: int) -> Batch:
         ("gemma-3-1b", "q6_k", False),
     ],
 )
-def test_int8_activations_round_as_they_should(family: str, weight_format: str, baseline: bool) -> None:
+def test_int8_activations_round_as_they_should(
+    family: str, weight_format: str, baseline: bool, off: tuple[str, ...]
+) -> None:
     """A sum that differs in its last bit may round one value to its neighbour, in few tokens; all others agree."""
     model = replace(tiny(family), weight_format=weight_format)
-    gpu, _ = executors(model, off=(), baseline=baseline, sequences=48, context=64)
+    gpu, _ = executors(model, off=off, baseline=baseline, sequences=48, context=64)
     oracle = Oracle(gpu.plan, model, int8=True)
     for count in (1, 3, 40):
         batch = firsts(gpu.plan, count)
@@ -97,6 +101,23 @@ def test_int8_activations_round_as_they_should(family: str, weight_format: str, 
         errors = np.abs(gpu.run(batch) - expected).max(axis=1) / np.abs(expected).max()
         assert np.median(errors) < 1e-4
         assert errors.max() < 0.05
+
+
+@pytest.mark.parametrize("family", ["llama-3.2-3b", "gemma-3-1b", "phi-4-mini"])
+def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Query heads that share their keys then do so in one workgroup."""
+    monkeypatch.setattr(table, "LONG_KEYS", 40)
+    monkeypatch.setattr(table, "FEWEST_SPLITS", 64)
+    model, ids = tiny(family), prompt(90)
+    gpu, reference = executors(model, block_size=8, context=96)
+    longer = [d for d in gpu.single[0].dispatches if d.long and d.label == "attend"]
+    assert longer, "layers without a window"
+    short, long = (gpu.single[0].commands(Extent(1, 1, keys)) for keys in (32, 48))
+    changed = [a.dispatch for a, b in zip(short, long, strict=True) if a[0] != b[0]]
+    assert set(longer) <= set(changed)
+    for start, stop in ((0, 25), (25, 26), (26, 70), (70, 71), (71, 88), (88, 89)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < TOLERANCE, start
 
 
 def test_a_cache_in_f16_is_near() -> None:

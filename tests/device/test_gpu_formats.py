@@ -37,6 +37,7 @@ class Bench:
         columns: Of `x`.
         weights: Name → format and rows. Values have outliers, one of them in the last column.
         size: Of the values.
+        off: Kernel variants not to use.
         int8: Whether kernels may use int8. Then products read a norm of `x`, whose values are such that the int8
             blocks it is rounded to are near to exact.
     """
@@ -48,6 +49,7 @@ class Bench:
         *,
         size: float = 1.0,
         int8: bool = False,
+        off: tuple[str, ...] = (),
         baseline: bool = False,
     ) -> None:
         random = np.random.default_rng(columns)
@@ -63,7 +65,7 @@ class Bench:
         state[layout.offsets["IDS"] :][:TOKENS] = self.ids
         self._target = Target(
             self._device, plan, Pipelines(self._device), WeightStore(self._device, plan, self), layout,
-            self._upload(state), {}, {}, table.choose(self._device.capabilities, off=() if int8 else ("int8",)),
+            self._upload(state), {}, {}, table.choose(self._device.capabilities, off=off if int8 else ("int8",)),
         )  # fmt: skip
         self._int8 = int8
         self._x = (_whole_steps if int8 else _outliers)(columns, random)
@@ -143,8 +145,14 @@ def test_packed_weights_times_int8(name: str, baseline: bool) -> None:
     for tokens in (1, 3, TOKENS):
         bench.check(LINEAR, tokens)
     other = Bench(96, {"a": (name, 37), "b": (name, 37)}, int8=True, baseline=baseline)
-    for tokens in (2, 8, TOKENS):
+    for tokens in (1, 2, 8, TOKENS):
         other.check(GATED, tokens)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_weights_times_int8_that_a_dispatch_before_made(name: str) -> None:
+    Bench(330, {"a": (name, 33), "b": (name, 40)}, int8=True, off=("fused-rounding",)).check(LINEAR, 1)
+    Bench(96, {"a": (name, 37), "b": (name, 37)}, int8=True, off=("fused-rounding",)).check(GATED, 1)
 
 
 @pytest.mark.parametrize("baseline", [False, True], ids=["subgroups", "plain"])

@@ -94,6 +94,7 @@ def test_a_gain_below_the_noise_is_none() -> None:
 @pytest.mark.parametrize("capabilities", [LARGE, SMALL])
 def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(capabilities: Capabilities) -> None:
     choice = table.choose(capabilities)
+    large = choice.fused_rounding
     shapes: dict[str, list[dict[str, Any]]] = {
         "gemv": [
             {
@@ -103,12 +104,21 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
                 "gated": gated,
                 "emit": emit,
                 "columns": columns,
+                "rounds": rounds,
                 "format": "q",
             }
-            for gated, emit, columns in ((False, False, 1), (True, True, 1), (False, True, 8))
+            for gated, emit, columns, rounds in (
+                (False, False, 1, False),
+                (True, True, 1, False),
+                (False, True, 8, False),
+                *(((gated, emit, 1, True) for gated in (False, True) for emit in (False, True)) if large else ()),
+            )
         ],
         "gemm": [{"rows": 512, "outputs": 64, "width": 64, "int8": True, "gated": False, "format": "q"}],
-        "attend": [{"heads": 24, "kv_heads": 8, "head_dim": 128, "columns": 1, "cache": "f16"}],
+        "attend": [
+            {"heads": 24, "kv_heads": 8, "head_dim": 128, "columns": 1, "long": long, "cache": "f16"}
+            for long in (False, True)
+        ],
         "attend_tiled": [{"heads": 8, "kv_heads": 1, "head_dim": 256, "window": 0, "cache": "f16"}],
         "norm": [NORM],
     }

@@ -114,7 +114,7 @@ class GpuExecutor:
         """
         several = [columns for columns in COLUMNS if 1 < columns < 2 * self.plan.sequences]
         programs = self.begin([(self.plan.tokens, 1), *zip(several, several, strict=True)])
-        kernels = list({id(d.pipeline): d.pipeline for program in programs for d in program.dispatches}.values())
+        kernels = list({id(k): k for program in programs for d in program.dispatches for k in d.kernels}.values())
         for done, kernel in enumerate(kernels):
             if progress:
                 progress(done, len(kernels))

@@ -12,14 +12,14 @@ packed formats read it, or both. Rewrites that only make sense on a GPU happen h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfbyte.plan import ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
-from halfbyte.webgpu.target import Target, Value, padded
+from halfbyte.webgpu.target import Added, Target, Value, padded
 from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
@@ -85,9 +85,17 @@ class Lowering:
             return False
         return all(piece.storage.packed for piece in self.target.weights.matrix(step.weights).pieces)
 
+    def _rounds(self, step: ops.Op) -> bool:
+        """Whether a product of one token norms and rounds its float32 input itself; not of a row among others."""
+        one = self.columns == 1 and not self.rows
+        if not one or not self._reads_int8(step) or not isinstance(step, ops.Linear | ops.GatedLinear):
+            return False
+        matrix = self.target.weights.matrix(step.weights)
+        return table.rounds(self.target.choice, outputs=matrix.rows, inputs=matrix.columns)
+
     def _wanted(self, name: str) -> tuple[bool, bool]:
         """Whether readers of a tensor want it in float32, and as int8 blocks."""
-        int8 = [self._reads_int8(step) for step in self._readers(name)]
+        int8 = [self._reads_int8(step) and not self._rounds(step) for step in self._readers(name)]
         return not all(int8) or not int8, any(int8)
 
     def _take(self, nbytes: int) -> Buffer:
@@ -96,8 +104,8 @@ class Lowering:
 
     def _release(self, name: str) -> None:
         value = self.values.pop(name)
-        for buffer in (value.f32, value.x8, value.xm):
-            if buffer and not any(buffer in (v.f32, v.x8, v.xm) for v in self.values.values()):
+        for buffer in value.buffers:
+            if not any(buffer in other.buffers for other in self.values.values()):
                 self._free.setdefault(buffer.handle.size, []).append(buffer)
 
     def _value(self, name: str, width: int, *, f32: bool = True, int8: bool = False, eps: float | None = None) -> Value:
@@ -114,11 +122,16 @@ class Lowering:
         self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
     ) -> None:
         """Append a dispatch."""
+        self.dispatches.append(self._dispatch(kernel, constants, buffers, grid, label))
+
+    def _dispatch(
+        self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
+    ) -> Dispatch:
         choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
         pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
         bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         bound["state"] = self.target.state
-        self.dispatches.append(Dispatch(pipeline, bound, grid, label, self._steps[self._index]))
+        return Dispatch(pipeline, bound, grid, label, self._steps[self._index])
 
     def _count(self, extent: Extent) -> int:
         return extent.rows if self.rows else extent.tokens
@@ -194,6 +207,8 @@ class Lowering:
             return
         second = self._second_norm(step)
         source = self.values[step.x]
+        if self._left_to_readers(step, second, source):
+            return
         gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in self._steps) and not self._one_row()
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, source.width, f32=f32, int8=int8 and not second)
@@ -223,6 +238,23 @@ class Lowering:
             buffers |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
             constants |= {"OUT2": f32, "EMIT": int8}
         self._add_norm(constants, buffers, source, "norm")
+
+    def _left_to_readers(self, step: ops.RmsNorm, second: ops.RmsNorm | None, source: Value) -> bool:
+        """Leave a norm, or one with a residual and the norm that follows, to products that round their input."""
+        last = second or step
+        readers = self._readers(last.out)
+        if not all(map(self._rounds, readers)):
+            return False
+        if step.residual and not (second and second.eps == step.eps and len(readers) == 1):
+            return False
+        vector = self.target.weights.vector
+        value = Value(source.width, f32=source.f32, eps=last.eps, norm=vector(last.weight, last.offset))
+        if step.residual:
+            residual, total = self.values[step.residual], self._value(step.out, source.width)
+            value.added = Added(vector(step.weight, step.offset), residual, total)
+            self._folded.add(last.out)
+        self.values[last.out] = value
+        return True
 
     def _second_norm(self, step: ops.RmsNorm) -> ops.RmsNorm | None:
         """The norm that directly follows one with a residual: both are made in one pass."""
@@ -309,7 +341,7 @@ class Lowering:
         stride: int,
     ) -> None:
         x = self.values[step.x]
-        int8 = self._reads_int8(step)
+        int8, rounds = self._reads_int8(step), self._rounds(step)
         outputs = piece.rows // 2 if flags["GATED"] else piece.rows
         constants = {
             **_format(piece),
@@ -323,8 +355,13 @@ class Lowering:
             "X_BLOCKS": x.stride // 32,
             "DEFERRED": x.eps is not None,
             "EPS": x.eps,
+            "ROUNDS": rounds,
+            "ADDED": bool(x.added),
         }
-        taken = {"x8": x.x8, "xm": x.xm} if int8 else {"x": x.f32}
+        taken = {"x8": x.x8, "xm": x.xm} if int8 and not rounds else {"x": x.f32, "x_norm": x.norm}
+        if x.added:
+            added = x.added
+            taken |= {"x_weight": added.weight, "x_residual": added.residual.f32, "x_sum": added.sum.f32}
         label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
         add = self._add_gemv if self.columns else self._add_gemm
         add(constants, {**piece.buffers, **buffers, **taken}, label)
@@ -338,6 +375,7 @@ class Lowering:
             gated=constants["GATED"],
             emit=constants["EMIT"],
             columns=self.columns,
+            rounds=constants["ROUNDS"],
             format=constants["STORED"],
         )
         groups = _ceil(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
@@ -371,13 +409,14 @@ class Lowering:
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
 
-    def _attend_sizes(self, step: ops.RopeKvWrite | ops.Attention) -> dict[str, Any]:
+    def _attend_sizes(self, step: ops.RopeKvWrite | ops.Attention, *, long: bool) -> dict[str, Any]:
         return table.attend(
             self.target.choice,
             heads=step.heads,
             kv_heads=step.kv_heads,
             head_dim=step.head_dim,
             columns=self.columns,
+            long=long,
             cache=self.target.plan.tensors[step.k_cache].dtype,
         )
 
@@ -436,33 +475,53 @@ class Lowering:
             self._attend_tiled(step, constants)
 
     def _attend_split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        sizes = self._attend_sizes(step)
-        constants |= {**sizes, "FUSED": self._attends_fused()}
-        parts = self.capacity * step.heads * sizes["MAX_SPLITS"]
+        sizes = [self._attend_sizes(step, long=long) for long in self._lengths(step)]
+        finish = all(self._finishes(step.head_dim, each["SLICE"]) for each in sizes)
+        fused = self._attends_fused()
+        parts = self.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
         partial, weight = self._take(parts * constants["HDP"] * 4), self._take(parts * 8)
         buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "partial": partial, "weight": weight}
-        if constants["FUSED"]:
+        if fused:
             rope = self._steps[self._index - 1]
             if not isinstance(rope, ops.RopeKvWrite):
                 raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
-            constants |= self._rotation(rope, sizes["TL"])
+            constants |= self._rotation(rope, sizes[0]["TL"])
             buffers |= self._rotation_buffers(rope)
         f32, int8 = self._wanted(step.out)
         value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-        finish = self._finishes(step.head_dim, sizes["SLICE"])
-        constants |= {"FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
-        into = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
-        x, window = step.kv_heads * sizes["SLICES"], step.window
-        arrived = self._counters(self.capacity * x) if finish else None
-        every = {**buffers, **into, "arrived": arrived}
-        self.add("attend", constants, every, lambda e: (x, _splits(e, window, sizes), e.tokens), "attend")
-        if not finish:
-            merged = table.merge(self.target.choice, width=value.width, int8=int8, columns=self.columns)
-            groups = _ceil(value.stride // 4, merged["WG"])
-            merging = {"partial": partial, "weight": weight, **into}
-            self.add("merge", {**constants, **merged}, merging, lambda e: (groups, e.tokens, 1), "merge")
+        constants |= {"FUSED": fused, "FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
+        buffers |= {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+        if finish:
+            buffers["arrived"] = self._counters(self.capacity * max(step.kv_heads * each["SLICES"] for each in sizes))
+        made = [self._attending(step, {**constants, **each}, buffers, value) for each in sizes]
+        for short, long in zip(made[0], made[-1], strict=True):
+            self.dispatches.append(short if long is short else replace(short, long=long))
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
+
+    def _lengths(self, step: ops.Attention) -> list[bool]:
+        """Whether attention runs over many keys: one token's may do either."""
+        if self.columns > 1:
+            return [True]
+        most = min(self.target.plan.context, step.window or self.target.plan.context)
+        return [False, True] if most > table.LONG_KEYS else [False]
+
+    def _attending(
+        self, step: ops.Attention, constants: dict[str, Any], buffers: dict[str, Buffer | None], value: Value
+    ) -> list[Dispatch]:
+        """Attention of few tokens, and the merging of its splits where that is a dispatch of its own."""
+        x, window = step.kv_heads * constants["SLICES"], step.window
+
+        def grid(extent: Extent) -> Dimensions:
+            return x, _splits(extent, window, constants), extent.tokens
+
+        attend = self._dispatch("attend", constants, buffers, grid, "attend")
+        if constants["FINISH"]:
+            return [attend]
+        sizes = table.merge(self.target.choice, width=value.width, int8=bool(value.x8), columns=self.columns)
+        groups = _ceil(value.stride // 4, sizes["WG"])
+        merge = {**constants, **sizes}
+        return [attend, self._dispatch("merge", merge, buffers, lambda e: (groups, e.tokens, 1), "merge")]
 
     def _finishes(self, head_dim: int, slice_: int) -> bool:
         """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""
@@ -470,7 +529,7 @@ class Lowering:
 
     def _counters(self, count: int) -> Buffer:
         """Counters that are zero between dispatches, of which each leaves them so."""
-        if self._arrived is None:
+        if self._arrived is None or self._arrived.handle.size < count * 4:
             self._arrived = Buffer(self.target.device.buffer(count * 4, "counters"))
         return self._arrived
 

@@ -14,6 +14,7 @@ from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.plan.ops import Op
 from halfbyte.webgpu.device import Device
+from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.shader import Pipeline
 from halfbyte.webgpu.timing import PassClock
 from halfbyte.webgpu.trace import Tracer
@@ -59,6 +60,7 @@ class Dispatch:
         grid: Workgroups for a batch.
         label: What it computes, for timings.
         step: The plan's step that it belongs to; None for choosing a token.
+        long: What runs instead from `LONG_KEYS` keys on, over the same buffers.
     """
 
     pipeline: Pipeline
@@ -66,6 +68,16 @@ class Dispatch:
     grid: Callable[[Extent], Dimensions]
     label: str = ""
     step: Op | None = None
+    long: Dispatch | None = None
+
+    def at(self, extent: Extent) -> Dispatch:
+        """What runs for a batch of this extent."""
+        return self.long if self.long and extent.keys > table.LONG_KEYS else self
+
+    @property
+    def kernels(self) -> list[Pipeline]:
+        """All that may run."""
+        return [self.pipeline, *([self.long.pipeline] if self.long else [])]
 
 
 class Command(tuple[Any, Any, int, int, int]):
@@ -78,19 +90,13 @@ class Command(tuple[Any, Any, int, int, int]):
     dispatch: Dispatch
 
 
-def _command(dispatch: Dispatch, group: Any, extent: Extent) -> Command:
-    made = Command((dispatch.pipeline.handle._internal, group._internal, *dispatch.grid(extent)))
-    made.dispatch = dispatch
-    return made
-
-
 class Program:
     """Dispatches to run in order."""
 
     def __init__(self, device: Device, dispatches: Iterable[Dispatch]) -> None:
         self.dispatches = tuple(dispatches)
         self._device = device
-        self._groups: list[Any] = [None] * len(self.dispatches)
+        self._groups: dict[Dispatch, Any] = {}
         self._versions: tuple[int, ...] = ()
         self._recorded: dict[Extent, list[Command]] = {}
         self._volatile = list({id(b): b for d in self.dispatches for b in d.buffers.values()}.values())
@@ -102,18 +108,20 @@ class Program:
         """Every dispatch for a batch of this extent."""
         versions = tuple([buffer.version for buffer in self._volatile])
         if versions != self._versions:
-            self._bind()
+            self._recorded.clear()
+            self._groups.clear()
             self._versions = versions
         key = extent._replace(keys=-(-extent.keys // KEYS_STEP) * KEYS_STEP)
         if key not in self._recorded:
-            self._recorded[key] = [
-                _command(dispatch, group, key) for dispatch, group in zip(self.dispatches, self._groups, strict=True)
-            ]
+            self._recorded[key] = [self._command(dispatch.at(key), key) for dispatch in self.dispatches]
         return self._recorded[key]
 
-    def _bind(self) -> None:
-        self._recorded.clear()
-        self._groups = [bind_group(self._device, dispatch) for dispatch in self.dispatches]
+    def _command(self, dispatch: Dispatch, extent: Extent) -> Command:
+        if dispatch not in self._groups:
+            self._groups[dispatch] = bind_group(self._device, dispatch)
+        made = Command((dispatch.pipeline.handle._internal, self._groups[dispatch]._internal, *dispatch.grid(extent)))
+        made.dispatch = dispatch
+        return made
 
 
 def bind_group(device: Device, dispatch: Dispatch) -> Any:

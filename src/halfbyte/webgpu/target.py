@@ -29,11 +29,26 @@ class Target:
 
 
 @dataclass
+class Added:
+    """What a reader makes its input from, where it is not there yet: the norm of `x` times `weight`, plus `residual`.
+
+    Attributes:
+        sum: Where the first reader leaves it.
+    """
+
+    weight: Buffer
+    residual: Value
+    sum: Value
+
+
+@dataclass
 class Value:
     """A tensor on the device, `[capacity, stride]`: float32, int8 blocks, or both.
 
     Attributes:
-        eps: Set where the blocks still lack a norm: its epsilon.
+        eps: Set where it still lacks a norm: its epsilon.
+        norm: The norm's weights, where float32 lacks it.
+        added: What the norm is of, where it is not `f32` itself.
     """
 
     width: int
@@ -41,6 +56,14 @@ class Value:
     x8: Buffer | None = None
     xm: Buffer | None = None
     eps: float | None = None
+    norm: Buffer | None = None
+    added: Added | None = None
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """All that it needs to be read."""
+        added = [self.added.residual.f32, self.added.sum.f32] if self.added else []
+        return [buffer for buffer in (self.f32, self.x8, self.xm, *added) if buffer]
 
     @property
     def stride(self) -> int:

@@ -4,7 +4,9 @@
 // DEFERRED: x was quantized before its RMS norm was known; the sums of squares of its blocks give it here.
 // EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
 // Grid: (workgroups) in x, then y. Constants: WG, N, FIRST (output of this piece's row 0), STRIDE, K, X_STRIDE.
-#if INT8
+#if ROUNDS
+#include input_bindings
+#elif INT8
 @bind var<storage, read> x8: array<vec4<u32>>;
 @bind var<storage, read> xm: array<vec4<u32>>;
 #else
@@ -27,7 +29,7 @@ var<workgroup> tile: array<f32, ${WG // TEAM * ROWS * COLS}>;
 #include team NAME="part" TEAM=WIDTH
 // [parts of teams, COLS, UNITS]
 var<workgroup> sums: array<f32, ${WG // WIDTH * UNITS * COLS}>;
-#if INT8 and DEFERRED
+#if DEFERRED and not ROUNDS
 var<workgroup> squared: array<f32, ${TEAM // WIDTH * COLS}>;
 #endif
 #if GATED
@@ -43,6 +45,9 @@ fn main(
     let lane = lid % ${TEAM}u;
     let team = lid / ${TEAM}u;
     let output = (wg * ${WG // TEAM}u + team) * ${ROWS}u;
+#if ROUNDS
+#include input_loads
+#endif
 #if EMIT
     let here = min(lid, ${WG // TEAM * ROWS // 4 * COLS - 1}u);
     let c = here / ${WG // TEAM * ROWS // 4}u;
@@ -69,53 +74,24 @@ fn main(
 #endfor
 #endfor
 #if INT8
-#if DEFERRED
+#if DEFERRED and not ROUNDS
 #for c in range(COLS)
     var squares${c} = 0.0;
 #endfor
 #endif
-    for (var first = lane; first < ${X_BLOCKS}u; first += ${TEAM * UNROLL}u) {
-#for i in range(UNROLL)
-#if X_BLOCKS % (TEAM * UNROLL)
-        let inside${i} = first + ${i * TEAM}u < ${X_BLOCKS}u;
-        let b${i} = min(first + ${i * TEAM}u, ${X_BLOCKS - 1}u);
-#else
-        let b${i} = first + ${i * TEAM}u;
+    var first = lane;
+#if ROUNDS
+#include gemv_loads
+#include rounded_input
+#include gemv_products
+    first += ${TEAM * UNROLL}u;
 #endif
-#for u in range(UNITS)
-        let codes${i}_${u} = weight_codes(row${u}, b${i});
-#endfor
-#endfor
-#for i in range(UNROLL)
-#for u in range(UNITS)
-        let scale${i}_${u} = weight_scale(row${u}, b${i});
-#endfor
-#endfor
-#for i in range(UNROLL)
-#for c in range(COLS)
-        {
-            let lo = x8[${2 * c * X_BLOCKS}u + b${i}];
-            let hi = x8[${(2 * c + 1) * X_BLOCKS}u + b${i}];
-            let facts = xm[${c * X_BLOCKS}u + b${i}];
-#if X_BLOCKS % (TEAM * UNROLL)
-            let x_scale = select(0.0, bitcast<f32>(facts.x), inside${i});
-#if DEFERRED
-            squares${c} += select(0.0, bitcast<f32>(facts.z), inside${i});
-#endif
-#else
-            let x_scale = bitcast<f32>(facts.x);
-#if DEFERRED
-            squares${c} += bitcast<f32>(facts.z);
-#endif
-#endif
-            let x_sum = bitcast<i32>(facts.y);
-#for u in range(UNITS)
-            sum${u}_${c} += block_product(codes${i}_${u}, scale${i}_${u}, lo, hi, x_sum) * x_scale;
-#endfor
-        }
-#endfor
-#endfor
+#if not ROUNDS or X_BLOCKS > TEAM * UNROLL
+    for (; first < ${X_BLOCKS}u; first += ${TEAM * UNROLL}u) {
+#include gemv_loads
+#include gemv_products
     }
+#endif
 #else
     for (var k4 = lane; k4 < ${(K + 3) // 4}u; k4 += ${TEAM}u) {
 #for u in range(UNITS)
@@ -130,7 +106,7 @@ fn main(
     }
 #endif
 #include spread VALUES=UNITS*COLS
-#if INT8 and DEFERRED
+#if DEFERRED and not ROUNDS
 #for c in range(COLS)
     {
         let part = part_sum(lid, squares${c});
@@ -149,7 +125,7 @@ fn main(
 #if GATED
         var y_up = 0.0;
 #endif
-#if INT8 and DEFERRED
+#if DEFERRED
         var square = 0.0;
 #endif
 #for p in range(TEAM // WIDTH)
@@ -157,11 +133,16 @@ fn main(
 #if GATED
         y_up += sums[begin + ${p * COLS * UNITS + ROWS}u];
 #endif
-#if INT8 and DEFERRED
+#if DEFERRED and not ROUNDS
         square += squared[${p * COLS}u + o_column];
 #endif
 #endfor
-#if INT8 and DEFERRED
+#if DEFERRED
+#if ROUNDS
+#for p in range(WG // SUBGROUP)
+        square += squared[${p}u];
+#endfor
+#endif
         let factor = inverseSqrt(square / ${float(K)} + ${EPS});
         y *= factor;
 #if GATED

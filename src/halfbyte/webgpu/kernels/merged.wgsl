@@ -34,21 +34,21 @@ fn merged4(t: u32, i: u32, splits: u32) -> vec4<f32> {
     var top = -3.0e38;
     var total = 0.0;
     var sum = vec4<f32>(0.0);
-    for (var first = 0u; first < splits; first += 8u) {
-#for u in range(8)
+    for (var first = 0u; first < splits; first += ${min(16, MAX_SPLITS)}u) {
+#for u in range(min(16, MAX_SPLITS))
         let s${u} = at + min(first + ${u}u, splits - 1u);
         let w${u} = weight[s${u}];
         let p${u} = partial[s${u} * ${HDP // 4}u + d4];
 #endfor
         var newer = top;
-#for u in range(8)
+#for u in range(min(16, MAX_SPLITS))
         newer = max(newer, w${u}.x);
 #endfor
         let faded = exp(top - newer);
         top = newer;
         total *= faded;
         sum *= faded;
-#for u in range(8)
+#for u in range(min(16, MAX_SPLITS))
         {
             let share = select(0.0, exp(w${u}.x - top), first + ${u}u < splits);
             total += w${u}.y * share;

@@ -17,9 +17,12 @@ Sizes = Mapping[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
-"""Attention over many keys is split among so many large workgroups, or more small ones: an H200 has 132 cores."""
+"""Attention over many keys is split among so many large workgroups, or more small ones, over few among twice as many:
+an H200 has 132 cores, which take two at once."""
 FEWEST_SPLITS = 16
-"""The most splits of attention where they make as many workgroups."""
+"""The most splits of attention over many keys where they make as many workgroups."""
+LONG_KEYS = 1536
+"""Keys beyond which attention of one token takes the sizes for many."""
 MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
@@ -46,6 +49,7 @@ VARIANTS = {
         Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
         Variant("fused-attention", ("attend",), lambda c: True),
         Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
+        Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -66,6 +70,7 @@ class Choice:
     deferred_norm: bool
     fused_attention: bool
     merged_attention: bool
+    fused_rounding: bool
     large_workgroups: bool
     wide_tiles: bool
     tuning: Tuning = field(default_factory=Tuning)
@@ -80,6 +85,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tun
         {"int8", "deferred-norm"} <= on,
         "fused-attention" in on,
         "merged-attention" in on,
+        {"subgroups", "int8", "fused-rounding", "large-workgroups"} <= on,
         "large-workgroups" in on,
         "wide-tiles" in on,
         tuning or Tuning(),
@@ -90,21 +96,43 @@ def _invocations(choice: Choice) -> int:
     return 1024 if choice.large_workgroups else 256
 
 
+LARGEST_ROUNDING = 20480
+"""Rows of the largest matrix whose workgroups each round the input: of larger ones there are too many workgroups."""
+LONGEST_ROUNDED = 3072
+"""Values of the longest input that they round: what writes a longer one has workgroups enough to round it once."""
+
+
+def rounds(choice: Choice, *, outputs: int, inputs: int) -> bool:
+    """Whether the workgroups of a matrix × vector product each norm and round the input."""
+    return choice.fused_rounding and outputs <= LARGEST_ROUNDING and inputs <= LONGEST_ROUNDED
+
+
 def _gemv(
-    choice: Choice, *, outputs: int, blocks: int, int8: bool, gated: bool, emit: bool, columns: int, **format: int | str
+    choice: Choice,
+    *,
+    outputs: int,
+    blocks: int,
+    int8: bool,
+    gated: bool,
+    emit: bool,
+    columns: int,
+    rounds: bool,
+    **format: int | str,
 ) -> Constants:
     """Sizes for a matrix × vector product: WG, TEAM, ROWS, UNROLL.
 
     With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
     """
-    if emit:
+    if rounds:
+        wg, team, rows, unroll = _rounding(outputs, blocks, gated, emit)
+    elif emit:
         wg, team, rows, unroll = _emitting(choice, gated, blocks, columns)
     elif not int8 or not choice.subgroup:
         wg, team, rows, unroll = 128, 32, 1, _unroll(blocks, 32, 1)
     elif outputs >= 16384:
         wg, team, rows, unroll = 64, 16, 2, next(u for u in (3, 2, 1) if blocks % (16 * u) == 0 or u == 1)
-    elif blocks >= 192 and outputs <= 2048 and columns == 1:
-        wg, team, rows, unroll = 256, 128, 1, 2
+    elif blocks >= 192 and columns == 1:
+        wg, team, rows, unroll = (256, 256, 2, 1) if blocks % 256 == 0 else (256, 128, 1, 2)
     else:
         wg, team, rows, unroll = 256, 32, 1, 1
     return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll, "SUBGROUP": choice.subgroup}
@@ -133,13 +161,24 @@ def _emitting(choice: Choice, gated: bool, blocks: int, columns: int) -> tuple[i
         wg, team, rows = 256, 8, 1
     elif columns == 1 and blocks > 32 and not gated:
         team = next(t for t in (128, 64, 32) if blocks % t == 0 or t == 32)
-        return 1024, team, team // 32, 2 if blocks % 256 == 0 else 1
+        return 1024, team, team // 32, min(8, blocks // team) if team > 32 else 1
     elif columns == 1 and 32 < blocks <= 64:
         return 1024, 64, 2, 1
     elif gated:
-        wg, team, rows = (256, 16, 2) if blocks >= 128 else (512, 16, 1)
+        wg, team, rows = (256, 16, 2) if blocks > 128 else (512, 16, 1)
     else:
         wg, team, rows = (1024, 32, 1) if blocks >= 96 else (512, 16, 1)
+    return wg, team, rows, _unroll(blocks, team, rows * (2 if gated else 1))
+
+
+def _rounding(outputs: int, blocks: int, gated: bool, emit: bool) -> tuple[int, int, int, int]:
+    """Sizes where workgroups round the input, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
+    if emit:
+        return (1024, 32, 1, 1) if blocks % 32 == 0 else (512, 16, 1, 1)
+    if outputs >= 8192:
+        wg, team, rows = 1024, 16, 2
+    else:
+        wg, team, rows = (1024 if outputs >= 2048 else 512), 32, 1
     return wg, team, rows, _unroll(blocks, team, rows * (2 if gated else 1))
 
 
@@ -151,7 +190,7 @@ def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
     if sizes["emit"]:
         whole = teams * sizes["ROWS"] == 32 and sizes["WG"] >= 8 * sizes["columns"]
     else:
-        whole = teams >= 1 and sizes["WG"] <= 256
+        whole = teams >= 1 and (sizes["rounds"] or sizes["WG"] <= 256)
     return bool(
         whole
         and sizes["WG"] <= _invocations(choice)
@@ -169,21 +208,33 @@ def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
     return sizes["STEP"] <= 2 or choice.wide_tiles
 
 
-def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, **cache: int | str) -> Constants:
-    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in."""
-    group = heads // kv_heads
-    slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1) if heads * FEWEST_SPLITS > BUSY_WORKGROUPS else 1
-    crowded = heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS
-    slice_ = max(1, slice_ // 2) if crowded else slice_
+def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: bool, **cache: int | str) -> Constants:
+    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in.
+
+    Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
+    """
+    slice_, wg, keys, most = 1, 256, 4, max(1, 2 * BUSY_WORKGROUPS // heads)
+    if long:
+        slice_, wg, keys, most = _attending_long(heads, heads // kv_heads)
     return {
-        "WG": 128 if crowded else 256,
+        "WG": wg,
         "SLICE": slice_,
-        "KEYS": 4 if choice.subgroup else 1,
+        "KEYS": keys if choice.subgroup else 1,
         "SPLIT_CHUNKS": 1,
-        "MAX_SPLITS": min(64, max(FEWEST_SPLITS, BUSY_WORKGROUPS * slice_ // heads)),
+        "MAX_SPLITS": min(64, most),
         "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
+
+
+def _attending_long(heads: int, group: int) -> tuple[int, int, int, int]:
+    """Sizes where query heads share what they read: SLICE, WG, KEYS, MAX_SPLITS."""
+    slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1) if heads * FEWEST_SPLITS > BUSY_WORKGROUPS else 1
+    if heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS:
+        slice_ = max(1, slice_ // 2)
+    wg = 128 if heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS else 256
+    most = max(FEWEST_SPLITS, BUSY_WORKGROUPS * slice_ // heads)
+    return (slice_, wg, 2, 2 * most) if 1 < slice_ < 4 else (slice_, wg, 4, most)
 
 
 def head_lanes(head_dim: int) -> int:

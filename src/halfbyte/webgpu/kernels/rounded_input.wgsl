@@ -1,0 +1,44 @@
+// Inside `gemv`: its input, normed and rounded to int8 blocks while the first weights are on their way.
+#for j in range((8 * X_BLOCKS + WG - 1) // WG)
+    var v${j} = inside(i${j}, raw${j});
+#endfor
+#if ADDED
+    var x_before = 0.0;
+#for j in range((8 * X_BLOCKS + WG - 1) // WG)
+    x_before += dot(v${j}, v${j});
+#endfor
+    let x_factor = inverseSqrt(row_sum(lid, x_before) / ${float(K)} + ${EPS});
+#for j in range((8 * X_BLOCKS + WG - 1) // WG)
+    v${j} = inside(i${j}, v${j} * x_factor * weight${j} + residual${j});
+    if (wg == 0u && i${j} < ${8 * X_BLOCKS}u) {
+        x_sum[i${j}] = v${j};
+    }
+#endfor
+#endif
+#if DEFERRED
+    var x_squares = 0.0;
+#for j in range((8 * X_BLOCKS + WG - 1) // WG)
+    x_squares += dot(v${j}, v${j});
+    v${j} *= norm${j};
+#endfor
+    x_squares = subgroupAdd(x_squares);
+    if (lid % ${SUBGROUP}u == 0u) {
+        squared[lid / ${SUBGROUP}u] = x_squares;
+    }
+#endif
+#for j in range((8 * X_BLOCKS + WG - 1) // WG)
+    {
+        let a = abs(v${j});
+        let largest = block_max(lid, max(max(a.x, a.y), max(a.z, a.w)));
+        let q = vec4<i32>(round(v${j} * select(0.0, 127.0 / largest, largest > 1e-30)));
+        let total = block_sum(lid, f32(q.x + q.y + q.z + q.w));
+        if (i${j} < ${8 * X_BLOCKS}u) {
+            let word = lid % 8u;
+            x8[word / 4u * ${X_BLOCKS}u + i${j} / 8u][word % 4u] = pack4xI8(q);
+            if (word == 0u) {
+                xm[i${j} / 8u] = vec2<u32>(bitcast<u32>(largest / 127.0), bitcast<u32>(i32(total)));
+            }
+        }
+    }
+#endfor
+    workgroupBarrier();

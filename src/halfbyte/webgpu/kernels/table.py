@@ -17,10 +17,10 @@ Sizes = Mapping[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
 BUSY_WORKGROUPS = 128
-"""Attention over many keys is split among so many large workgroups, or more small ones, over few among twice as many:
-an H200 has 132 cores, which take two at once."""
+"""Workgroups of attention that are enough where four heads share keys; others take fewer registers, and twice as many
+run at once: an H200 has 132 cores."""
 FEWEST_SPLITS = 16
-"""The most splits of attention over many keys where they make as many workgroups."""
+"""Splits that attention over many keys should have."""
 LONG_KEYS = 1536
 """Keys beyond which attention of one token takes the sizes for many."""
 MERGING_STORAGE = 10_000
@@ -213,28 +213,25 @@ def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: b
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
     """
-    slice_, wg, keys, most = 1, 256, 4, max(1, 2 * BUSY_WORKGROUPS // heads)
-    if long:
-        slice_, wg, keys, most = _attending_long(heads, heads // kv_heads)
+    slice_ = _sharing(heads, heads // kv_heads) if long else 1
+    most = (BUSY_WORKGROUPS if slice_ == 4 else 2 * BUSY_WORKGROUPS) * slice_ // heads
     return {
-        "WG": wg,
+        "WG": 256,
         "SLICE": slice_,
-        "KEYS": keys if choice.subgroup else 1,
+        "KEYS": {1: 4, 2: 3, 3: 2, 4: 4}[slice_] if choice.subgroup else 1,
         "SPLIT_CHUNKS": 1,
-        "MAX_SPLITS": min(64, most),
+        "MAX_SPLITS": max(1, min(64, most)),
         "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
 
 
-def _attending_long(heads: int, group: int) -> tuple[int, int, int, int]:
-    """Sizes where query heads share what they read: SLICE, WG, KEYS, MAX_SPLITS."""
-    slice_ = next((s for s in (4, 3, 2) if group % s == 0), 1) if heads * FEWEST_SPLITS > BUSY_WORKGROUPS else 1
-    if heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS:
-        slice_ = max(1, slice_ // 2)
-    wg = 128 if heads // slice_ * FEWEST_SPLITS > BUSY_WORKGROUPS else 256
-    most = max(FEWEST_SPLITS, BUSY_WORKGROUPS * slice_ // heads)
-    return (slice_, wg, 2, 2 * most) if 1 < slice_ < 4 else (slice_, wg, 4, most)
+def _sharing(heads: int, group: int) -> int:
+    """Query heads that share what they read of a key head, as far as enough workgroups remain."""
+    if heads * FEWEST_SPLITS <= BUSY_WORKGROUPS:
+        return 1
+    most = next((s for s in (4, 3, 2) if group % s == 0), 1)
+    return most if heads // most * FEWEST_SPLITS <= BUSY_WORKGROUPS else max(1, most // 2)
 
 
 def head_lanes(head_dim: int) -> int:
@@ -324,9 +321,9 @@ FAMILIES = {
             {
                 "WG": (128, 256, 512),
                 "SLICE": (1, 2, 3, 4),
-                "KEYS": (1, 2, 4),
+                "KEYS": (1, 2, 3, 4),
                 "SPLIT_CHUNKS": (1, 2),
-                "MAX_SPLITS": (16, 32, 64),
+                "MAX_SPLITS": (8, 10, 12, 16, 32, 64),
             },
             _attend_fits,
             _attend_derived,

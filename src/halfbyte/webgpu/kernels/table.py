@@ -165,6 +165,8 @@ def _emitting(choice: Choice, gated: bool, blocks: int, columns: int) -> tuple[i
     elif columns == 1 and 32 < blocks <= 64:
         return 1024, 64, 2, 1
     elif gated:
+        if blocks == 128:
+            return 512, 16, 1, 2
         wg, team, rows = (256, 16, 2) if blocks > 128 else (512, 16, 1)
     else:
         wg, team, rows = (1024, 32, 1) if blocks >= 96 else (512, 16, 1)

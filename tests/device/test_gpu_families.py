@@ -106,10 +106,10 @@ def test_int8_activations_round_as_they_should(
 @pytest.mark.parametrize("family", ["llama-3.2-3b", "gemma-3-1b", "phi-4-mini"])
 def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Query heads that share their keys then do so in one workgroup."""
-    monkeypatch.setattr(table, "LONG_KEYS", 40)
     monkeypatch.setattr(table, "FEWEST_SPLITS", 64)
     model, ids = tiny(family), prompt(90)
     gpu, reference = executors(model, block_size=8, context=96)
+    gpu = gpu.with_choice(replace(gpu.choice, long_keys=40))
     longer = [d for d in gpu.single[0].dispatches if d.long and d.label == "attend"]
     assert longer, "layers without a window"
     short, long = (gpu.single[0].commands(Extent(1, 1, keys)) for keys in (32, 48))

@@ -111,6 +111,18 @@ def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
     assert Workbench(untimed, model(), formats, tokens=TOKENS, layers=1).method == "differences"
 
 
+def test_a_row_is_timed_where_it_begins_to_differ_from_another(device: Device) -> None:
+    """Attention over few and over many keys may share a kernel, until one of them takes other sizes."""
+    bench = Workbench(device, model(), formats, tokens=TOKENS, layers=1)
+    usual = bench.program(DECODE, bench.choice)
+    rows = {row: shape for row, (family, shape) in bench.rows(DECODE).items() if family == "attend"}
+    assert {shape["long"] for shape in rows.values()} == {False, True}
+    for row, shape in rows.items():
+        choice = replace(bench.choice, tuning=Tuning({row: table.attend.candidates(bench.choice, shape)[0]}))
+        for entry in bench.differing(DECODE, choice, bench.program(DECODE, choice), usual):
+            assert "attend" in {dispatch.label for dispatch in entry.dispatches}
+
+
 def test_a_short_tuning_is_remembered(device: Device, tmp_path: Path) -> None:
     file = tmp_path / "tuning.json"
     found = list(tune(device, model(), formats, tokens=TOKENS, budget_s=0.1, short=True, path=file))

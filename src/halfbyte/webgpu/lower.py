@@ -493,9 +493,10 @@ class Lowering:
         buffers |= {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
         if finish:
             buffers["arrived"] = self._counters(self.capacity * max(step.kv_heads * each["SLICES"] for each in sizes))
+        threshold = self.target.choice.long_keys
         made = [self._attending(step, {**constants, **each}, buffers, value) for each in sizes]
         for short, long in zip(made[0], made[-1], strict=True):
-            self.dispatches.append(short if long is short else replace(short, long=long))
+            self.dispatches.append(short if long is short else replace(short, long=long, long_keys=threshold))
         for buffer in (partial, weight):
             self._free.setdefault(buffer.handle.size, []).append(buffer)
 
@@ -504,7 +505,7 @@ class Lowering:
         if self.columns > 1:
             return [True]
         most = min(self.target.plan.context, step.window or self.target.plan.context)
-        return [False, True] if most > table.LONG_KEYS else [False]
+        return [False, True] if most > self.target.choice.long_keys else [False]
 
     def _attending(
         self, step: ops.Attention, constants: dict[str, Any], buffers: dict[str, Buffer | None], value: Value

@@ -14,7 +14,6 @@ from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.plan.ops import Op
 from halfbyte.webgpu.device import Device
-from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.shader import Pipeline
 from halfbyte.webgpu.timing import PassClock
 from halfbyte.webgpu.trace import Tracer
@@ -60,7 +59,7 @@ class Dispatch:
         grid: Workgroups for a batch.
         label: What it computes, for timings.
         step: The plan's step that it belongs to; None for choosing a token.
-        long: What runs instead from `LONG_KEYS` keys on, over the same buffers.
+        long: What runs instead beyond `long_keys` keys, over the same buffers.
     """
 
     pipeline: Pipeline
@@ -69,10 +68,11 @@ class Dispatch:
     label: str = ""
     step: Op | None = None
     long: Dispatch | None = None
+    long_keys: int = 0
 
     def at(self, extent: Extent) -> Dispatch:
         """What runs for a batch of this extent."""
-        return self.long if self.long and extent.keys > table.LONG_KEYS else self
+        return self.long if self.long and extent.keys > self.long_keys else self
 
     @property
     def kernels(self) -> list[Pipeline]:

@@ -22,7 +22,7 @@ run at once: an H200 has 132 cores."""
 FEWEST_SPLITS = 16
 """Splits that attention over many keys should have."""
 LONG_KEYS = 1536
-"""Keys beyond which attention of one token takes the sizes for many."""
+"""Where sharing what is read begins to be worth more than having more workgroups."""
 MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
@@ -63,6 +63,7 @@ class Choice:
     Attributes:
         subgroup: Lanes of a subgroup where they are used, else 0.
         tuning: Sizes measured on the device.
+        long_keys: Keys beyond which attention of one token takes the sizes for many.
     """
 
     subgroup: int
@@ -74,6 +75,7 @@ class Choice:
     large_workgroups: bool
     wide_tiles: bool
     tuning: Tuning = field(default_factory=Tuning)
+    long_keys: int = LONG_KEYS
 
 
 def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tuning | None = None) -> Choice:

@@ -81,13 +81,13 @@ class Probe:
 
     def error(self, choice: table.Choice) -> float:
         """Largest difference from the oracle, as a share of the largest logit; infinite where it is no number."""
-        gpu = self._gpu.with_choice(choice)
+        gpu, long = (self._gpu.with_choice(each) for each in (choice, replace(choice, long_keys=0)))
         self._begin(gpu)
         worst = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
-            got = gpu.run(batch)
-            off = np.abs(got - np.resize(expected.T, got.T.shape).T).max() / np.abs(expected).max()
-            worst = max(worst, float(off) if np.isfinite(off) else float("inf"))
+            for got in (gpu.run(batch), *([long.run(batch)] if len(batch.token_ids) == 1 else [])):
+                off = np.abs(got - np.resize(expected.T, got.T.shape).T).max() / np.abs(expected).max()
+                worst = max(worst, float(off) if np.isfinite(off) else float("inf"))
         return max(worst, self._sampling_error(gpu))
 
     def _begin(self, gpu: GpuExecutor) -> None:

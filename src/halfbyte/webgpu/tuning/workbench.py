@@ -111,9 +111,13 @@ class Workbench:
 
     def differing(self, phase: str, choice: table.Choice, program: Program, usual: Program) -> tuple[Entry, Entry]:
         """Of the usual program and one of another choice, the dispatches whose kernels differ."""
-        ours, theirs = ({id(k) for d in p.dispatches for k in d.kernels} for p in (program, usual))
-        here = [i for i, d in enumerate(program.dispatches) if not theirs.issuperset(map(id, d.kernels))]
-        there = [i for i, d in enumerate(usual.dispatches) if not ours.issuperset(map(id, d.kernels))]
+        if len(program) == len(usual):
+            pairs = enumerate(zip(program.dispatches, usual.dispatches, strict=True))
+            here = there = [i for i, (ours, theirs) in pairs if ours.kernels != theirs.kernels]
+        else:
+            made, known = ({id(k) for d in p.dispatches for k in d.kernels} for p in (program, usual))
+            here = [i for i, d in enumerate(program.dispatches) if not known.issuperset(map(id, d.kernels))]
+            there = [i for i, d in enumerate(usual.dispatches) if not made.issuperset(map(id, d.kernels))]
         return alike(self._entry(phase, self.choice, usual, there), self._entry(phase, choice, program, here))
 
     def _entry(self, phase: str, choice: table.Choice, program: Program, at: Sequence[int]) -> Entry:

@@ -113,7 +113,7 @@ def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
 
 def test_a_row_is_timed_where_it_begins_to_differ_from_another(device: Device) -> None:
     """Attention over few and over many keys may share a kernel, until one of them takes other sizes."""
-    bench = Workbench(device, model(), formats, tokens=TOKENS, layers=1)
+    bench = Workbench(device, replace(model(), context=2048), formats, tokens=TOKENS, layers=1)
     usual = bench.program(DECODE, bench.choice)
     rows = {row: shape for row, (family, shape) in bench.rows(DECODE).items() if family == "attend"}
     assert {shape["long"] for shape in rows.values()} == {False, True}

@@ -6,6 +6,8 @@ packed formats read it, or both. Rewrites that only make sense on a GPU happen h
 
 - a norm before packed matrices is folded into the step that makes its input, which quantizes what it wrote times the
   norm's weights; the readers divide by the root of the mean square later (`deferred-norm`);
+- a product of one token norms and rounds a short input itself, in every workgroup: no step before it needs to
+  (`fused-rounding`);
 - for one token, norm and rotation of q and k, the cache write and attention are one kernel (`fused-attention`).
 """
 

@@ -2,6 +2,7 @@
 // subgroups, parts of them, or several; what each invocation summed up meets in workgroup memory.
 // INT8: x in int8 blocks against packed codes, else float32. GATED: output o is act(W[o] · x) · (W[N + o] · x).
 // DEFERRED: x was quantized before its RMS norm was known; the sums of squares of its blocks give it here.
+// ROUNDS: x is one row of float32, which every workgroup norms and rounds (`input_bindings`).
 // EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
 // Grid: (workgroups) in x, then y. Constants: WG, N, FIRST (output of this piece's row 0), STRIDE, K, X_STRIDE.
 #if ROUNDS

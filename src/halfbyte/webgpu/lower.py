@@ -14,14 +14,15 @@ packed formats read it, or both. Rewrites that only make sense on a GPU happen h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from halfbyte.plan import ops
 from halfbyte.plan.plan import LOGITS
+from halfbyte.webgpu.attention import AttentionLowering
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
-from halfbyte.webgpu.target import Added, Target, Value, padded
+from halfbyte.webgpu.target import Added, Target, Value, ceil_div, padded
 from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
@@ -40,6 +41,8 @@ class Lowering:
         capacity: Tokens the activations have room for.
         inputs: Values made by other programs.
         rows: Whether these steps run over rows of logits, not tokens.
+        values: By their names, those that have been made and not given back.
+        steps, index: What is being lowered, and where.
         head_at: After lowering, the first dispatch that only logits need.
     """
 
@@ -54,15 +57,16 @@ class Lowering:
         self.dispatches: list[Dispatch] = []
         self._free: dict[int, list[Buffer]] = {}
         self._folded: set[str] = set()
-        self._arrived: Buffer | None = None
-        self.head_at = 0
+        self._attention = AttentionLowering(self)
+        self.steps: Sequence[ops.Op] = ()
+        self.index = self.head_at = 0
 
     def lower(self, steps: Sequence[ops.Op], *, keep: str = "") -> list[Dispatch]:
         """The dispatches of `steps`; the value called `keep` stays valid after them."""
-        self._steps = steps
+        self.steps = steps
         last = self._last_reads(steps)
         for i, step in enumerate(steps):
-            self._index = i
+            self.index = i
             getattr(self, f"_lower_{type(step).__name__}")(step)
             for name in {n for n in self.values if last.get(n, i) == i and n != keep and n not in self.inputs}:
                 if name in last or name != LOGITS:
@@ -71,7 +75,7 @@ class Lowering:
 
     def _last_reads(self, steps: Sequence[ops.Op]) -> dict[str, int]:
         """The last step that reads each tensor; attention reads for the step before it where the two are one kernel."""
-        fused = self._attends_fused()
+        fused = self._attention.fused
         return {
             name: i + (fused and isinstance(step, ops.RopeKvWrite))
             for i, step in enumerate(steps)
@@ -79,7 +83,7 @@ class Lowering:
         }
 
     def _readers(self, name: str) -> list[ops.Op]:
-        return [step for step in self._steps if name in step.inputs]
+        return [step for step in self.steps if name in step.inputs]
 
     def _reads_int8(self, step: ops.Op) -> bool:
         """Whether a step can take its input as int8 blocks."""
@@ -95,28 +99,34 @@ class Lowering:
         matrix = self.target.weights.matrix(step.weights)
         return table.rounds(self.target.choice, outputs=matrix.rows, inputs=matrix.columns)
 
-    def _wanted(self, name: str) -> tuple[bool, bool]:
+    def wanted(self, name: str) -> tuple[bool, bool]:
         """Whether readers of a tensor want it in float32, and as int8 blocks."""
         int8 = [self._reads_int8(step) and not self._rounds(step) for step in self._readers(name)]
         return not all(int8) or not int8, any(int8)
 
-    def _take(self, nbytes: int) -> Buffer:
+    def take(self, nbytes: int) -> Buffer:
+        """Scratch memory, given back before if there is some of that size."""
         free = self._free.get(nbytes)
         return free.pop() if free else Buffer(self.target.device.buffer(nbytes, "activations"))
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Let later steps use scratch memory."""
+        self._free.setdefault(buffer.handle.size, []).append(buffer)
 
     def _release(self, name: str) -> None:
         value = self.values.pop(name)
         for buffer in value.buffers:
             if not any(buffer in other.buffers for other in self.values.values()):
-                self._free.setdefault(buffer.handle.size, []).append(buffer)
+                self.give_back(buffer)
 
-    def _value(self, name: str, width: int, *, f32: bool = True, int8: bool = False, eps: float | None = None) -> Value:
+    def value(self, name: str, width: int, *, f32: bool = True, int8: bool = False, eps: float | None = None) -> Value:
+        """Make a value in scratch memory, in one form or both."""
         value = Value(width, eps=eps)
         values = self.capacity * value.stride
         if f32:
-            value.f32 = self._take(values * 4)
+            value.f32 = self.take(values * 4)
         if int8:
-            value.x8, value.xm = self._take(values), self._take(values // 2)
+            value.x8, value.xm = self.take(values), self.take(values // 2)
         self.values[name] = value
         return value
 
@@ -124,16 +134,17 @@ class Lowering:
         self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
     ) -> None:
         """Append a dispatch."""
-        self.dispatches.append(self._dispatch(kernel, constants, buffers, grid, label))
+        self.dispatches.append(self.dispatch(kernel, constants, buffers, grid, label))
 
-    def _dispatch(
+    def dispatch(
         self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
     ) -> Dispatch:
+        """A kernel for the step that is being lowered, with what every kernel is told and given."""
         choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
         pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
         bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         bound["state"] = self.target.state
-        return Dispatch(pipeline, bound, grid, label, self._steps[self._index])
+        return Dispatch(pipeline, bound, grid, label, self.steps[self.index])
 
     def _count(self, extent: Extent) -> int:
         return extent.rows if self.rows else extent.tokens
@@ -141,14 +152,14 @@ class Lowering:
     def _lower_Embed(self, step: ops.Embed) -> None:  # noqa: N802
         matrix = self.target.weights.matrix((step.table,))
         norm = self._foldable_norm(step.out) if len(matrix.pieces) == 1 else None
-        value = self._value(step.out, matrix.columns)
+        value = self.value(step.out, matrix.columns)
         folded = self._fold(norm, value) if norm else {}
         for piece in matrix.pieces:
             stored = _format(piece)
             sizes = table.embed(
                 self.target.choice, width=matrix.columns, int8=bool(norm), columns=self.columns, format=stored["STORED"]
             )
-            x = _ceil(value.stride // 4, sizes["WG"])
+            x = ceil_div(value.stride // 4, sizes["WG"])
             constants = {
                 **sizes,
                 "K": matrix.columns,
@@ -169,22 +180,22 @@ class Lowering:
 
     def _lower_RopeTable(self, step: ops.RopeTable) -> None:  # noqa: N802
         half = self.target.plan.tensors[step.out].shape[2]
-        value = Value(2 * half, f32=self._take(padded(self.capacity * 2 * half) * 4))
+        value = Value(2 * half, f32=self.take(padded(self.capacity * 2 * half) * 4))
         self.values[step.out] = value
         buffers = {"inv_freq": self.target.constants[step.inv_freq], "out": value.f32}
-        x = _ceil(half, 64)
+        x = ceil_div(half, 64)
         self.add("rope_table", {"HALF": half, "FACTOR": step.factor}, buffers, lambda e: (x, e.tokens, 1), "rope table")
 
     def _foldable_norm(self, made: str) -> ops.RmsNorm | None:
         """The norm of a tensor that the step making it can prepare: the next step, read by packed matrices only."""
         if not self.columns or not self.target.choice.deferred_norm:
             return None
-        following = self._steps[self._index + 1 : self._index + 4]
+        following = self.steps[self.index + 1 : self.index + 4]
         norm = next((step for step in following if not isinstance(step, ops.RopeTable | ops.Rows)), None)
         through = {step.out for step in following if isinstance(step, ops.Rows) and step.x == made and self._one_row()}
         if not isinstance(norm, ops.RmsNorm) or norm.residual or norm.x not in {made, *through}:
             return None
-        f32, int8 = self._wanted(norm.out)
+        f32, int8 = self.wanted(norm.out)
         width = self.target.plan.tensors[made].shape[1]
         return norm if int8 and not f32 and width % 32 == 0 else None
 
@@ -194,7 +205,7 @@ class Lowering:
 
     def _fold(self, norm: ops.RmsNorm, source: Value) -> dict[str, Buffer | None]:
         """Make the value of a norm folded into the step that writes `source`; the buffers that step needs for it."""
-        value = self._value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
+        value = self.value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
         self._folded.add(norm.out)
         weight = self.target.weights.vector(norm.weight, norm.offset)
         return {"norm": weight, "x8_out": value.x8, "xm_out": value.xm}
@@ -211,9 +222,9 @@ class Lowering:
         source = self.values[step.x]
         if self._left_to_readers(step, second, source):
             return
-        gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in self._steps) and not self._one_row()
-        f32, int8 = self._wanted(step.out)
-        value = self._value(step.out, source.width, f32=f32, int8=int8 and not second)
+        gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in self.steps) and not self._one_row()
+        f32, int8 = self.wanted(step.out)
+        value = self.value(step.out, source.width, f32=f32, int8=int8 and not second)
         buffers = {
             "x": source.f32,
             "weight": self.target.weights.vector(step.weight, step.offset),
@@ -233,8 +244,8 @@ class Lowering:
             "EMIT": bool(value.x8),
         }
         if second:
-            f32, int8 = self._wanted(second.out)
-            after = self._value(second.out, source.width, f32=f32, int8=int8)
+            f32, int8 = self.wanted(second.out)
+            after = self.value(second.out, source.width, f32=f32, int8=int8)
             self._folded.add(second.out)
             weight2 = self.target.weights.vector(second.weight, second.offset)
             buffers |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
@@ -252,7 +263,7 @@ class Lowering:
         vector = self.target.weights.vector
         value = Value(source.width, f32=source.f32, eps=last.eps, norm=vector(last.weight, last.offset))
         if step.residual:
-            residual, total = self.values[step.residual], self._value(step.out, source.width)
+            residual, total = self.values[step.residual], self.value(step.out, source.width)
             value.added = Added(vector(step.weight, step.offset), residual, total)
             self._folded.add(last.out)
         self.values[last.out] = value
@@ -260,7 +271,7 @@ class Lowering:
 
     def _second_norm(self, step: ops.RmsNorm) -> ops.RmsNorm | None:
         """The norm that directly follows one with a residual: both are made in one pass."""
-        following = self._steps[self._index + 1] if self._index + 1 < len(self._steps) else None
+        following = self.steps[self.index + 1] if self.index + 1 < len(self.steps) else None
         if step.residual and isinstance(following, ops.RmsNorm) and following.x == step.out and not following.residual:
             return following
         return None
@@ -272,9 +283,9 @@ class Lowering:
         shape = {"W": source.width, "STRIDE4": source.stride // 4}
         self.add("norm", {**sizes, **shape, **constants}, buffers, lambda e: (self._count(e), 1, 1), label)
 
-    def _quantize(self, value: Value) -> None:
+    def quantize(self, value: Value) -> None:
         """Make the int8 blocks of a value from its float32."""
-        value.x8, value.xm = (self._take(self.capacity * value.stride // share) for share in (1, 2))
+        value.x8, value.xm = (self.take(self.capacity * value.stride // share) for share in (1, 2))
         constants = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2"), False) | {"EMIT": True}
         self._add_norm(constants, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize")
 
@@ -282,7 +293,7 @@ class Lowering:
         matrix = self.target.weights.matrix(step.weights)
         whole = len(matrix.pieces) == 1 and matrix.rows % 32 == 0 and self._packed(matrix.pieces[0])
         norm = self._foldable_norm(step.out) if whole else None
-        value = self._value(step.out, matrix.rows)
+        value = self.value(step.out, matrix.rows)
         buffers = {"residual": self.values[step.residual].f32 if step.residual else None, "out": value.f32}
         flags = {"GATED": False, "RESIDUAL": bool(step.residual), "OUT": True, "EMIT": bool(norm), "NORM": bool(norm)}
         if norm:
@@ -292,13 +303,13 @@ class Lowering:
 
     def _lower_GatedLinear(self, step: ops.GatedLinear) -> None:  # noqa: N802
         matrix = self.target.weights.matrix(step.weights)
-        f32, int8 = self._wanted(step.out)
+        f32, int8 = self.wanted(step.out)
         if len(matrix.pieces) > 1:
             self._gate_apart(step, matrix)
         else:
             packed = self._packed(matrix.pieces[0])
             emit = bool(self.columns and packed and int8 and not f32 and matrix.rows % 64 == 0)
-            value = self._value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
+            value = self.value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
             flags = {
                 "GATED": True,
                 "RESIDUAL": False,
@@ -311,15 +322,15 @@ class Lowering:
             self._add_product(step, matrix, matrix.pieces[0], flags, buffers, value.stride)
         value = self.values[step.out]
         if int8 and not value.x8:
-            self._quantize(value)
+            self.quantize(value)
 
     def _gate_apart(self, step: ops.GatedLinear, matrix: Matrix) -> None:
         """A gated product whose matrix is in several pieces: the product, then the gate."""
-        both = self._value(f"{step.out}.both", matrix.rows)
+        both = self.value(f"{step.out}.both", matrix.rows)
         flags = {"GATED": False, "RESIDUAL": False, "OUT": True, "EMIT": False, "NORM": False}
         for piece in matrix.pieces:
             self._add_product(step, matrix, piece, flags, {"out": both.f32}, both.stride)
-        value = self._value(step.out, matrix.rows // 2)
+        value = self.value(step.out, matrix.rows // 2)
         constants = {
             "WG": 64,
             "N": value.width,
@@ -327,7 +338,7 @@ class Lowering:
             "STRIDE": value.stride,
             "ACTIVATION": step.activation,
         }
-        x = _ceil(value.width, 64)
+        x = ceil_div(value.width, 64)
         self.add("gate", constants, {"x": both.f32, "out": value.f32}, lambda e: (x, e.tokens, 1), "gate")
 
     def _packed(self, piece: Piece) -> bool:
@@ -380,9 +391,9 @@ class Lowering:
             rounds=constants["ROUNDS"],
             format=constants["STORED"],
         )
-        groups = _ceil(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
-        y = _ceil(groups, MOST_WORKGROUPS)
-        self.add("gemv", {**constants, **sizes}, buffers, lambda e: (_ceil(groups, y), y, 1), f"gemv {label}")
+        groups = ceil_div(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
+        y = ceil_div(groups, MOST_WORKGROUPS)
+        self.add("gemv", {**constants, **sizes}, buffers, lambda e: (ceil_div(groups, y), y, 1), f"gemv {label}")
 
     def _add_gemm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
         sizes = table.gemm(
@@ -394,185 +405,25 @@ class Lowering:
             gated=constants["GATED"],
             format=constants["STORED"],
         )
-        x = _ceil(constants["N"], 32 if constants["GATED"] else 64)
+        x = ceil_div(constants["N"], 32 if constants["GATED"] else 64)
         tile = 16 * sizes["RM"]
         self.add(
-            "gemm", {**constants, **sizes}, buffers, lambda e: (x, _ceil(self._count(e), tile), 1), f"gemm {label}"
+            "gemm", {**constants, **sizes}, buffers, lambda e: (x, ceil_div(self._count(e), tile), 1), f"gemm {label}"
         )
 
     def _lower_RopeKvWrite(self, step: ops.RopeKvWrite) -> None:  # noqa: N802
-        if self._attends_fused():
-            self.values[step.out] = self.values[step.qkv]
-            return
-        value = self._value(step.out, step.heads * step.head_dim)
-        lanes = table.head_lanes(step.head_dim)
-        constants = {**self._rotation(step, lanes), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
-        x = _ceil(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
-        buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
-        self.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
-
-    def _attend_sizes(self, step: ops.RopeKvWrite | ops.Attention, *, long: bool) -> dict[str, Any]:
-        return table.attend(
-            self.target.choice,
-            heads=step.heads,
-            kv_heads=step.kv_heads,
-            head_dim=step.head_dim,
-            columns=self.columns,
-            long=long,
-            cache=self.target.plan.tensors[step.k_cache].dtype,
-        )
-
-    def _attends_fused(self) -> bool:
-        return self.columns == 1 and self.target.choice.fused_attention
-
-    def _rotation(self, step: ops.RopeKvWrite, lanes: int) -> dict[str, Any]:
-        half = self.target.plan.tensors[step.table].shape[2]
-        return {
-            **self._cache_constants(step, step.blocks, step.k_cache),
-            "HALF": half,
-            "ROW": self.values[step.qkv].stride,
-            "QK_NORM": bool(step.q_weight),
-            "EPS": step.eps,
-            "FOURS": step.head_dim % 8 == 0 and half % 4 == 0,
-            "SHUFFLED": self.target.choice.subgroup >= lanes and half % 8 == 0,
-        }
-
-    def _rotation_buffers(self, step: ops.RopeKvWrite) -> dict[str, Buffer | None]:
-        vector = self.target.weights.vector
-        norms = {"q_norm": step.q_weight, "k_norm": step.k_weight}
-        return {
-            "qkv": self.values[step.qkv].f32,
-            "table": self.values[step.table].f32,
-            **{name: vector(weight, step.offset) if weight else None for name, weight in norms.items()},
-        }
-
-    def _cache_constants(self, step: Any, blocks: str, cache: str) -> dict[str, Any]:
-        plan = self.target.plan
-        return {
-            "HEADS": step.heads,
-            "KV_HEADS": step.kv_heads,
-            "HD": step.head_dim,
-            "HDP": -(-step.head_dim // 8) * 8,
-            "BLOCK_SIZE": plan.block_size,
-            "TABLE": self.target.layout.tables[blocks],
-            "COLUMNS": plan.tensors[blocks].shape[1],
-            "F16": plan.tensors[cache].dtype == "f16",
-            "SEQUENCES": plan.sequences,
-        }
-
-    def _cache_buffers(self, step: Any) -> dict[str, Buffer | None]:
-        return {"k_cache": self.target.caches[step.k_cache], "v_cache": self.target.caches[step.v_cache]}
+        self._attention.lower_rope(step)
 
     def _lower_Attention(self, step: ops.Attention) -> None:  # noqa: N802
-        constants = {
-            **self._cache_constants(step, step.blocks, step.k_cache),
-            "WINDOW": step.window or 0,
-            "SCALE": step.scale,
-            "SOFTCAP": step.softcap or 0,
-            "Q_ROW": self.values[step.q].stride,
-        }
-        if self.columns:
-            self._attend_split(step, constants)
-        else:
-            self._attend_tiled(step, constants)
-
-    def _attend_split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        sizes = [self._attend_sizes(step, long=long) for long in self._lengths(step)]
-        finish = all(self._finishes(step.head_dim, each["SLICE"]) for each in sizes)
-        fused = self._attends_fused()
-        parts = self.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
-        partial, weight = self._take(parts * constants["HDP"] * 4), self._take(parts * 8)
-        buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "partial": partial, "weight": weight}
-        if fused:
-            rope = self._steps[self._index - 1]
-            if not isinstance(rope, ops.RopeKvWrite):
-                raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
-            constants |= self._rotation(rope, sizes[0]["TL"])
-            buffers |= self._rotation_buffers(rope)
-        f32, int8 = self._wanted(step.out)
-        value = self._value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-        constants |= {"FUSED": fused, "FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
-        buffers |= {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
-        if finish:
-            buffers["arrived"] = self._counters(self.capacity * max(step.kv_heads * each["SLICES"] for each in sizes))
-        threshold = self.target.choice.long_keys
-        made = [self._attending(step, {**constants, **each}, buffers, value) for each in sizes]
-        for short, long in zip(made[0], made[-1], strict=True):
-            self.dispatches.append(short if long is short else replace(short, long=long, long_keys=threshold))
-        for buffer in (partial, weight):
-            self._free.setdefault(buffer.handle.size, []).append(buffer)
-
-    def _lengths(self, step: ops.Attention) -> list[bool]:
-        """Whether attention runs over many keys: one token's may do either."""
-        if self.columns > 1:
-            return [True]
-        most = min(self.target.plan.context, step.window or self.target.plan.context)
-        return [False, True] if most > self.target.choice.long_keys else [False]
-
-    def _attending(
-        self, step: ops.Attention, constants: dict[str, Any], buffers: dict[str, Buffer | None], value: Value
-    ) -> list[Dispatch]:
-        """Attention of few tokens, and the merging of its splits where that is a dispatch of its own."""
-        x, window = step.kv_heads * constants["SLICES"], step.window
-
-        def grid(extent: Extent) -> Dimensions:
-            return x, _splits(extent, window, constants), extent.tokens
-
-        attend = self._dispatch("attend", constants, buffers, grid, "attend")
-        if constants["FINISH"]:
-            return [attend]
-        sizes = table.merge(self.target.choice, width=value.width, int8=bool(value.x8), columns=self.columns)
-        groups = _ceil(value.stride // 4, sizes["WG"])
-        merge = {**constants, **sizes}
-        return [attend, self._dispatch("merge", merge, buffers, lambda e: (groups, e.tokens, 1), "merge")]
-
-    def _finishes(self, head_dim: int, slice_: int) -> bool:
-        """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""
-        return self.target.choice.merged_attention and head_dim % 4 == 0 and slice_ * head_dim % 32 == 0
-
-    def _counters(self, count: int) -> Buffer:
-        """Counters that are zero between dispatches, of which each leaves them so."""
-        if self._arrived is None or self._arrived.handle.size < count * 4:
-            self._arrived = Buffer(self.target.device.buffer(count * 4, "counters"))
-        return self._arrived
-
-    def _attend_tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        cache = self.target.plan.tensors[step.k_cache].dtype
-        sizes = table.attend_tiled(
-            self.target.choice,
-            head_dim=step.head_dim,
-            heads=step.heads,
-            kv_heads=step.kv_heads,
-            window=step.window or 0,
-            cache=cache,
-        )
-        value = self._value(step.out, step.heads * step.head_dim)
-        buffers = {**self._cache_buffers(step), "q": self.values[step.q].f32, "out": value.f32}
-        self.add(
-            "attend_tiled",
-            {**constants, **sizes, "STRIDE": value.stride},
-            buffers,
-            lambda e: (_ceil(e.tokens, sizes["ROWS"]), step.heads, 1),
-            "attend",
-        )
-        if self._wanted(step.out)[1]:
-            self._quantize(value)
+        self._attention.lower_attention(step)
 
     def _lower_Softcap(self, step: ops.Softcap) -> None:  # noqa: N802
         source = self.values[step.x]
-        value = self._value(step.out, source.width)
+        value = self.value(step.out, source.width)
         count = self.capacity * value.stride
         constants = {"WG": 256, "COUNT": count, "CAP": step.cap}
-        x = min(_ceil(count, 256), MOST_WORKGROUPS)
+        x = min(ceil_div(count, 256), MOST_WORKGROUPS)
         self.add("softcap", constants, {"x": source.f32, "out": value.f32}, lambda e: (x, 1, 1), "softcap")
-
-
-def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:
-    """The most that `split_count` in splits.wgsl gives."""
-    chunks = _ceil(extent.keys, sizes["CHUNK"])
-    if window:
-        chunks = min(chunks, _ceil(window - 1, sizes["CHUNK"]) + 1)
-    return int(max(1, min(sizes["MAX_SPLITS"], _ceil(chunks, sizes["SPLIT_CHUNKS"]))))
 
 
 def _format(piece: Piece) -> dict[str, Any]:
@@ -580,7 +431,3 @@ def _format(piece: Piece) -> dict[str, Any]:
     constants = piece.storage.constants
     stored = "-".join(map(str, (piece.storage.snippet, *constants.values())))
     return {"FORMAT": piece.storage.snippet, "STORED": stored, **constants}
-
-
-def _ceil(value: int, step: int) -> int:
-    return -(-value // step)

@@ -74,3 +74,8 @@ class Value:
 def padded(width: int) -> int:
     """A width in whole blocks of 32."""
     return -(-width // 32) * 32
+
+
+def ceil_div(value: int, step: int) -> int:
+    """How many steps reach a value."""
+    return -(-value // step)

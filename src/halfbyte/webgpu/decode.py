@@ -17,7 +17,7 @@ from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.program import Command, Extent, Recording
+from halfbyte.webgpu.program import Buffer, Command, Extent, Program, Recording
 from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, supported
 from halfbyte.webgpu.staging import Staging
 
@@ -81,49 +81,31 @@ class ResidentDecoder:
             DeviceError: The device failed.
         """
         executor = self._executor
-        program, _, logits = executor.single
-        sampler = self._sampler or Sampler(
-            executor.device, executor.target.pipelines, executor.layout, executor.target.state, logits, executor.choice
+        sampler = self._sampler = self._sampler or Sampler(
+            executor.device,
+            executor.target.pipelines,
+            executor.layout,
+            executor.target.state,
+            executor.single[2],
+            executor.choice,
         )
-        self._sampler = sampler
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)
-        start, submitted, received = int(batch.positions[0]), 0, 0
+        following = _Following(executor, choose, sampler.result, self._ring, tables, int(batch.positions[0]))
+        received, landed = 0, time.perf_counter()
         flying: deque[_Flight] = deque()
-        landed = time.perf_counter()
-        change, asked = None, start - 1
-
-        def prepare() -> _Flight:
-            nonlocal change, asked
-            most = min(self._count(), limit - submitted)
-            commands: list[Command] = []
-            count = 0
-            while count < most:
-                position = start + submitted + count
-                if position > asked:
-                    change, asked = tables(position), position
-                if change is not None and commands:
-                    break
-                self._update(change)
-                change = None
-                extent = Extent(1, 1, position + 1)
-                commands += program.commands(extent) + choose.commands(extent)
-                count += 1
-            return self._record(commands, sampler, submitted, count)
-
         ready: _Flight | None = None
         try:
             while received < limit:
-                while submitted < limit and len(flying) < len(self._ring):
+                while following.sent < limit and len(flying) < len(self._ring):
                     if ready:
                         executor.device.check_alive("the GPU refused work")
-                    flight, ready = ready or prepare(), None
-                    flight.staging.request(executor.recorder.send(flight.recording))
+                    flight, ready = ready or following.record(self._count(limit - following.sent)), None
+                    following.send(flight)
                     flying.append(flight)
-                    submitted += len(flight.slots)
-                if submitted < limit and not executor.recorder.watched:
-                    ready = prepare()
-                tokens = self._land(flying.popleft())
+                if following.sent < limit and not executor.recorder.watched:
+                    ready = following.record(self._count(limit - following.sent))
+                tokens = _land(flying.popleft())
                 before, landed = landed, time.perf_counter()
                 self._token_s = (landed - before) / len(tokens)
                 for token in tokens:
@@ -133,25 +115,71 @@ class ResidentDecoder:
             if ready:
                 executor.recorder.drop(ready.recording)
             while flying:
-                self._land(flying.popleft())
+                _land(flying.popleft())
 
-    def _count(self) -> int:
+    def _count(self, most: int) -> int:
         """Tokens for the next submit, going by how long the last ones took."""
-        return self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
+        wanted = self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
+        return min(wanted, most)
 
-    def _record(self, commands: list[Command], sampler: Sampler, first: int, count: int) -> _Flight:
-        """Record some tokens; their results go to the next staging buffer, slot by slot."""
+
+class _Following:
+    """The tokens that follow in one sequence, recorded a few at a time before they are sent.
+
+    Args:
+        choose: What chooses a token from its logits.
+        results: Where it leaves them, slot by slot.
+        ring: Staging buffers, taken in turn.
+        tables: As `ResidentDecoder.decode` takes them.
+        start: The first position.
+
+    Attributes:
+        sent: Tokens submitted.
+    """
+
+    def __init__(
+        self,
+        executor: GpuExecutor,
+        choose: Program,
+        results: Buffer,
+        ring: deque[Staging],
+        tables: Tables,
+        start: int,
+    ) -> None:
+        self.sent = 0
+        self._executor, self._choose, self._results, self._ring = executor, choose, results, ring
+        self._tables, self._start, self._asked = tables, start, start - 1
+        self._change: Mapping[str, Int32] | None = None
+
+    def record(self, most: int) -> _Flight:
+        """Record up to so many tokens, fewer where block tables change between them."""
+        program, commands, count = self._executor.single[0], list[Command](), 0
+        while count < most:
+            position = self._start + self.sent + count
+            if position > self._asked:
+                self._change, self._asked = self._tables(position), position
+            if self._change is not None:
+                if commands:
+                    break
+                self._executor.load_tables(self._change)
+                self._change = None
+            extent = Extent(1, 1, position + 1)
+            commands += program.commands(extent) + self._choose.commands(extent)
+            count += 1
         staging = self._ring[0]
         self._ring.rotate(-1)
-        copies = [(sampler.result.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
+        copies = [(self._results.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
         recording = self._executor.recorder.record(commands, copies)
-        return _Flight(recording, staging, [(first + i) % RING for i in range(count)])
+        return _Flight(recording, staging, [(self.sent + i) % RING for i in range(count)])
 
-    def _land(self, flight: _Flight) -> list[Decoded]:
-        raw = flight.staging.take(RING * RESULT_NBYTES)
-        ids, logprobs = raw.view(np.uint32)[0::2], raw.view(np.float32)[1::2]
-        return [Decoded(int(ids[slot]), float(logprobs[slot])) for slot in flight.slots]
+    def send(self, flight: _Flight) -> None:
+        """Submit what was recorded last."""
+        flight.staging.request(self._executor.recorder.send(flight.recording))
+        self.sent += len(flight.slots)
 
-    def _update(self, tables: Mapping[str, Int32] | None) -> None:
-        if tables is not None:
-            self._executor.load_tables(tables)
+
+def _land(flight: _Flight) -> list[Decoded]:
+    """Wait for the tokens of a submit."""
+    raw = flight.staging.take(RING * RESULT_NBYTES)
+    ids, logprobs = raw.view(np.uint32)[0::2], raw.view(np.float32)[1::2]
+    return [Decoded(int(ids[slot]), float(logprobs[slot])) for slot in flight.slots]

@@ -24,16 +24,7 @@
 #include quantize_block ROW_BLOCKS=STRIDE4//8
 #endif
 #include team NAME="row" TEAM=WG
-
-// Four values of a row, those beyond its width taken as zero: what lies there may be left from another tensor.
-fn inside(i: u32, v: vec4<f32>) -> vec4<f32> {
-#if W % 4
-    let seen = vec4<bool>(i < ${W // 4}u) | (vec4<bool>(i == ${W // 4}u) & (vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(${W % 4}u)));
-    return select(vec4<f32>(0.0), v, seen);
-#else
-    return select(vec4<f32>(0.0), v, i < ${W // 4}u);
-#endif
-}
+#include inside WIDTH=W
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {

@@ -28,15 +28,12 @@
 #endif
 #for j in range((8 * X_BLOCKS + WG - 1) // WG)
     {
-        let a = abs(v${j});
-        let largest = block_max(lid, max(max(a.x, a.y), max(a.z, a.w)));
-        let q = vec4<i32>(round(v${j} * select(0.0, 127.0 / largest, largest > 1e-30)));
-        let total = block_sum(lid, f32(q.x + q.y + q.z + q.w));
+        let r = rounded(lid, v${j});
         if (i${j} < ${8 * X_BLOCKS}u) {
             let word = lid % 8u;
-            x8[word / 4u * ${X_BLOCKS}u + i${j} / 8u][word % 4u] = pack4xI8(q);
+            x8[word / 4u * ${X_BLOCKS}u + i${j} / 8u][word % 4u] = r.word;
             if (word == 0u) {
-                xm[i${j} / 8u] = vec2<u32>(bitcast<u32>(largest / 127.0), bitcast<u32>(i32(total)));
+                xm[i${j} / 8u] = vec2<u32>(bitcast<u32>(r.scale), bitcast<u32>(r.sum));
             }
         }
     }

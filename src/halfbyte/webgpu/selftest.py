@@ -27,7 +27,7 @@ from halfbyte.reference.ops import run_op
 from halfbyte.remembered import cache_folder, recall, remember_if_possible
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.kernels.table import LONG_KEYS, VARIANTS
+from halfbyte.webgpu.kernels.table import VARIANTS
 from halfbyte.webgpu.shader import Pipelines, kernels_hash
 from halfbyte.webgpu.synthetic import SyntheticWeights, batch_of_one, spiked
 
@@ -157,7 +157,7 @@ def error(device: Device, off: tuple[str, ...]) -> float:
         pipelines = Pipelines(device)
         models = list(zip(MODELS, FORMATS, strict=True))
         cases = [_Case(device, *about, off, pipelines) for about in models]
-        cases.append(_Case(device, *models[0], (*off, *LARGE), pipelines, long_keys=0))
+        cases.append(_Case(device, *models[0], (*off, *LARGE), pipelines, long=True))
         return max(case.error() for case in cases)
     except DeviceError as failure:
         _log.info("self-test without %s: %s", off or "nothing", failure)
@@ -165,7 +165,7 @@ def error(device: Device, off: tuple[str, ...]) -> float:
 
 
 class _Case:
-    """One model, whose kernels other threads compile from now on."""
+    """One model, whose kernels other threads compile from now on; `long`: attention of one token as over many keys."""
 
     def __init__(
         self,
@@ -175,14 +175,14 @@ class _Case:
         off: tuple[str, ...],
         pipelines: Pipelines,
         *,
-        long_keys: int = LONG_KEYS,
+        long: bool = False,
     ) -> None:
         names = ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
         spec = build_spec(config, {}, names)
         weights = _Spiked(spec, formats)
         plan = make_plan(spec, weights.format, tokens=96, context=128, block_size=16)
         gpu = GpuExecutor(plan, weights, device=device, off=off, pipelines=pipelines)
-        self._gpu = gpu.with_choice(replace(gpu.choice, long_keys=long_keys))
+        self._gpu = gpu.with_choice(replace(gpu.choice, long_keys=0)) if long else gpu
         self._gpu.begin((count, min(count, ROWS)) for _, count in RUNS if count > 1)
         self._oracle = Oracle(plan, weights, int8="int8" not in off)
 

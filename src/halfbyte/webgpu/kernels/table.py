@@ -216,6 +216,7 @@ def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: b
     """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in.
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
+    Where two or three heads share, fewer keys at once leave registers for a second workgroup beside the first.
     """
     slice_ = _sharing(heads, heads // kv_heads) if long else 1
     most = (BUSY_WORKGROUPS if slice_ == 4 else 2 * BUSY_WORKGROUPS) * slice_ // heads

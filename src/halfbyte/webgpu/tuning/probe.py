@@ -83,6 +83,7 @@ class Probe:
         """Largest difference from the oracle, as a share of the largest logit; infinite where it is no number."""
         gpu, long = (self._gpu.with_choice(each) for each in (choice, replace(choice, long_keys=0)))
         self._begin(gpu)
+        long.begin(())
         worst = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
             for got in (gpu.run(batch), *([long.run(batch)] if len(batch.token_ids) == 1 else [])):

@@ -174,3 +174,12 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
+
+
+def test_the_self_test_names_a_wrong_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sabotaged(kernel: str, constants: dict[str, object]) -> str:
+        return compose(kernel, constants).replace("exp(fact0_1.x", "2.0 * exp(fact0_1.x")
+
+    monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
+    assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
+    assert selftest.error(software_gpu(), ("fused-merge",)) < selftest.TOLERANCE[True]

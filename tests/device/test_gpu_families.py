@@ -120,6 +120,34 @@ def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPa
         assert np.abs(got - expected).max() < TOLERANCE, start
 
 
+@pytest.mark.parametrize(
+    ("family", "slice_", "context"),
+    [("llama-3.2-3b", 1, 96), ("gemma-3-4b", 1, 96), ("gemma-3-4b", 2, 96), ("llama-3.1-8b", 2, 48)],
+)
+def test_products_merge_the_splits_that_attention_leaves(
+    monkeypatch: pytest.MonkeyPatch, family: str, slice_: int, context: int
+) -> None:
+    """Up to as many as there may be, in layers with a window too, and not over many keys."""
+    sizes = {"WG": 64, "SLICE": slice_, "KEYS": 1, "MAX_SPLITS": 3}
+    monkeypatch.setattr(table, "_leaving", lambda *shape: sizes)
+    model, ids = replace(tiny(family), weight_format="q4g32"), prompt(context)
+    gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu())
+    gpu = gpu.with_choice(replace(gpu.choice, long_keys=64))
+    apart = gpu.with_choice(replace(gpu.choice, fused_merge=False))
+    merging = [d for d in gpu.single[0].dispatches if "partial" in d.buffers and d.label.startswith("gemv")]
+    assert merging
+    assert any(d.long for d in merging) == (context > 64)
+    assert not any("partial" in d.buffers for d in apart.single[0].dispatches if d.label.startswith("gemv"))
+    errors = []
+    for start in range(0, context - 8, 9):
+        feed(gpu, ids[start : start + 8], start=start)
+        batch = one(gpu.plan, ids[start + 8], start + 8)
+        got, expected = gpu.run(batch), apart.run(batch)
+        errors.append(np.abs(got - expected).max() / np.abs(expected).max())
+    assert np.median(errors) < 1e-4
+    assert max(errors) < 0.05
+
+
 def test_a_cache_in_f16_is_near() -> None:
     model, ids = tiny("llama-3.2-1b"), prompt(30)
     gpu, reference = executors(model, kv_dtype="f16")

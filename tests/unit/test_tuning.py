@@ -116,8 +116,8 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
         ],
         "gemm": [{"rows": 512, "outputs": 64, "width": 64, "int8": True, "gated": False, "format": "q"}],
         "attend": [
-            {"heads": 24, "kv_heads": 8, "head_dim": 128, "columns": 1, "long": long, "cache": "f16"}
-            for long in (False, True)
+            {"heads": heads, "kv_heads": 8, "head_dim": 128, "columns": 1, "long": long, "left": left, "cache": "f16"}
+            for heads, long, left in ((24, False, False), (24, True, False), (24, False, large), (32, False, large))
         ],
         "attend_tiled": [{"heads": 8, "kv_heads": 1, "head_dim": 256, "window": 0, "cache": "f16"}],
         "norm": [NORM],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.plan import ops
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
-from halfbyte.webgpu.target import Value, ceil_div
+from halfbyte.webgpu.target import Splits, Value, ceil_div
 
 if TYPE_CHECKING:
     from halfbyte.webgpu.lower import Lowering
@@ -33,7 +33,7 @@ class AttentionLowering:
         buffers = {**self._rotation_buffers(step), **self._cache_buffers(step), "out": value.f32}
         self._low.add("rope_kv", constants, buffers, lambda e: (x, e.tokens, 1), "rope and cache")
 
-    def _sizes(self, step: ops.RopeKvWrite | ops.Attention, *, long: bool) -> dict[str, Any]:
+    def _sizes(self, step: ops.RopeKvWrite | ops.Attention, *, long: bool, left: bool = False) -> dict[str, Any]:
         return table.attend(
             self._low.target.choice,
             heads=step.heads,
@@ -41,6 +41,7 @@ class AttentionLowering:
             head_dim=step.head_dim,
             columns=self._low.columns,
             long=long,
+            left=left,
             cache=self._low.target.plan.tensors[step.k_cache].dtype,
         )
 
@@ -102,7 +103,8 @@ class AttentionLowering:
             self._tiled(step, constants)
 
     def _split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        sizes = [self._sizes(step, long=long) for long in self._lengths(step)]
+        left = self._low.target.choice.fused_merge and self._low.rounded(step.out)
+        sizes = [self._sizes(step, long=long, left=left and not long) for long in self._lengths(step)]
         finish = all(self._finishes(step.head_dim, each["SLICE"]) for each in sizes)
         fused = self.fused
         parts = self._low.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
@@ -123,10 +125,14 @@ class AttentionLowering:
                 self._low.capacity * max(step.kv_heads * each["SLICES"] for each in sizes)
             )
         threshold = self._low.target.choice.long_keys
+        if left and finish:
+            most_keys = threshold if len(sizes) > 1 else 0
+            value.splits = Splits(partial, weight, _left({**constants, **sizes[0]}), most_keys)
+            sizes[0]["FINISH"] = False
         made = [self._dispatches(step, {**constants, **each}, buffers, value) for each in sizes]
         for short, long in zip(made[0], made[-1], strict=True):
             self._low.dispatches.append(short if long is short else replace(short, long=long, long_keys=threshold))
-        for buffer in (partial, weight):
+        for buffer in () if value.splits else (partial, weight):
             self._low.give_back(buffer)
 
     def _lengths(self, step: ops.Attention) -> list[bool]:
@@ -146,7 +152,7 @@ class AttentionLowering:
             return x, _splits(extent, window, constants), extent.tokens
 
         attend = self._low.dispatch("attend", constants, buffers, grid, "attend")
-        if constants["FINISH"]:
+        if constants["FINISH"] or value.splits:
             return [attend]
         sizes = table.merge(self._low.target.choice, width=value.width, int8=bool(value.x8), columns=self._low.columns)
         groups = ceil_div(value.stride // 4, sizes["WG"])
@@ -184,6 +190,13 @@ class AttentionLowering:
         )
         if self._low.wanted(step.out)[1]:
             self._low.quantize(value)
+
+
+def _left(constants: dict[str, Any]) -> dict[str, Any]:
+    """What a product has to know of the splits that attention leaves it."""
+    return {"SPLITS": constants["MAX_SPLITS"]} | {
+        name: constants[name] for name in ("CHUNK", "SPLIT_CHUNKS", "WINDOW", "HD", "HDP")
+    }
 
 
 def _splits(extent: Extent, window: int | None, sizes: dict[str, Any]) -> int:

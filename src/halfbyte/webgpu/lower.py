@@ -7,14 +7,14 @@ packed formats read it, or both. Rewrites that only make sense on a GPU happen h
 - a norm before packed matrices is folded into the step that makes its input, which quantizes what it wrote times the
   norm's weights; the readers divide by the root of the mean square later (`deferred-norm`);
 - a product of one token norms and rounds a short input itself, in every workgroup: no step before it needs to
-  (`fused-rounding`);
+  (`fused-rounding`), and over few keys merges the splits that attention leaves it (`fused-merge`);
 - for one token, norm and rotation of q and k, the cache write and attention are one kernel (`fused-attention`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfbyte.plan import ops
@@ -22,7 +22,7 @@ from halfbyte.plan.plan import LOGITS
 from halfbyte.webgpu.attention import AttentionLowering
 from halfbyte.webgpu.kernels import table
 from halfbyte.webgpu.program import Buffer, Dimensions, Dispatch, Extent
-from halfbyte.webgpu.target import Added, Target, Value, ceil_div, padded
+from halfbyte.webgpu.target import Added, Splits, Target, Value, ceil_div, padded
 from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
@@ -98,6 +98,11 @@ class Lowering:
             return False
         matrix = self.target.weights.matrix(step.weights)
         return table.rounds(self.target.choice, outputs=matrix.rows, inputs=matrix.columns)
+
+    def rounded(self, name: str) -> bool:
+        """Whether one product reads a tensor, and rounds it itself."""
+        readers = self._readers(name)
+        return len(readers) == 1 and self._rounds(readers[0])
 
     def wanted(self, name: str) -> tuple[bool, bool]:
         """Whether readers of a tensor want it in float32, and as int8 blocks."""
@@ -376,10 +381,14 @@ class Lowering:
             added = x.added
             taken |= {"x_weight": added.weight, "x_residual": added.residual.f32, "x_sum": added.sum.f32}
         label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
-        add = self._add_gemv if self.columns else self._add_gemm
-        add(constants, {**piece.buffers, **buffers, **taken}, label)
+        if self.columns:
+            self._add_gemv(constants, {**piece.buffers, **buffers, **taken}, label, x.splits)
+        else:
+            self._add_gemm(constants, {**piece.buffers, **buffers, **taken}, label)
 
-    def _add_gemv(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
+    def _add_gemv(
+        self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str, splits: Splits | None
+    ) -> None:
         sizes = table.gemv(
             self.target.choice,
             outputs=constants["N"],
@@ -393,7 +402,18 @@ class Lowering:
         )
         groups = ceil_div(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
         y = ceil_div(groups, MOST_WORKGROUPS)
-        self.add("gemv", {**constants, **sizes}, buffers, lambda e: (ceil_div(groups, y), y, 1), f"gemv {label}")
+
+        def grid(extent: Extent) -> Dimensions:
+            return ceil_div(groups, y), y, 1
+
+        constants = {**constants, **sizes, "SPLITS": 0}
+        if splits:
+            left: dict[str, Buffer | None] = {"partial": splits.partial, "weight": splits.weight}
+            few = self.dispatch("gemv", constants | splits.constants, buffers | left, grid, f"gemv {label}")
+            many = self.dispatch("gemv", constants, buffers, grid, f"gemv {label}") if splits.most_keys else None
+            self.dispatches.append(replace(few, long=many, long_keys=splits.most_keys))
+        else:
+            self.add("gemv", constants, buffers, grid, f"gemv {label}")
 
     def _add_gemm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
         sizes = table.gemm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from halfbyte.plan import Plan
 from halfbyte.webgpu.device import Device
@@ -41,6 +42,21 @@ class Added:
     sum: Value
 
 
+@dataclass(frozen=True)
+class Splits:
+    """What attention of few keys leaves instead of its result: sums of values, and (maximum, total) of each split.
+
+    Attributes:
+        constants: How many there are at most, and how keys are split.
+        most_keys: With more keys there is a result; 0 where there never are so many.
+    """
+
+    partial: Buffer
+    weight: Buffer
+    constants: dict[str, Any]
+    most_keys: int
+
+
 @dataclass
 class Value:
     """A tensor on the device, `[capacity, stride]`: float32, int8 blocks, or both.
@@ -49,6 +65,7 @@ class Value:
         eps: Set where it still lacks a norm: its epsilon.
         norm: The norm's weights, where float32 lacks it.
         added: What the norm is of, where it is not `f32` itself.
+        splits: What attention left where there were few keys; `f32` then holds nothing.
     """
 
     width: int
@@ -58,12 +75,14 @@ class Value:
     eps: float | None = None
     norm: Buffer | None = None
     added: Added | None = None
+    splits: Splits | None = None
 
     @property
     def buffers(self) -> list[Buffer]:
         """All that it needs to be read."""
         added = [self.added.residual.f32, self.added.sum.f32] if self.added else []
-        return [buffer for buffer in (self.f32, self.x8, self.xm, *added) if buffer]
+        splits = [self.splits.partial, self.splits.weight] if self.splits else []
+        return [buffer for buffer in (self.f32, self.x8, self.xm, *added, *splits) if buffer]
 
     @property
     def stride(self) -> int:

@@ -1,5 +1,21 @@
 // Inside `gemv`: its input, normed and rounded to int8 blocks while the first weights are on their way.
 #for j in range((8 * X_BLOCKS + WG - 1) // WG)
+#if SPLITS
+    var top${j} = fact${j}_0.x;
+#for s in range(1, SPLITS)
+    top${j} = select(top${j}, max(top${j}, fact${j}_${s}.x), ${s}u < splits);
+#endfor
+    var total${j} = 0.0;
+    var raw${j} = vec4<f32>(0.0);
+#for s in range(SPLITS)
+    {
+        let share = exp(fact${j}_${s}.x - top${j});
+        total${j} += select(0.0, share * fact${j}_${s}.y, ${s}u < splits);
+        raw${j} += select(vec4<f32>(0.0), share * part${j}_${s}, ${s}u < splits);
+    }
+#endfor
+    raw${j} /= total${j};
+#endif
     var v${j} = inside(i${j}, raw${j});
 #endfor
 #if ADDED

@@ -50,6 +50,7 @@ VARIANTS = {
         Variant("fused-attention", ("attend",), lambda c: True),
         Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
         Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
+        Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -72,6 +73,7 @@ class Choice:
     fused_attention: bool
     merged_attention: bool
     fused_rounding: bool
+    fused_merge: bool
     large_workgroups: bool
     wide_tiles: bool
     tuning: Tuning = field(default_factory=Tuning)
@@ -88,6 +90,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tun
         "fused-attention" in on,
         "merged-attention" in on,
         {"subgroups", "int8", "fused-rounding", "large-workgroups"} <= on,
+        {"fused-attention", "fused-merge"} <= on,
         "large-workgroups" in on,
         "wide-tiles" in on,
         tuning or Tuning(),
@@ -98,9 +101,9 @@ def _invocations(choice: Choice) -> int:
     return 1024 if choice.large_workgroups else 256
 
 
-LARGEST_ROUNDING = 20480
+LARGEST_ROUNDING = 28672
 """Rows of the largest matrix whose workgroups each round the input: of larger ones there are too many workgroups."""
-LONGEST_ROUNDED = 3072
+LONGEST_ROUNDED = 4096
 """Values of the longest input that they round: what writes a longer one has workgroups enough to round it once."""
 
 
@@ -123,7 +126,7 @@ def _gemv(
 ) -> Constants:
     """Sizes for a matrix × vector product: WG, TEAM, ROWS, UNROLL.
 
-    With `emit` a workgroup owns 32 outputs, the block of int8 values that it writes.
+    With `emit` a workgroup owns 32 outputs or a multiple of that: the blocks of int8 values that it writes.
     """
     if rounds:
         wg, team, rows, unroll = _rounding(outputs, blocks, gated, emit)
@@ -134,7 +137,7 @@ def _gemv(
     elif outputs >= 16384:
         wg, team, rows, unroll = 64, 16, 2, next(u for u in (3, 2, 1) if blocks % (16 * u) == 0 or u == 1)
     elif blocks >= 192 and columns == 1:
-        wg, team, rows, unroll = (256, 256, 2, 1) if blocks % 256 == 0 else (256, 128, 1, 2)
+        wg, team, rows, unroll = (256, 256, 2, 1) if blocks % 256 == 0 else (128, 64, 1, 1)
     else:
         wg, team, rows, unroll = 256, 32, 1, 1
     return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll, "SUBGROUP": choice.subgroup}
@@ -177,13 +180,15 @@ def _emitting(choice: Choice, gated: bool, blocks: int, columns: int) -> tuple[i
 
 def _rounding(outputs: int, blocks: int, gated: bool, emit: bool) -> tuple[int, int, int, int]:
     """Sizes where workgroups round the input, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
+    if emit and outputs >= 8192 and blocks >= 128:
+        return 1024, 32, 4, 1
     if emit:
         return (1024, 32, 1, 1) if blocks % 32 == 0 else (512, 16, 1, 1)
     if outputs >= 8192:
-        wg, team, rows = 1024, 16, 2
-    else:
-        wg, team, rows = (1024 if outputs >= 2048 else 512), 32, 1
-    return wg, team, rows, _unroll(blocks, team, rows * (2 if gated else 1))
+        return 1024, 16, 2, min(3, -(-blocks // 16))
+    if outputs > 4096:
+        return (1024, 32, 1, 1) if blocks >= 128 else (1024, 32, 2, min(2, -(-blocks // 32)))
+    return 1024 if outputs >= 2048 else 512, 32, 1, _unroll(blocks, 32, 1)
 
 
 def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
@@ -192,7 +197,8 @@ def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
     if sizes["TEAM"] > 32 and (not choice.subgroup or sizes["TEAM"] % choice.subgroup or sizes["WG"] % sizes["TEAM"]):
         return False
     if sizes["emit"]:
-        whole = teams * sizes["ROWS"] == 32 and sizes["WG"] >= 8 * sizes["columns"]
+        own = teams * sizes["ROWS"]
+        whole = own and own % 32 == 0 and sizes["WG"] >= own // 4 * sizes["columns"]
     else:
         whole = teams >= 1 and (sizes["rounds"] or sizes["WG"] <= 256)
     return bool(
@@ -212,15 +218,29 @@ def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
     return sizes["STEP"] <= 2 or choice.wide_tiles
 
 
-def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: bool, **cache: int | str) -> Constants:
+MOST_LEFT = 8
+"""Splits that attention leaves for another kernel to merge, at most."""
+
+
+def _leaving(choice: Choice, heads: int, kv_heads: int, head_dim: int) -> Constants:
+    """Sizes for attention over few keys that leaves its splits, as they were fastest on an NVIDIA H200."""
+    shared = heads * head_dim >= 4096 and heads // kv_heads % 2 == 0
+    large = (shared or head_dim > 128) and choice.subgroup >= head_lanes(head_dim)
+    return {"WG": 512 if large else 256, "SLICE": 2 if shared else 1, "KEYS": 3, "MAX_SPLITS": MOST_LEFT}
+
+
+def _attend(
+    choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: bool, left: bool, **cache: int | str
+) -> Constants:
     """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in.
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
-    Where two or three heads share, fewer keys at once leave registers for a second workgroup beside the first.
+    Where two or three heads share, fewer keys at once leave registers for a second workgroup beside the first. With
+    `left` the product that reads the result merges the splits.
     """
     slice_ = _sharing(heads, heads // kv_heads) if long else 1
     most = (BUSY_WORKGROUPS if slice_ == 4 else 2 * BUSY_WORKGROUPS) * slice_ // heads
-    return {
+    usual = {
         "WG": 256,
         "SLICE": slice_,
         "KEYS": {1: 4, 2: 3, 3: 2, 4: 4}[slice_] if choice.subgroup else 1,
@@ -229,6 +249,7 @@ def _attend(choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: b
         "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
+    return usual | (_leaving(choice, heads, kv_heads, head_dim) if left else {})
 
 
 def _sharing(heads: int, group: int) -> int:
@@ -267,6 +288,7 @@ def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
         and sizes["WG"] // lanes > sizes["SLICE"]
         and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
         and sizes["WG"] <= _invocations(choice)
+        and not (sizes["left"] and sizes["MAX_SPLITS"] > MOST_LEFT)
         and (choice.subgroup >= lanes or sizes["WG"] * 32 + (sizes["SLICE"] + 1) * lanes * 32 <= 16000)
     )
 

@@ -97,6 +97,7 @@ class Program:
         self.dispatches = tuple(dispatches)
         self._device = device
         self._groups: dict[Dispatch, Any] = {}
+        self._made: dict[tuple[Dispatch, Dimensions], Command] = {}
         self._versions: tuple[int, ...] = ()
         self._recorded: dict[Extent, list[Command]] = {}
         self._volatile = list({id(b): b for d in self.dispatches for b in d.buffers.values()}.values())
@@ -110,6 +111,7 @@ class Program:
         if versions != self._versions:
             self._recorded.clear()
             self._groups.clear()
+            self._made.clear()
             self._versions = versions
         key = extent._replace(keys=-(-extent.keys // KEYS_STEP) * KEYS_STEP)
         if key not in self._recorded:
@@ -117,11 +119,14 @@ class Program:
         return self._recorded[key]
 
     def _command(self, dispatch: Dispatch, extent: Extent) -> Command:
-        if dispatch not in self._groups:
-            self._groups[dispatch] = bind_group(self._device, dispatch)
-        made = Command((dispatch.pipeline.handle._internal, self._groups[dispatch]._internal, *dispatch.grid(extent)))
-        made.dispatch = dispatch
-        return made
+        grid = dispatch.grid(extent)
+        if (dispatch, grid) not in self._made:
+            if dispatch not in self._groups:
+                self._groups[dispatch] = bind_group(self._device, dispatch)
+            made = Command((dispatch.pipeline.handle._internal, self._groups[dispatch]._internal, *grid))
+            made.dispatch = dispatch
+            self._made[dispatch, grid] = made
+        return self._made[dispatch, grid]
 
 
 def bind_group(device: Device, dispatch: Dispatch) -> Any:

@@ -126,7 +126,7 @@ class AttentionLowering:
             )
         threshold = self._low.target.choice.long_keys
         if left and finish:
-            most_keys = threshold if len(sizes) > 1 else 0
+            most_keys = threshold if len(sizes) > 1 else None
             value.splits = Splits(partial, weight, _left({**constants, **sizes[0]}), most_keys)
             sizes[0]["FINISH"] = False
         made = [self._dispatches(step, {**constants, **each}, buffers, value) for each in sizes]

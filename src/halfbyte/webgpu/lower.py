@@ -410,8 +410,10 @@ class Lowering:
         if splits:
             left: dict[str, Buffer | None] = {"partial": splits.partial, "weight": splits.weight}
             few = self.dispatch("gemv", constants | splits.constants, buffers | left, grid, f"gemv {label}")
-            many = self.dispatch("gemv", constants, buffers, grid, f"gemv {label}") if splits.most_keys else None
-            self.dispatches.append(replace(few, long=many, long_keys=splits.most_keys))
+            if splits.most_keys is not None:
+                many = self.dispatch("gemv", constants, buffers, grid, f"gemv {label}")
+                few = replace(few, long=many, long_keys=splits.most_keys)
+            self.dispatches.append(few)
         else:
             self.add("gemv", constants, buffers, grid, f"gemv {label}")
 

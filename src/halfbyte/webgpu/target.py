@@ -48,13 +48,13 @@ class Splits:
 
     Attributes:
         constants: How many there are at most, and how keys are split.
-        most_keys: With more keys there is a result; 0 where there never are so many.
+        most_keys: With more keys there is a result; None where there never are so many.
     """
 
     partial: Buffer
     weight: Buffer
     constants: dict[str, Any]
-    most_keys: int
+    most_keys: int | None
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,11 @@ def test_help_and_version_succeed() -> None:
     assert halfbyte().stdout == halfbyte("--help").stdout
     assert "Run 4-bit language models" in halfbyte("--help").stdout
     assert halfbyte("--version").stdout.startswith("halfbyte ")
+
+
+def test_code_for_the_cpu_that_is_not_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["halfbyte", "cpu"]]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "halfbyte.cpu._native", None)
+    with pytest.raises(errors.DeviceError, match=r"code for the CPU is missing.*with pip"):
+        importlib.import_module("halfbyte.cpu")

@@ -1,5 +1,17 @@
 """The CPU executor: lowers a plan to a native program, which runs all of it on threads of its own."""
 
+from importlib import import_module
+
+from halfbyte.errors import DeviceError
+
+try:
+    import_module("halfbyte.cpu._native")
+except ImportError as missing:
+    raise DeviceError(
+        f"Halfbyte's code for the CPU is missing or does not fit this Python ({missing}).",
+        "Install Halfbyte with pip: it is compiled then.",
+    ) from missing
+
 from halfbyte.cpu.executor import CpuExecutor
 
 __all__ = ["CpuExecutor"]

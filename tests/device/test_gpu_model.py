@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import wgpu
 
 import halfbyte
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.devices import make_decoder
 from halfbyte.errors import DeviceError
 from halfbyte.model import Model
 from halfbyte.models import build_spec
 from halfbyte.quantize import quantize
-from halfbyte.runtime import SamplingParams
+from halfbyte.runtime import Engine, SamplingParams
 from tests.device.gpu import software_index
 from tests.unit.cli_fakes import halfbyte as command
 
@@ -124,6 +127,23 @@ def test_an_answer_can_be_cancelled_and_the_next_is_whole(gpu: Model) -> None:
     assert stream.result().finish_reason == "cancelled"
     assert gpu.engine.idle
     assert gpu.chat([QUESTION]).text == ANSWER
+
+
+@pytest.mark.parametrize("each_token", [False, True])
+def test_answers_whole_or_cancelled_leave_nothing_behind(gpu: Model, each_token: bool) -> None:
+    decoder = make_decoder("gpu", gpu.executor, each_token=each_token)
+    ids = gpu.encode(PROMPT)
+
+    def answer() -> dict[str, int]:
+        engine = Engine(gpu.executor, decoder=decoder)
+        assert len(list(engine.generate(ids, SamplingParams(), max_tokens=6))) == 6
+        with closing(engine.generate(ids, SamplingParams(), max_tokens=40)) as begun:
+            next(begun), next(begun)
+        return {name: found["count"] for name, found in wgpu.diagnostics.wgpu_native_counts.get_dict().items()}
+
+    first = answer()
+    assert first["BindGroup"]
+    assert answer() == first
 
 
 def test_sequences_at_once_answer_as_each_alone(gpu: Model) -> None:

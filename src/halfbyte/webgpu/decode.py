@@ -43,7 +43,7 @@ class ResidentDecoder:
     """Decodes one sequence at a time on an executor's device.
 
     Args:
-        ahead: Submits in flight.
+        ahead: Submits in flight; while a single one is, the next is recorded, and sent when that has landed.
         together: Tokens a submit, at most 8; as many as take `SUBMIT_S` if None.
     """
 
@@ -98,13 +98,11 @@ class ResidentDecoder:
         try:
             while received < limit:
                 while following.sent < limit and len(flying) < len(self._ring):
-                    if ready:
-                        executor.device.check_alive("the GPU refused work")
-                    flight, ready = ready or following.record(self._count(limit - following.sent)), None
+                    flight, ready = ready or following.record(self._count(following.sent, limit)), None
                     following.send(flight)
                     flying.append(flight)
-                if following.sent < limit and not executor.recorder.watched:
-                    ready = following.record(self._count(limit - following.sent))
+                if following.sent < limit and len(self._ring) == 1:
+                    ready = following.record(self._count(following.sent, limit))
                 tokens = _land(flying.popleft())
                 before, landed = landed, time.perf_counter()
                 self._token_s = (landed - before) / len(tokens)
@@ -113,14 +111,15 @@ class ResidentDecoder:
                     yield token
         finally:
             if ready:
-                executor.recorder.drop(ready.recording)
+                following.send(ready)
+                flying.append(ready)
             while flying:
                 _land(flying.popleft())
 
-    def _count(self, most: int) -> int:
-        """Tokens for the next submit, going by how long the last ones took."""
+    def _count(self, sent: int, limit: int) -> int:
+        """Tokens for the next submit, by how long the last ones took; few at first, lest the GPU wait for them."""
         wanted = self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
-        return min(wanted, most)
+        return min(wanted, sent + 1, limit - sent)
 
 
 class _Following:
@@ -174,6 +173,7 @@ class _Following:
 
     def send(self, flight: _Flight) -> None:
         """Submit what was recorded last."""
+        self._executor.device.check_alive("the GPU refused work")
         flight.staging.request(self._executor.recorder.send(flight.recording))
         self.sent += len(flight.slots)
 

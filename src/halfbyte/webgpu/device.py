@@ -243,9 +243,7 @@ class Device:
             DeviceError: It is lost.
         """
         with self.guarded(what):
-            encoder = lib.wgpuDeviceCreateCommandEncoder(self.handle._internal, ffi.NULL)
-            lib.wgpuCommandBufferRelease(lib.wgpuCommandEncoderFinish(encoder, ffi.NULL))
-            lib.wgpuCommandEncoderRelease(encoder)
+            lib.wgpuCommandEncoderRelease(lib.wgpuDeviceCreateCommandEncoder(self.handle._internal, ffi.NULL))
 
     def stop_if_failed(self) -> None:
         """Inside `guarded`, leave if something was reported: a submit to a lost device would end the process."""

@@ -172,11 +172,6 @@ class Recorder:
         self._finish_descriptor = ffi.new("WGPUCommandBufferDescriptor *")
         self._commands = ffi.new("WGPUCommandBuffer[1]")
 
-    @property
-    def watched(self) -> bool:
-        """Whether something notes what is recorded: all of it must be sent then."""
-        return bool(self.clock or self.tracer)
-
     def submit(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> int:
         """Record and send; the submission's index.
 
@@ -186,7 +181,10 @@ class Recorder:
         return self.send(self.record(commands, copies))
 
     def record(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> Recording:
-        """Record dispatches in one pass, then copies (source, offset, target, offset, bytes), to be sent or dropped.
+        """Record dispatches in one pass, then copies (source, offset, target, offset, bytes), to be sent.
+
+        It must be sent: wgpu-native keeps all that a command buffer holds, and the pool it came from, if that is
+        released before it was submitted.
 
         Raises:
             DeviceError: The device is lost or refused the work.
@@ -218,14 +216,10 @@ class Recorder:
         with self._device.guarded("the GPU refused work"):
             self._device.stop_if_failed()
             index = lib.wgpuQueueSubmitForIndex(self._queue, 1, self._commands)
-        self.drop(recording)
+        lib.wgpuCommandBufferRelease(recording.handle)
         if self.tracer:
             self.tracer.submitted(recording.commands, recording.start)
         return int(index)
-
-    def drop(self, recording: Recording) -> None:
-        """Let go of what was recorded."""
-        lib.wgpuCommandBufferRelease(recording.handle)
 
     def _record(self, encoder: Any, commands: Sequence[Command]) -> None:
         self._pass_descriptor.timestampWrites = self.clock.next_pass() if self.clock else ffi.NULL

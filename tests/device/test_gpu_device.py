@@ -176,10 +176,19 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
 
 
-def test_the_self_test_names_a_wrong_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variant", "right", "wrong"),
+    [
+        ("fused-merge", "exp(fact0_1.x", "2.0 * exp(fact0_1.x"),
+        ("read-ahead", "index - 16u;", "index - 15u;"),
+    ],
+)
+def test_the_self_test_names_a_wrong_variant(
+    monkeypatch: pytest.MonkeyPatch, variant: str, right: str, wrong: str
+) -> None:
     def sabotaged(kernel: str, constants: dict[str, object]) -> str:
-        return compose(kernel, constants).replace("exp(fact0_1.x", "2.0 * exp(fact0_1.x")
+        return compose(kernel, constants).replace(right, wrong)
 
     monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
-    assert selftest.error(software_gpu(), ("fused-merge",)) < selftest.TOLERANCE[True]
+    assert selftest.error(software_gpu(), (variant,)) < selftest.TOLERANCE[True]

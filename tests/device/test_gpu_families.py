@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from halfbyte.plan import Batch, Plan
-from halfbyte.plan.ops import RopeTable
+from halfbyte.plan.ops import GatedLinear, Linear, RopeTable
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference import ReferenceExecutor
 from halfbyte.webgpu.decode import ResidentDecoder
@@ -103,6 +103,36 @@ def test_int8_activations_round_as_they_should(
         assert errors.max() < 0.05
 
 
+@pytest.mark.parametrize(("family", "stored"), [("phi-4", "q4g32"), ("gemma-3-1b", "q4g64z"), ("llama-3.2-3b", "q6_k")])
+def test_products_ask_early_for_what_later_ones_read(monkeypatch: pytest.MonkeyPatch, family: str, stored: str) -> None:
+    """For every matrix once, the last ones for the first; and nothing comes of it."""
+    monkeypatch.setattr(table, "PAGE_NBYTES", 512)
+    model, ids = replace(tiny(family), weight_format=stored), prompt(12)
+    plain, reference = executors(model)
+    early = plain.with_choice(replace(plain.choice, far_nbytes=0))
+    off = plain.with_choice(replace(plain.choice, far_nbytes=0, read_ahead=False))
+    asked = [
+        buffer
+        for dispatch in early.single[0].dispatches
+        for name, buffer in dispatch.buffers.items()
+        if name.startswith("ahead")
+    ]
+    products = [step.weights for step in plain.plan.steps if isinstance(step, Linear | GatedLinear)]
+    read = [
+        b for each in products for piece in plain.target.weights.matrix(each).pieces for b in piece.buffers.values()
+    ]
+    assert sorted(map(id, asked)) == sorted(map(id, read))
+    for other in (plain, off):
+        assert not any(name.startswith("ahead") for d in other.single[0].dispatches for name in d.buffers)
+    expected = feed(reference, ids)[-1]
+    got = []
+    for executor in (early, plain, off):
+        feed(executor, ids[:11])
+        got.append(feed(executor, ids[11:], start=11)[-1])
+        assert np.abs(got[-1] - expected).max() < TOLERANCE
+    assert np.array_equal(got[0], got[1])
+
+
 @pytest.mark.parametrize("family", ["llama-3.2-3b", "gemma-3-1b", "phi-4-mini"])
 def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Query heads that share their keys then do so in one workgroup."""
@@ -131,7 +161,7 @@ def test_products_merge_the_splits_that_attention_leaves(
     sizes = {"WG": 64, "SLICE": slice_, "KEYS": 1, "MAX_SPLITS": 3}
     monkeypatch.setattr(table, "_leaving", lambda *shape: sizes)
     model, ids = replace(tiny(family), weight_format="q4g32"), prompt(context)
-    gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu())
+    gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu(), off=())
     gpu = gpu.with_choice(replace(gpu.choice, long_keys=64))
     apart = gpu.with_choice(replace(gpu.choice, fused_merge=False))
     merging = [d for d in gpu.single[0].dispatches if "partial" in d.buffers and d.label.startswith("gemv")]

@@ -44,7 +44,7 @@ class ResidentDecoder:
 
     Args:
         ahead: Submits in flight; while a single one is, the next is recorded, and sent when that has landed.
-        together: Tokens a submit, at most 8; as many as take `SUBMIT_S` if None.
+        together: Tokens a submit, at most 8; as many as take about `SUBMIT_S` if None.
     """
 
     def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int | None = None) -> None:
@@ -118,7 +118,7 @@ class ResidentDecoder:
 
     def _count(self, sent: int, limit: int) -> int:
         """Tokens for the next submit, by how long the last ones took; few at first, lest the GPU wait for them."""
-        wanted = self._together or max(1, min(MOST_TOGETHER, int(SUBMIT_S / self._token_s)))
+        wanted = self._together or max(1, min(MOST_TOGETHER, round(SUBMIT_S / self._token_s)))
         return min(wanted, sent + 1, limit - sent)
 
 

@@ -8,6 +8,7 @@ packed formats read it, or both. Rewrites that only make sense on a GPU happen h
   norm's weights; the readers divide by the root of the mean square later (`deferred-norm`);
 - a product of one token norms and rounds a short input itself, in every workgroup: no step before it needs to
   (`fused-rounding`), and over few keys merges the splits that attention leaves it (`fused-merge`);
+- where weights are many, products of one token read a word of each page that a later one will want (`read-ahead`);
 - for one token, norm and rotation of q and k, the cache write and attention are one kernel (`fused-attention`).
 """
 
@@ -26,6 +27,7 @@ from halfbyte.webgpu.target import Added, Splits, Target, Value, ceil_div, padde
 from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
+MOST_INVOCATIONS = 1024
 ROW_TILE = 64
 """Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
 
@@ -382,9 +384,26 @@ class Lowering:
             taken |= {"x_weight": added.weight, "x_residual": added.residual.f32, "x_sum": added.sum.f32}
         label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
         if self.columns:
+            ahead = self._ahead() if piece is matrix.pieces[0] else []
+            if ahead:
+                unread = self.take(4 * table.EARLY_WORKGROUPS * MOST_INVOCATIONS)
+                taken |= {f"ahead{i}": buffer for i, buffer in enumerate(ahead)} | {"unread": unread}
+                self.give_back(unread)
+            constants["AHEAD"] = tuple((i, buffer.handle.size // 4) for i, buffer in enumerate(ahead))
             self._add_gemv(constants, {**piece.buffers, **buffers, **taken}, label, x.splits)
         else:
             self._add_gemm(constants, {**piece.buffers, **buffers, **taken}, label)
+
+    def _ahead(self) -> list[Buffer]:
+        """What a later product reads, if this one of one token is to ask for its pages; the last ask for the first."""
+        target = self.target
+        far = sum(tensor.nbytes for tensor in target.plan.of_kind("weight")) >= target.choice.far_nbytes
+        if not far or not target.choice.read_ahead or not self._one_row():
+            return []
+        products = [step for step in self.steps if isinstance(step, ops.Linear | ops.GatedLinear)]
+        here = next(i for i, step in enumerate(products) if step is self.steps[self.index])
+        later = products[(here + table.PRODUCTS_AHEAD) % len(products)]
+        return [buffer for piece in target.weights.matrix(later.weights).pieces for buffer in piece.buffers.values()]
 
     def _add_gemv(
         self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str, splits: Splits | None
@@ -401,12 +420,14 @@ class Lowering:
             format=constants["STORED"],
         )
         groups = ceil_div(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
+        groups += table.EARLY_WORKGROUPS if constants["AHEAD"] else 0
         y = ceil_div(groups, MOST_WORKGROUPS)
 
         def grid(extent: Extent) -> Dimensions:
             return ceil_div(groups, y), y, 1
 
-        constants = {**constants, **sizes, "SPLITS": 0}
+        early = {"EARLY": table.EARLY_WORKGROUPS, "PAGE": table.PAGE_NBYTES // 4}
+        constants = {**constants, **sizes, **early, "SPLITS": 0}
         if splits:
             left: dict[str, Buffer | None] = {"partial": splits.partial, "weight": splits.weight}
             few = self.dispatch("gemv", constants | splits.constants, buffers | left, grid, f"gemv {label}")

@@ -72,7 +72,8 @@ FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
 RUNS = ((0, 110), (110, 1), (111, 3), (114, 1))
 """(first position, tokens) of the batches: many, one, few, one; so many that attention splits them."""
 LARGE = ("fused-rounding",)
-"""Variants that only short rows have: the first model runs once more without them, with attention as over many keys."""
+"""Variants that only short rows have: the first model runs once more without them, as one too large to be kept near and
+with attention as over many keys."""
 ROWS = 3
 """Last tokens of a batch whose logits are compared."""
 
@@ -157,7 +158,7 @@ def error(device: Device, off: tuple[str, ...]) -> float:
         pipelines = Pipelines(device)
         models = list(zip(MODELS, FORMATS, strict=True))
         cases = [_Case(device, *about, off, pipelines) for about in models]
-        cases.append(_Case(device, *models[0], (*off, *LARGE), pipelines, long=True))
+        cases.append(_Case(device, *models[0], (*off, *LARGE), pipelines, large=True))
         return max(case.error() for case in cases)
     except DeviceError as failure:
         _log.info("self-test without %s: %s", off or "nothing", failure)
@@ -165,7 +166,7 @@ def error(device: Device, off: tuple[str, ...]) -> float:
 
 
 class _Case:
-    """One model, whose kernels other threads compile from now on; `long`: attention of one token as over many keys."""
+    """One model, whose kernels other threads compile from now on; `large`: as if it were, and its context long."""
 
     def __init__(
         self,
@@ -175,14 +176,14 @@ class _Case:
         off: tuple[str, ...],
         pipelines: Pipelines,
         *,
-        long: bool = False,
+        large: bool = False,
     ) -> None:
         names = ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
         spec = build_spec(config, {}, names)
         weights = _Spiked(spec, formats)
         plan = make_plan(spec, weights.format, tokens=112, context=128, block_size=16)
         gpu = GpuExecutor(plan, weights, device=device, off=off, pipelines=pipelines)
-        self._gpu = gpu.with_choice(replace(gpu.choice, long_keys=0)) if long else gpu
+        self._gpu = gpu.with_choice(replace(gpu.choice, long_keys=0, far_nbytes=0)) if large else gpu
         self._gpu.begin((count, min(count, ROWS)) for _, count in RUNS if count > 1)
         self._oracle = Oracle(plan, weights, int8="int8" not in off)
 

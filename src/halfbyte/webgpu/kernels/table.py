@@ -23,6 +23,14 @@ FEWEST_SPLITS = 16
 """Splits that attention over many keys should have."""
 LONG_KEYS = 1536
 """Where sharing what is read begins to be worth more than having more workgroups."""
+FAR_NBYTES = 3_000_000_000
+"""Bytes of weights from which products ask early for what later ones read: an H200 knows its way about so many."""
+PRODUCTS_AHEAD = 3
+"""How far ahead: of a layer's four products the two long ones then ask for the two long ones."""
+PAGE_NBYTES = 1 << 18
+"""How far apart they ask."""
+EARLY_WORKGROUPS = 16
+"""How many workgroups ask: in one an H200 takes 20 ns for each page."""
 MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
@@ -51,6 +59,7 @@ VARIANTS = {
         Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
         Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
         Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
+        Variant("read-ahead", ("gemv",), lambda c: True),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -65,6 +74,7 @@ class Choice:
         subgroup: Lanes of a subgroup where they are used, else 0.
         tuning: Sizes measured on the device.
         long_keys: Keys beyond which attention of one token takes the sizes for many.
+        far_nbytes: Bytes of weights from which products of one token ask for the pages of later ones.
     """
 
     subgroup: int
@@ -74,10 +84,12 @@ class Choice:
     merged_attention: bool
     fused_rounding: bool
     fused_merge: bool
+    read_ahead: bool
     large_workgroups: bool
     wide_tiles: bool
     tuning: Tuning = field(default_factory=Tuning)
     long_keys: int = LONG_KEYS
+    far_nbytes: int = FAR_NBYTES
 
 
 def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tuning | None = None) -> Choice:
@@ -91,6 +103,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tun
         "merged-attention" in on,
         {"subgroups", "int8", "fused-rounding", "large-workgroups"} <= on,
         {"fused-attention", "fused-merge"} <= on,
+        "read-ahead" in on,
         "large-workgroups" in on,
         "wide-tiles" in on,
         tuning or Tuning(),

@@ -386,7 +386,7 @@ class Lowering:
         if self.columns:
             ahead = self._ahead() if piece is matrix.pieces[0] else []
             if ahead:
-                unread = self.take(4 * table.EARLY_WORKGROUPS * MOST_INVOCATIONS)
+                unread = self.take(4 * MOST_INVOCATIONS)
                 taken |= {f"ahead{i}": buffer for i, buffer in enumerate(ahead)} | {"unread": unread}
                 self.give_back(unread)
             constants["AHEAD"] = tuple((i, buffer.handle.size // 4) for i, buffer in enumerate(ahead))
@@ -419,15 +419,13 @@ class Lowering:
             rounds=constants["ROUNDS"],
             format=constants["STORED"],
         )
-        groups = ceil_div(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"])
-        groups += table.EARLY_WORKGROUPS if constants["AHEAD"] else 0
+        groups = ceil_div(constants["N"], sizes["WG"] // sizes["TEAM"] * sizes["ROWS"]) + bool(constants["AHEAD"])
         y = ceil_div(groups, MOST_WORKGROUPS)
 
         def grid(extent: Extent) -> Dimensions:
             return ceil_div(groups, y), y, 1
 
-        early = {"EARLY": table.EARLY_WORKGROUPS, "PAGE": table.PAGE_NBYTES // 4}
-        constants = {**constants, **sizes, **early, "SPLITS": 0}
+        constants = {**constants, **sizes, "SPLITS": 0, "PAGE": table.PAGE_NBYTES // 4}
         if splits:
             left: dict[str, Buffer | None] = {"partial": splits.partial, "weight": splits.weight}
             few = self.dispatch("gemv", constants | splits.constants, buffers | left, grid, f"gemv {label}")

@@ -3,8 +3,8 @@
 // INT8: x in int8 blocks against packed codes, else float32. GATED: output o is act(W[o] · x) · (W[N + o] · x).
 // DEFERRED: x was quantized before its RMS norm was known; the sums of squares of its blocks give it here.
 // ROUNDS: x is one row of float32, which every workgroup norms and rounds (`input_bindings`).
-// AHEAD: buffers of a later product and their words. The first EARLY workgroups only read a word of each of their pages
-// (of PAGE words), so that the GPU has the address by then. What they read goes where nobody looks.
+// AHEAD: buffers of a later product and their words. The first workgroup only reads a word of each of their pages (of
+// PAGE words), so that the GPU has the address by then. What it read goes where nobody looks.
 // EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
 // Grid: (workgroups) in x, then y. Constants: WG, N, FIRST (output of this piece's row 0), STRIDE, K, X_STRIDE.
 #if ROUNDS
@@ -20,7 +20,7 @@
 @bind var<storage, read> ahead${i}: array<u32>;
 #endfor
 #if AHEAD
-@bind var<storage, read_write> unread: array<u32>;  // [EARLY, WG]
+@bind var<storage, read_write> unread: array<u32>;  // [WG]
 #endif
 #if RESIDUAL
 @bind var<storage, read> residual: array<${"vec4<f32>" if EMIT else "f32"}>;
@@ -52,18 +52,18 @@ fn main(
 ) {
 #if AHEAD
     let index = id.x + id.y * count.x;
-    if (index < ${EARLY}u) {
+    if (index == 0u) {
         var read = 0u;
 #for i, words in AHEAD
-        for (var page = index + ${EARLY}u * lid; page < ${-(-words // PAGE)}u; page += ${EARLY * WG}u) {
+        for (var page = lid; page < ${-(-words // PAGE)}u; page += ${WG}u) {
             read ^= ahead${i}[page * ${PAGE}u];
         }
         read ^= ahead${i}[${words - 1}u];
 #endfor
-        unread[index * ${WG}u + lid] = read;
+        unread[lid] = read;
         return;
     }
-    let wg = index - ${EARLY}u;
+    let wg = index - 1u;
 #else
     let wg = id.x + id.y * count.x;
 #endif

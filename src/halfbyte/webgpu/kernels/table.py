@@ -24,13 +24,11 @@ FEWEST_SPLITS = 16
 LONG_KEYS = 1536
 """Where sharing what is read begins to be worth more than having more workgroups."""
 FAR_NBYTES = 3_000_000_000
-"""Bytes of weights from which products ask early for what later ones read: an H200 knows its way about so many."""
+"""Bytes of weights from which products ask early for what later ones read: an H200 then looks up addresses of pages."""
 PRODUCTS_AHEAD = 3
 """How far ahead: of a layer's four products the two long ones then ask for the two long ones."""
-PAGE_NBYTES = 1 << 18
-"""How far apart they ask."""
-EARLY_WORKGROUPS = 16
-"""How many workgroups ask: in one an H200 takes 20 ns for each page."""
+PAGE_NBYTES = 1 << 20
+"""How far apart they ask; on an H200 half as far and twice as far are slower."""
 MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 

@@ -27,6 +27,8 @@ MOST_TOGETHER = 8
 """Tokens a submit at most: as many as the GPU keeps results of."""
 SUBMIT_S = 0.006
 """Seconds of work in a submit: the pause between two is a few per cent of a short token, and nobody waits for long."""
+LANDINGS = 5
+"""Landings that tell how long a token takes. Between two it may be nothing, where both waited for the host to look."""
 
 Tables = Callable[[int], Mapping[str, Int32] | None]
 
@@ -39,6 +41,35 @@ class _Flight(NamedTuple):
     slots: list[int]
 
 
+class Pace:
+    """How many tokens are submitted together, as they come back.
+
+    Args:
+        together: As many, always; as many as take about `SUBMIT_S` if None.
+    """
+
+    def __init__(self, together: int | None = None) -> None:
+        self._together = together
+        self._token_s = SUBMIT_S
+        self._landings: deque[tuple[float, int]] = deque(maxlen=LANDINGS)
+
+    def begin(self) -> None:
+        """Another sequence: a token takes what it took before, until its own tell."""
+        self._landings.clear()
+
+    def landed(self, now: float, received: int) -> None:
+        """Note that so many tokens have come back by now."""
+        self._landings.append((now, received))
+        began, before = self._landings[0]
+        if received > before:
+            self._token_s = (now - began) / (received - before)
+
+    def count(self, sent: int, limit: int) -> int:
+        """Tokens for the next submit, when so many of the most were sent; few at first, lest the GPU wait for them."""
+        wanted = self._together or max(1, min(MOST_TOGETHER, round(SUBMIT_S / self._token_s)))
+        return min(wanted, sent // 2 + 1, limit - sent)
+
+
 class ResidentDecoder:
     """Decodes one sequence at a time on an executor's device.
 
@@ -49,8 +80,7 @@ class ResidentDecoder:
 
     def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int | None = None) -> None:
         self._executor = executor
-        self._together = together
-        self._token_s = SUBMIT_S
+        self._pace = Pace(together)
         self._sampler: Sampler | None = None
         self._ring = deque(Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead))
 
@@ -92,20 +122,20 @@ class ResidentDecoder:
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)
         following = _Following(executor, choose, sampler.result, self._ring, tables, int(batch.positions[0]))
-        received, landed = 0, time.perf_counter()
+        received, pace = 0, self._pace
+        pace.begin()
         flying: deque[_Flight] = deque()
         ready: _Flight | None = None
         try:
             while received < limit:
                 while following.sent < limit and len(flying) < len(self._ring):
-                    flight, ready = ready or following.record(self._count(following.sent, limit)), None
+                    flight, ready = ready or following.record(pace.count(following.sent, limit)), None
                     following.send(flight)
                     flying.append(flight)
                 if following.sent < limit and len(self._ring) == 1:
-                    ready = following.record(self._count(following.sent, limit))
+                    ready = following.record(pace.count(following.sent, limit))
                 tokens = _land(flying.popleft())
-                before, landed = landed, time.perf_counter()
-                self._token_s = (landed - before) / len(tokens)
+                pace.landed(time.perf_counter(), received + len(tokens))
                 for token in tokens:
                     received += 1
                     yield token
@@ -115,11 +145,6 @@ class ResidentDecoder:
                 flying.append(ready)
             while flying:
                 _land(flying.popleft())
-
-    def _count(self, sent: int, limit: int) -> int:
-        """Tokens for the next submit, by how long the last ones took; few at first, lest the GPU wait for them."""
-        wanted = self._together or max(1, min(MOST_TOGETHER, round(SUBMIT_S / self._token_s)))
-        return min(wanted, sent + 1, limit - sent)
 
 
 class _Following:

@@ -162,9 +162,15 @@ def test_help_and_version_succeed() -> None:
     assert halfbyte("--version").stdout.startswith("halfbyte ")
 
 
-def test_code_for_the_cpu_that_is_not_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[:2] == ["halfbyte", "cpu"]]:
+@pytest.mark.parametrize(
+    ("package", "compiled", "importing", "what"),
+    [("cpu", "_native", "halfbyte.cpu", "the CPU"), ("webgpu", "_record", "halfbyte.webgpu.passes", "GPUs")],
+)
+def test_code_that_is_not_compiled_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, package: str, compiled: str, importing: str, what: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["halfbyte", package]]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "halfbyte.cpu._native", None)
-    with pytest.raises(errors.DeviceError, match=r"code for the CPU is missing.*with pip"):
-        importlib.import_module("halfbyte.cpu")
+    monkeypatch.setitem(sys.modules, f"halfbyte.{package}.{compiled}", None)
+    with pytest.raises(errors.DeviceError, match=rf"code for {what} is missing.*with pip"):
+        importlib.import_module(importing)

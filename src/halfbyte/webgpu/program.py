@@ -1,7 +1,4 @@
-"""Programs: lists of dispatches that are bound once and recorded again for every batch, through wgpu's C functions.
-
-Recording a dispatch through these takes about 3 µs, through wgpu's classes half as much again.
-"""
+"""Programs: lists of dispatches that are bound once and recorded again for every batch, through wgpu's C functions."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any, NamedTuple
 from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.plan.ops import Op
+from halfbyte.webgpu import passes
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.shader import Pipeline
 from halfbyte.webgpu.timing import PassClock
@@ -80,8 +78,8 @@ class Dispatch:
         return [self.pipeline, *([self.long.pipeline] if self.long else [])]
 
 
-class Command(tuple[Any, Any, int, int, int]):
-    """Pipeline and bind group as C handles, and the workgroups.
+class Command(tuple[int, int, int, int, int]):
+    """Addresses of the pipeline and the bind group, and the workgroups.
 
     Attributes:
         dispatch: What it was made from.
@@ -123,7 +121,8 @@ class Program:
         if (dispatch, grid) not in self._made:
             if dispatch not in self._groups:
                 self._groups[dispatch] = bind_group(self._device, dispatch)
-            made = Command((dispatch.pipeline.handle._internal, self._groups[dispatch]._internal, *grid))
+            handles = dispatch.pipeline.handle._internal, self._groups[dispatch]._internal
+            made = Command((*map(passes.address, handles), *grid))
             made.dispatch = dispatch
             self._made[dispatch, grid] = made
         return self._made[dispatch, grid]
@@ -205,7 +204,7 @@ class Recorder:
         return Recording(handle, commands, start)
 
     def send(self, recording: Recording) -> int:
-        """Submit what was recorded; the submission's index.
+        """Submit what was recording; the submission's index.
 
         Raises:
             DeviceError: The device is lost or refused the work.
@@ -223,12 +222,6 @@ class Recorder:
 
     def _record(self, encoder: Any, commands: Sequence[Command]) -> None:
         self._pass_descriptor.timestampWrites = self.clock.next_pass() if self.clock else ffi.NULL
-        recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
-        set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-        dispatch, null = lib.wgpuComputePassEncoderDispatchWorkgroups, ffi.NULL
-        for pipeline, group, x, y, z in commands:
-            set_pipeline(recording, pipeline)
-            set_group(recording, 0, group, 0, null)
-            dispatch(recording, x, y, z)
-        lib.wgpuComputePassEncoderEnd(recording)
-        lib.wgpuComputePassEncoderRelease(recording)
+        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
+        passes.dispatch(opened, commands)
+        passes.end(opened)

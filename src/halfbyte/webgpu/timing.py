@@ -11,9 +11,10 @@ import wgpu
 from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.errors import DeviceError
+from halfbyte.webgpu import passes
 from halfbyte.webgpu.device import Device
 
-Commands = Sequence[tuple[Any, Any, int, int, int]]
+Commands = Sequence[tuple[int, int, int, int, int]]
 REPEATS = 8
 SHORTEST_S = 1e-9
 """What a difference of times on the host is at least, lest noise makes it negative."""
@@ -123,12 +124,9 @@ class PassClock:
         self._device.free(self._resolved)
 
 
-def _record(recording: Any, commands: Commands) -> None:
-    for pipeline, group, x, y, z in commands:
-        lib.wgpuComputePassEncoderSetPipeline(recording._internal, pipeline)
-        lib.wgpuComputePassEncoderSetBindGroup(recording._internal, 0, group, 0, ffi.NULL)
-        lib.wgpuComputePassEncoderDispatchWorkgroups(recording._internal, x, y, z)
-    recording.end()
+def _record(opened: Any, commands: Commands) -> None:
+    passes.dispatch(opened._internal, commands)
+    opened.end()
 
 
 def tick_seconds(device: Device) -> float:

@@ -21,6 +21,7 @@ import wgpu
 from numpy.typing import NDArray
 from wgpu.backends.wgpu_native import ffi, lib
 
+from halfbyte.webgpu import passes
 from halfbyte.webgpu.device import Device
 from halfbyte.webgpu.timing import tick_seconds
 
@@ -143,22 +144,21 @@ class Tracer:
         """One pass, with a timestamp before the first dispatch and after each."""
         queries = self._sets[-1][0]._internal
         self._pass.timestampWrites = ffi.NULL
-        recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
-        lib.wgpuComputePassEncoderWriteTimestamp(recording, queries, at)
+        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
+        lib.wgpuComputePassEncoderWriteTimestamp(opened, queries, at)
         for i, command in enumerate(commands, at + 1):
-            _dispatch(recording, command)
-            lib.wgpuComputePassEncoderWriteTimestamp(recording, queries, i)
-        _end(recording)
+            passes.dispatch(opened, [command])
+            lib.wgpuComputePassEncoderWriteTimestamp(opened, queries, i)
+        passes.end(opened)
 
     def _record_alone(self, encoder: Any, command: Command | None, at: int) -> None:
         """A pass of one dispatch or none, between two timestamps."""
         self._writes.querySet = self._sets[-1][0]._internal
         self._writes.beginningOfPassWriteIndex, self._writes.endOfPassWriteIndex = at, at + 1
         self._pass.timestampWrites = self._writes
-        recording = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
-        if command:
-            _dispatch(recording, command)
-        _end(recording)
+        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
+        passes.dispatch(opened, [command] if command else [])
+        passes.end(opened)
 
     def _looks(self) -> list[tuple[float, float]]:
         """Bounds of the offset between the clocks."""
@@ -225,15 +225,3 @@ def _wall(run: Callable[[Sequence[Command]], None], commands: Sequence[Command])
     start = time.perf_counter()
     run(commands)
     return time.perf_counter() - start
-
-
-def _dispatch(recording: Any, command: Command) -> None:
-    pipeline, group, x, y, z = command
-    lib.wgpuComputePassEncoderSetPipeline(recording, pipeline)
-    lib.wgpuComputePassEncoderSetBindGroup(recording, 0, group, 0, ffi.NULL)
-    lib.wgpuComputePassEncoderDispatchWorkgroups(recording, x, y, z)
-
-
-def _end(recording: Any) -> None:
-    lib.wgpuComputePassEncoderEnd(recording)
-    lib.wgpuComputePassEncoderRelease(recording)

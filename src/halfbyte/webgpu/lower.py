@@ -395,7 +395,10 @@ class Lowering:
             self._add_gemm(constants, {**piece.buffers, **buffers, **taken}, label)
 
     def _ahead(self) -> list[Buffer]:
-        """What a later product reads, if this one of one token is to ask for its pages; the last ask for the first."""
+        """What a later product reads, if this one of one token is to ask for its pages; the last ask for the first.
+
+        Of a matrix in pieces the first: a kernel may have 16 buffers on some devices.
+        """
         target = self.target
         far = sum(tensor.nbytes for tensor in target.plan.of_kind("weight")) >= target.choice.far_nbytes
         if not far or not target.choice.read_ahead or not self._one_row():
@@ -403,7 +406,7 @@ class Lowering:
         products = [step for step in self.steps if isinstance(step, ops.Linear | ops.GatedLinear)]
         here = next(i for i, step in enumerate(products) if step is self.steps[self.index])
         later = products[(here + table.PRODUCTS_AHEAD) % len(products)]
-        return [buffer for piece in target.weights.matrix(later.weights).pieces for buffer in piece.buffers.values()]
+        return list(target.weights.matrix(later.weights).pieces[0].buffers.values())
 
     def _add_gemv(
         self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str, splits: Splits | None

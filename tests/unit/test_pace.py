@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from halfbyte.webgpu.decode import AHEAD, MOST_TOGETHER, SUBMIT_S, Pace
+from halfbyte.webgpu.decode import MOST_TOGETHER, SUBMIT_S, Pace
 
 PAUSE_S, WAKE_S = 30e-6, 60e-6
 
@@ -19,7 +19,7 @@ def decoded(pace: Pace, token_s: float, record_s: float, limit: int = 255) -> tu
     counts = []
     pace.begin()
     while received < limit:
-        while sent < limit and len(flying) < AHEAD:
+        while sent < limit and len(flying) < pace.ahead:
             counts.append(pace.count(sent, limit))
             now += counts[-1] * record_s
             free = max(now, free + PAUSE_S) + counts[-1] * token_s
@@ -43,6 +43,14 @@ def test_submits_are_alike_and_the_gpu_hardly_waits(token_s: float, share: float
     wanted = max(1, min(MOST_TOGETHER, round(SUBMIT_S / token_s)))
     assert counts[0] == 1
     assert set(counts[10:-1]) <= {wanted - 1, wanted, wanted + 1}
+
+
+def test_where_a_token_takes_long_few_are_computed_ahead() -> None:
+    slow, fast = Pace(), Pace()
+    decoded(slow, 0.05, 0.001)
+    decoded(fast, 0.001, 0.0005)
+    assert slow.ahead < fast.ahead
+    assert slow.count(100, 200) == 1
 
 
 def test_as_many_as_asked_for_are_given_together() -> None:

@@ -22,7 +22,9 @@ from halfbyte.webgpu.sampling import RESULT_NBYTES, RING, Sampler, supported
 from halfbyte.webgpu.staging import Staging
 
 AHEAD = 3
-"""Submits in flight: enough to hide recording and the way back."""
+"""Submits in flight at most: enough to hide recording and the way back."""
+AHEAD_ALONE = 2
+"""Submits of one token in flight: the host is ready long before such a token, and fewer are computed for nothing."""
 MOST_TOGETHER = 8
 """Tokens a submit at most: as many as the GPU keeps results of."""
 SUBMIT_S = 0.006
@@ -66,15 +68,23 @@ class Pace:
 
     def count(self, sent: int, limit: int) -> int:
         """Tokens for the next submit, when so many of the most were sent; few at first, lest the GPU wait for them."""
-        wanted = self._together or max(1, min(MOST_TOGETHER, round(SUBMIT_S / self._token_s)))
-        return min(wanted, sent // 2 + 1, limit - sent)
+        return min(self._wanted, sent // 2 + 1, limit - sent)
+
+    @property
+    def ahead(self) -> int:
+        """Submits in flight at most."""
+        return AHEAD if self._wanted > 1 else AHEAD_ALONE
+
+    @property
+    def _wanted(self) -> int:
+        return self._together or max(1, min(MOST_TOGETHER, round(SUBMIT_S / self._token_s)))
 
 
 class ResidentDecoder:
     """Decodes one sequence at a time on an executor's device.
 
     Args:
-        ahead: Submits in flight; while a single one is, the next is recorded, and sent when that has landed.
+        ahead: Submits in flight at most; if a single one, the next is recorded, and sent when that has landed.
         together: Tokens a submit, at most 8; as many as take about `SUBMIT_S` if None.
     """
 
@@ -128,7 +138,7 @@ class ResidentDecoder:
         ready: _Flight | None = None
         try:
             while received < limit:
-                while following.sent < limit and len(flying) < len(self._ring):
+                while following.sent < limit and len(flying) < min(pace.ahead, len(self._ring)):
                     flight, ready = ready or following.record(pace.count(following.sent, limit)), None
                     following.send(flight)
                     flying.append(flight)

@@ -60,6 +60,14 @@ class DeviceError(HalfbyteError):
 
     exit_code = 7
 
+    @classmethod
+    def not_compiled(cls, what: str, error: ImportError) -> DeviceError:
+        """One of the package's own extension modules cannot be imported; `what` it is for."""
+        return cls(
+            f"Halfbyte's code for {what} is missing or does not fit this Python ({error}).",
+            "Install Halfbyte with pip: it is compiled then.",
+        )
+
 
 class DownloadError(HalfbyteError):
     """A download that could not be made or finished."""

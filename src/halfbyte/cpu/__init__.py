@@ -7,10 +7,7 @@ from halfbyte.errors import DeviceError
 try:
     import_module("halfbyte.cpu._native")
 except ImportError as missing:
-    raise DeviceError(
-        f"Halfbyte's code for the CPU is missing or does not fit this Python ({missing}).",
-        "Install Halfbyte with pip: it is compiled then.",
-    ) from missing
+    raise DeviceError.not_compiled("the CPU", missing) from missing
 
 from halfbyte.cpu.executor import CpuExecutor
 

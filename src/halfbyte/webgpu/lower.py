@@ -28,6 +28,7 @@ from halfbyte.webgpu.weights import Matrix, Piece
 
 MOST_WORKGROUPS = 65535
 MOST_INVOCATIONS = 1024
+"""Of the largest workgroups that kernels take."""
 ROW_TILE = 64
 """Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
 

@@ -12,10 +12,7 @@ from halfbyte.errors import DeviceError
 try:
     from halfbyte.webgpu import _record
 except ImportError as missing:
-    raise DeviceError(
-        f"Halfbyte's code for GPUs is missing or does not fit this Python ({missing}).",
-        "Install Halfbyte with pip: it is compiled then.",
-    ) from missing
+    raise DeviceError.not_compiled("GPUs", missing) from missing
 
 
 def address(handle: Any) -> int:

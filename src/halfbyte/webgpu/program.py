@@ -204,7 +204,7 @@ class Recorder:
         return Recording(handle, commands, start)
 
     def send(self, recording: Recording) -> int:
-        """Submit what was recording; the submission's index.
+        """Submit what was recorded; the submission's index.
 
         Raises:
             DeviceError: The device is lost or refused the work.

@@ -67,7 +67,7 @@ class Pace:
             self._token_s = (now - began) / (received - before)
 
     def count(self, sent: int, limit: int) -> int:
-        """Tokens for the next submit, of a limit of which so many were sent; few at first, lest the GPU wait for them."""
+        """Tokens for the next submit after so many of a limit were sent; few at first, lest the GPU wait for them."""
         return min(self._wanted, sent // 2 + 1, limit - sent)
 
     @property

@@ -182,8 +182,7 @@ class Recorder:
     def record(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> Recording:
         """Record dispatches in one pass, then copies (source, offset, target, offset, bytes), to be sent.
 
-        It must be sent: wgpu-native keeps all that a command buffer holds, and the pool it came from, if that is
-        released before it was submitted.
+        It must be sent: wgpu-native keeps a command buffer that is released before it was submitted, and what it holds.
 
         Raises:
             DeviceError: The device is lost or refused the work.

@@ -72,8 +72,8 @@ FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
 RUNS = ((0, 110), (110, 1), (111, 3), (114, 1))
 """(first position, tokens) of the batches: many, one, few, one; so many that attention splits them."""
 LARGE = ("fused-rounding",)
-"""Variants that only short rows have: the first model runs once more without them, as one too large to be kept near and
-with attention as over many keys."""
+"""Variants that only short rows have: the first model runs once more without them, as if its weights were many and
+attention ran over many keys."""
 ROWS = 3
 """Last tokens of a batch whose logits are compared."""
 

@@ -24,7 +24,7 @@ FEWEST_SPLITS = 16
 LONG_KEYS = 1536
 """Where sharing what is read begins to be worth more than having more workgroups."""
 FAR_NBYTES = 3_000_000_000
-"""Bytes of weights from which products ask early for what later ones read: an H200 then looks up addresses of pages."""
+"""Bytes of weights from which products ask early for what later ones read: from there an H200 is slower at them."""
 PRODUCTS_AHEAD = 3
 """How far ahead: of a layer's four products the two long ones then ask for the two long ones."""
 PAGE_NBYTES = 1 << 20

@@ -52,6 +52,23 @@ def test_prefill_and_decode_agree_across_the_context(family: str) -> None:
         start += length
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1"])
+def test_what_memory_held_before_is_never_seen(family: str, kv_dtype: str) -> None:
+    """Blocks are used again, by other sequences too: here they hold no numbers at first."""
+    model, ids = tiny(family), prompt(60)
+    gpu, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
+    clean, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
+    for cache in gpu.target.caches.values():
+        gpu.load(one(gpu.plan, 0, 90))
+        gpu.device.write(cache.handle, 0, np.full(cache.handle.size, 255, np.uint8))
+    start = 0
+    for length in (1, 1, 3, 20, 1, 8, 17, 1, 1):
+        got, expected = (feed(e, ids[start : start + length], start=start) for e in (gpu, clean))
+        assert np.array_equal(got, expected), (start, length)
+        start += length
+
+
 @pytest.mark.parametrize("family", ["phi-4-mini", "gemma-3-1b"])
 def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
     model, ids = tiny(family), prompt(50)

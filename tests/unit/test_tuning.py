@@ -128,7 +128,7 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
             assert family.fits(choice, {**shape, **usual}), name
             found = family.candidates(choice, shape)
             assert found, name
-            assert all(family.fits(choice, {**shape, **sizes}) and sizes != usual for sizes in found)
+            assert all(family.fits(choice, {**shape, **usual, **sizes}) and sizes != usual for sizes in found)
             assert len({tuple(sizes.items()) for sizes in found}) == len(found)
 
 

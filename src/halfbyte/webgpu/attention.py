@@ -114,7 +114,7 @@ class AttentionLowering:
             rope = self._low.steps[self._low.index - 1]
             if not isinstance(rope, ops.RopeKvWrite):
                 raise TypeError(f"attention follows {type(rope).__name__}, not RopeKvWrite")
-            constants |= self._rotation(rope, sizes[0]["TL"])
+            constants |= self._rotation(rope, sizes[0]["RL"])
             buffers |= self._rotation_buffers(rope)
         f32, int8 = self._low.wanted(step.out)
         value = self._low.value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)

@@ -24,7 +24,14 @@ from halfbyte.errors import DeviceError, UsageError
 from halfbyte.plan.show import quantity
 from halfbyte.webgpu.adapters import counted
 
-FEATURES = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "timestamp-query-inside-passes")
+FEATURES = (
+    "shader-f16",
+    "subgroup",
+    "subgroup-barrier",
+    "timestamp-query",
+    "timestamp-query-inside-passes",
+    "memory-decoration-coherent",
+)
 USAGE = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
 CHUNK_NBYTES = 32 << 20
 """Bytes a write hands to the queue at once: what the driver's staging memory holds beside the model."""
@@ -44,7 +51,8 @@ class Capabilities:
         max_binding: Bytes of a storage binding.
         max_buffer: Bytes of a buffer.
         timestamps: Whether passes can be timed.
-        device_barriers: Whether a storage barrier orders memory for all workgroups, as wgpu's do through Vulkan.
+        coherent: Whether workgroups of a dispatch can read what others of it wrote: buffers may be `coherent`, and a
+            storage barrier orders memory for all workgroups, as wgpu's do through Vulkan.
     """
 
     subgroup: int
@@ -53,7 +61,7 @@ class Capabilities:
     max_binding: int
     max_buffer: int
     timestamps: bool
-    device_barriers: bool
+    coherent: bool
 
     @property
     def largest(self) -> int:
@@ -291,7 +299,7 @@ def _capabilities(adapter: Adapter, limits: dict[str, int], features: Sequence[s
         max_binding=limits["max-storage-buffer-binding-size"],
         max_buffer=limits["max-buffer-size"],
         timestamps="timestamp-query" in features,
-        device_barriers=adapter.backend == "Vulkan",
+        coherent="memory-decoration-coherent" in features and adapter.backend == "Vulkan",
     )
 
 

@@ -1,20 +1,21 @@
-// Attention of few tokens, split along the context. Teams of TL invocations take KEYS keys at a time, each lane eight
-// values of the head, for the SLICE query heads that share a key head; then the teams are merged.
-// With FUSED the queries and the newest key are normed and rotated here, and the newest key and value are written.
+// Attention of few tokens, split along the context. Teams of TL invocations take KEYS keys at a time, each lane EIGHTS
+// times eight values of the head, for the SLICE query heads that share a key head; then the teams are merged.
+// With FUSED teams of RL norm and rotate the queries and the newest key first, and that and its value are written.
 // Writes `partial` [tokens, heads, MAX_SPLITS, HDP] and `weight` [tokens, heads, MAX_SPLITS] (maximum, sum). With
 // FINISH the last workgroup to get there, known by a counter, merges the splits of its heads into the result.
 // Grid: (KV_HEADS · slices, splits, tokens). AT_ONCE: heads whose teams are merged at once, as workgroup memory allows.
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS=["read","read_write"][FUSED]
 #if FUSED
-#include rotate
-var<workgroup> fresh: array<vec4<f32>, ${(SLICE + 1) * 2 * TL}>;
+#include rotate TL=RL
+// Eights of the queries, the newest key and its value: the first halves of all lanes, then the second.
+var<workgroup> fresh: array<vec4<f32>, ${(SLICE + 2) * 2 * RL}>;
 #else
 @bind var<storage, read> q: array<f32>;
-#include team NAME="head" TEAM=TL
 #endif
-@bind var<storage, read_write> partial: array<vec4<f32>>;
-@bind var<storage, read_write> weight: array<vec2<f32>>;
+#include team NAME="key" TEAM=TL
+${"@coherent " if FINISH else ""}@bind var<storage, read_write> partial: array<vec4<f32>>;
+${"@coherent " if FINISH else ""}@bind var<storage, read_write> weight: array<vec2<f32>>;
 #include splits
 #if FINISH
 @bind var<storage, read_write> arrived: array<atomic<u32>>;
@@ -23,7 +24,27 @@ var<workgroup> order: u32;
 #endif
 var<workgroup> group_max: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 var<workgroup> group_total: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
-var<workgroup> group_values: array<vec4<f32>, ${AT_ONCE * WG // max(TL, SUBGROUP) * 2 * TL}>;
+var<workgroup> group_values: array<vec4<f32>, ${AT_ONCE * WG // max(TL, SUBGROUP) * 2 * TL * EIGHTS}>;
+
+#if FUSED
+// An eight of a slot of `fresh`, in the cache's precision.
+fn fresh8(slot: u32, eight: u32) -> Values {
+    let at = slot * ${2 * RL}u + eight;
+    return unpacked(packed(fresh[at], fresh[at + ${RL}u]));
+}
+#endif
+
+// Below any score, for a team that has seen no key yet; a key that is not seen has a lower one, and no weight.
+const LEAST = -1.0e30;
+const UNSEEN = -3.0e38;
+
+fn capped(score: f32) -> f32 {
+#if SOFTCAP
+    return ${SOFTCAP} * (1.0 - 2.0 / (exp(clamp(2.0 * score / ${SOFTCAP}, -80.0, 80.0)) + 1.0));
+#else
+    return score;
+#endif
+}
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -34,10 +55,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let team = lid / ${TL}u;
 #if FUSED
     // All loads that need nothing else come first: those of the cache wait for the block table, maybe the position.
-    let head = select(${HEADS}u + kv_head, first_head + team, team < ${SLICE}u);
-    let raw = raw8(t, head, lane);
-    let newest_v = raw8(t, ${HEADS + KV_HEADS}u + kv_head, lane);
-    let turn = angles8(t, lane);
+    let rotating = lid / ${RL}u;
+    let eight = lid % ${RL}u;
+    let head = select(${HEADS}u + kv_head, first_head + rotating, rotating < ${SLICE}u);
+    let raw = raw8(t, head, eight);
+    let newest_v = raw8(t, ${HEADS + KV_HEADS}u + kv_head, eight);
+    let turn = angles8(t, eight);
 #endif
     let position = u32(state[${POSITIONS}u + t]);
 #if SEQUENCES > 1
@@ -47,12 +70,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endif
     let oldest = oldest_key(position);
     let start = (oldest / ${CHUNK}u + wg.y) * ${CHUNK}u;
-    let inside = lane < ${HDP // 8}u;
-    let column = min(lane, ${HDP // 8 - 1}u);
+#for e in range(EIGHTS)
+    let column${e} = min(lane + ${TL * e}u, ${HDP // 8 - 1}u);
+#endfor
 #for u in range(KEYS)
-    let at${u} = cache_row(sequence, kv_head, start + ${WG // TL * u}u + team) + column;
-    var next_k${u} = k_cache[at${u}];
-    var next_v${u} = v_cache[at${u}];
+    let at${u} = cache_row(sequence, kv_head, start + ${WG // TL * u}u + team);
+#for e in range(EIGHTS)
+    var next_k${u}_${e} = k_cache[at${u} + column${e}];
+    var next_v${u}_${e} = v_cache[at${u} + column${e}];
+#endfor
 #endfor
     let splits = split_count(position);
     if (wg.y >= splits) {
@@ -60,66 +86,92 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
 #if FUSED
     let turned = rotated8(lid, head, raw, turn);
-    if (team <= ${SLICE}u) {
-        fresh[team * ${2 * TL}u + lane] = turned.a;
-        fresh[team * ${2 * TL}u + ${TL}u + lane] = turned.b;
+    if (rotating <= ${SLICE}u) {
+        fresh[rotating * ${2 * RL}u + eight] = turned.a;
+        fresh[rotating * ${2 * RL}u + ${RL}u + eight] = turned.b;
+    }
+    if (rotating == ${SLICE}u) {
+        fresh[${(SLICE + 1) * 2 * RL}u + eight] = newest_v.a;
+        fresh[${(SLICE + 1) * 2 * RL + RL}u + eight] = newest_v.b;
     }
     let newest_chunk = position / ${CHUNK}u - oldest / ${CHUNK}u;
-    if (team == ${SLICE}u && inside && wg.x % ${SLICES}u == 0u && newest_chunk % splits == wg.y) {
-        let at = cache_row(sequence, kv_head, position) + lane;
+    if (rotating == ${SLICE}u && eight < ${HDP // 8}u && wg.x % ${SLICES}u == 0u && newest_chunk % splits == wg.y) {
+        let at = cache_row(sequence, kv_head, position) + eight;
         k_cache[at] = packed(turned.a, turned.b);
         v_cache[at] = packed(newest_v.a, newest_v.b);
     }
     workgroupBarrier();
+    let begins = team == 0u && newest_chunk % splits == wg.y;
+#for e in range(EIGHTS)
+    let newest_k${e} = fresh8(${SLICE}u, lane + ${e * TL}u);
+    let newest_v${e} = fresh8(${SLICE + 1}u, lane + ${e * TL}u);
+#endfor
 #endif
 #for g in range(SLICE)
+#for e in range(EIGHTS)
 #if FUSED
-    let qa${g} = fresh[${2 * g * TL}u + lane] * ${SCALE};
-    let qb${g} = fresh[${(2 * g + 1) * TL}u + lane] * ${SCALE};
+    let qa${g}_${e} = fresh[${2 * g * RL + e * TL}u + lane] * ${SCALE};
+    let qb${g}_${e} = fresh[${(2 * g + 1) * RL + e * TL}u + lane] * ${SCALE};
 #else
-    var qa${g} = vec4<f32>(0.0);
-    var qb${g} = vec4<f32>(0.0);
+    var qa${g}_${e} = vec4<f32>(0.0);
+    var qb${g}_${e} = vec4<f32>(0.0);
 #for i in range(8)
-    if (lane * 8u + ${i}u < ${HD}u) {
-        q${"ab"[i // 4]}${g}[${i % 4}] = q[t * ${Q_ROW}u + (first_head + ${g}u) * ${HD}u + lane * 8u + ${i}u] * ${SCALE};
+    if (lane * 8u + ${e * TL * 8 + i}u < ${HD}u) {
+        q${"ab"[i // 4]}${g}_${e}[${i % 4}] = q[t * ${Q_ROW}u + (first_head + ${g}u) * ${HD}u + lane * 8u + ${e * TL * 8 + i}u] * ${SCALE};
     }
 #endfor
 #endif
-    var top${g} = -3.0e38;
-    var total${g} = 0.0;
-    var a${g} = vec4<f32>(0.0);
-    var b${g} = vec4<f32>(0.0);
 #endfor
-    for (var base = start; base <= position; base += ${CHUNK}u * splits) {
-#for u in range(KEYS)
-        let key${u} = base + ${WG // TL * u}u + team;
-        let seen${u} = key${u} <= position && key${u} >= oldest;
-        var k${u} = unpacked(next_k${u});
-        var v${u} = unpacked(next_v${u});
-        if (!seen${u}) {
-            v${u} = Values(vec4<f32>(0.0), vec4<f32>(0.0));
-        }
 #if FUSED
-        if (key${u} == position) {
-            k${u} = unpacked(packed(fresh[${2 * SLICE * TL}u + lane], fresh[${(2 * SLICE + 1) * TL}u + lane]));
-            v${u} = unpacked(packed(newest_v.a, newest_v.b));
-        }
+    // One team begins with the newest key.
+    let newest${g} = key_sum(lid, ${" + ".join(f"dot(qa{g}_{e}, newest_k{e}.a) + dot(qb{g}_{e}, newest_k{e}.b)" for e in range(EIGHTS))});
+    var top${g} = select(LEAST, capped(newest${g}), begins);
+    var total${g} = select(0.0, 1.0, begins);
+#for e in range(EIGHTS)
+    var a${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.a, begins);
+    var b${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.b, begins);
+#endfor
+#else
+    var top${g} = LEAST;
+    var total${g} = 0.0;
+#for e in range(EIGHTS)
+    var a${g}_${e} = vec4<f32>(0.0);
+    var b${g}_${e} = vec4<f32>(0.0);
+#endfor
 #endif
 #endfor
-        if (base + ${CHUNK}u * splits <= position) {
+    // Keys that the cache holds already: what was read beyond them, or left the window, may be anything.
+    let cached = position${"" if FUSED else " + 1u"};
 #for u in range(KEYS)
-            let at${u} = cache_row(sequence, kv_head, key${u} + ${CHUNK}u * splits) + column;
-            next_k${u} = k_cache[at${u}];
-            next_v${u} = v_cache[at${u}];
+    let begin${u} = start + ${WG // TL * u}u + team;
+    if (begin${u} >= cached${f" || begin{u} < oldest" if WINDOW else ""}) {
+#for e in range(EIGHTS)
+        next_v${u}_${e} = Eight();
+#endfor
+    }
+#endfor
+    for (var base = start; base < cached; base += ${CHUNK}u * splits) {
+#for u in range(KEYS)
+        let key${u} = base + ${WG // TL * u}u + team;
+        let seen${u} = key${u} < cached${f" && key{u} >= oldest" if WINDOW else ""};
+#for e in range(EIGHTS)
+        let k${u}_${e} = unpacked(next_k${u}_${e});
+        let v${u}_${e} = unpacked(next_v${u}_${e});
+#endfor
+#endfor
+        if (base + ${CHUNK}u * splits < cached) {
+#for u in range(KEYS)
+            let at${u} = cache_row(sequence, kv_head, min(key${u} + ${CHUNK}u * splits, cached - 1u));
+#for e in range(EIGHTS)
+            next_k${u}_${e} = k_cache[at${u} + column${e}];
+            next_v${u}_${e} = v_cache[at${u} + column${e}];
+#endfor
 #endfor
         }
 #for g in range(SLICE)
 #for u in range(KEYS)
-        var s${g}_${u} = head_sum(lid, dot(qa${g}, k${u}.a) + dot(qb${g}, k${u}.b));
-#if SOFTCAP
-        s${g}_${u} = ${SOFTCAP} * (1.0 - 2.0 / (exp(clamp(2.0 * s${g}_${u} / ${SOFTCAP}, -80.0, 80.0)) + 1.0));
-#endif
-        s${g}_${u} = select(-3.0e38, s${g}_${u}, seen${u});
+        let sum${g}_${u} = key_sum(lid, ${" + ".join(f"dot(qa{g}_{e}, k{u}_{e}.a) + dot(qb{g}_{e}, k{u}_{e}.b)" for e in range(EIGHTS))});
+        let s${g}_${u} = select(UNSEEN, capped(sum${g}_${u}), seen${u});
 #endfor
         {
             var top = top${g};
@@ -129,13 +181,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             let faded = exp(top${g} - top);
             top${g} = top;
             total${g} *= faded;
-            a${g} *= faded;
-            b${g} *= faded;
+#for e in range(EIGHTS)
+            a${g}_${e} *= faded;
+            b${g}_${e} *= faded;
+#endfor
 #for u in range(KEYS)
-            let p${u} = select(0.0, exp(s${g}_${u} - top), seen${u});
+            let p${u} = exp(s${g}_${u} - top);
             total${g} += p${u};
-            a${g} += p${u} * v${u}.a;
-            b${g} += p${u} * v${u}.b;
+#for e in range(EIGHTS)
+            a${g}_${e} += p${u} * v${u}_${e}.a;
+            b${g}_${e} += p${u} * v${u}_${e}.b;
+#endfor
 #endfor
         }
 #endfor
@@ -148,10 +204,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         top${g} = top;
         total${g} *= share;
         total${g} += subgroupShuffleXor(total${g}, ${d}u);
-        a${g} *= share;
-        a${g} += subgroupShuffleXor(a${g}, ${d}u);
-        b${g} *= share;
-        b${g} += subgroupShuffleXor(b${g}, ${d}u);
+#for e in range(EIGHTS)
+        a${g}_${e} *= share;
+        a${g}_${e} += subgroupShuffleXor(a${g}_${e}, ${d}u);
+        b${g}_${e} *= share;
+        b${g}_${e} += subgroupShuffleXor(b${g}_${e}, ${d}u);
+#endfor
     }
 #endfor
 #endfor
@@ -169,9 +227,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (lid % ${max(TL, SUBGROUP)}u < ${TL}u) {
 #for g in range(first, min(first + AT_ONCE, SLICE))
         {
-            let at = (${(g - first) * (WG // max(TL, SUBGROUP))}u + group) * ${2 * TL}u + lane * 2u;
-            group_values[at] = a${g};
-            group_values[at + 1u] = b${g};
+            let at = (${(g - first) * (WG // max(TL, SUBGROUP))}u + group) * ${2 * TL * EIGHTS}u + lane * 2u;
+#for e in range(EIGHTS)
+            group_values[at + ${2 * TL * e}u] = a${g}_${e};
+            group_values[at + ${2 * TL * e + 1}u] = b${g}_${e};
+#endfor
         }
 #endfor
     }
@@ -179,7 +239,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     for (var item = lid; item < ${(min(first + AT_ONCE, SLICE) - first) * HDP // 4}u; item += ${WG}u) {
         let g = ${first}u + item / ${HDP // 4}u;
         let d4 = item % ${HDP // 4}u;
-        var top = -3.0e38;
+        var top = LEAST;
 #for i in range(WG // max(TL, SUBGROUP))
         top = max(top, group_max[${i * SLICE}u + g]);
 #endfor
@@ -189,7 +249,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         {
             let share = exp(group_max[${i * SLICE}u + g] - top);
             total += group_total[${i * SLICE}u + g] * share;
-            sum += group_values[((g - ${first}u) * ${WG // max(TL, SUBGROUP)}u + ${i}u) * ${2 * TL}u + d4] * share;
+            sum += group_values[((g - ${first}u) * ${WG // max(TL, SUBGROUP)}u + ${i}u) * ${2 * TL * EIGHTS}u + d4] * share;
         }
 #endfor
         let at = (t * ${HEADS}u + first_head + g) * ${MAX_SPLITS}u + wg.y;

@@ -16,9 +16,14 @@ from halfbyte.webgpu.kernels.family import Constants, Family, Tuning
 Sizes = Mapping[str, Any]
 WIDE_STORAGE = 40_000
 """Bytes of workgroup memory that the wide tiles take."""
+LEAST_STORAGE = 16_384
+"""Bytes of workgroup memory that any device has."""
 BUSY_WORKGROUPS = 128
-"""Workgroups of attention that are enough where four heads share keys; others take fewer registers, and twice as many
-run at once: an H200 has 132 cores."""
+"""Workgroups of attention that are enough where heads that share keys take many registers; of others more run at once:
+an H200 has 132 cores."""
+_FEW_KEYS = (256, 4, 1, 2)
+_MANY_KEYS = {1: (128, 4, 1, 4), 2: (256, 3, 1, 2), 3: (256, 2, 2, 1), 4: (256, 4, 1, 1)}
+"""WG, KEYS, EIGHTS and times BUSY_WORKGROUPS, by the query heads that share keys, as they were fastest on an H200."""
 FEWEST_SPLITS = 16
 """Splits that attention over many keys should have."""
 LONG_KEYS = 1536
@@ -54,7 +59,7 @@ VARIANTS = {
         Variant("int8", ("gemv", "gemm", "norm", "embed", "merge"), lambda c: True),
         Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
         Variant("fused-attention", ("attend",), lambda c: True),
-        Variant("merged-attention", ("attend",), lambda c: c.device_barriers),
+        Variant("merged-attention", ("attend",), lambda c: c.coherent),
         Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
         Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
         Variant("read-ahead", ("gemv",), lambda c: True),
@@ -243,20 +248,24 @@ def _leaving(choice: Choice, heads: int, kv_heads: int, head_dim: int) -> Consta
 def _attend(
     choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: bool, left: bool, **cache: int | str
 ) -> Constants:
-    """Sizes for attention of few tokens: WG, SLICE, KEYS, SPLIT_CHUNKS, MAX_SPLITS; ROOM, bytes to merge teams in.
+    """Sizes for attention of few tokens: WG, SLICE, KEYS, EIGHTS, SPLIT_CHUNKS, MAX_SPLITS; ROOM to merge teams in.
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
-    Where two or three heads share, fewer keys at once leave registers for a second workgroup beside the first. With
-    `left` the product that reads the result merges the splits.
+    With `left` the product that reads the result merges the splits.
     """
-    slice_ = _sharing(heads, heads // kv_heads) if long else 1
-    most = (BUSY_WORKGROUPS if slice_ == 4 else 2 * BUSY_WORKGROUPS) * slice_ // heads
+    slice_ = _sharing(heads, heads // kv_heads) if long and choice.subgroup else 1
+    wg, keys, eights, busy = _MANY_KEYS[slice_] if long else _FEW_KEYS
+    if not choice.subgroup:
+        wg, keys, eights = 128, 1, 1
+    elif long and head_dim > 128:
+        eights = 2
     usual = {
-        "WG": 256,
+        "WG": wg,
         "SLICE": slice_,
-        "KEYS": {1: 4, 2: 3, 3: 2, 4: 4}[slice_] if choice.subgroup else 1,
+        "KEYS": keys,
+        "EIGHTS": min(eights, head_lanes(head_dim)),
         "SPLIT_CHUNKS": 1,
-        "MAX_SPLITS": max(1, min(64, most)),
+        "MAX_SPLITS": max(1, min(64, busy * BUSY_WORKGROUPS * slice_ // heads)),
         "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": choice.subgroup,
     }
@@ -271,9 +280,9 @@ def _sharing(heads: int, group: int) -> int:
     return most if heads // most * FEWEST_SPLITS <= BUSY_WORKGROUPS else max(1, most // 2)
 
 
-def head_lanes(head_dim: int) -> int:
-    """Lanes that hold a head, eight values each: a power of two."""
-    return 1 << (-(-head_dim // 8) - 1).bit_length()
+def head_lanes(head_dim: int, eights: int = 1) -> int:
+    """Lanes that hold a head, each so many times eight values: a power of two."""
+    return 1 << (-(-head_dim // (8 * eights)) - 1).bit_length()
 
 
 def _attend_derived(sizes: Sizes) -> Constants:
@@ -282,10 +291,11 @@ def _attend_derived(sizes: Sizes) -> Constants:
     TL, lanes that hold a head; SLICES, workgroups for the query heads that share a key head; CHUNK, keys that a
     workgroup takes at a time; AT_ONCE, heads whose teams are merged at once.
     """
-    lanes = head_lanes(sizes["head_dim"])
-    kept = sizes["WG"] // max(lanes, sizes["SUBGROUP"]) * lanes * 32
+    lanes = head_lanes(sizes["head_dim"], sizes["EIGHTS"])
+    kept = sizes["WG"] // max(lanes, sizes["SUBGROUP"]) * lanes * sizes["EIGHTS"] * 32
     return {
         "TL": lanes,
+        "RL": head_lanes(sizes["head_dim"]),
         "SLICES": sizes["heads"] // sizes["kv_heads"] // sizes["SLICE"],
         "CHUNK": sizes["WG"] // lanes * sizes["KEYS"],
         "AT_ONCE": max(1, min(sizes["SLICE"], sizes["ROOM"] // kept)),
@@ -296,12 +306,22 @@ def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
     lanes = head_lanes(sizes["head_dim"])
     return bool(
         sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
+        and head_lanes(sizes["head_dim"], sizes["EIGHTS"]) * sizes["EIGHTS"] <= lanes
         and sizes["WG"] // lanes > sizes["SLICE"]
         and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
         and sizes["WG"] <= _invocations(choice)
         and not (sizes["left"] and sizes["MAX_SPLITS"] > MOST_LEFT)
-        and (choice.subgroup >= lanes or sizes["WG"] * 32 + (sizes["SLICE"] + 1) * lanes * 32 <= 16000)
+        and _attend_storage(choice, sizes) <= (WIDE_STORAGE if choice.wide_tiles else LEAST_STORAGE)
     )
+
+
+def _attend_storage(choice: Choice, sizes: Sizes) -> int:
+    """Bytes of workgroup memory that attention of few tokens takes, but for some single values."""
+    lanes, derived = head_lanes(sizes["head_dim"]), _attend_derived(sizes)
+    turning = 0 if choice.subgroup >= lanes else sizes["WG"] * 40
+    fresh = (sizes["SLICE"] + 2) * lanes * 32
+    groups = sizes["WG"] // max(derived["TL"], choice.subgroup)
+    return int(turning + fresh + groups * derived["AT_ONCE"] * derived["TL"] * sizes["EIGHTS"] * 32)
 
 
 def _attend_tiled(choice: Choice, *, head_dim: int, **cache: int | str) -> Constants:
@@ -360,6 +380,7 @@ FAMILIES = {
                 "WG": (128, 256, 512),
                 "SLICE": (1, 2, 3, 4),
                 "KEYS": (1, 2, 3, 4),
+                "EIGHTS": (1, 2, 3),
                 "SPLIT_CHUNKS": (1, 2),
                 "MAX_SPLITS": (8, 10, 12, 16, 32, 64),
             },

@@ -185,7 +185,7 @@ class AttentionLowering:
             "attend_tiled",
             {**constants, **sizes, "STRIDE": value.stride},
             buffers,
-            lambda e: (ceil_div(e.tokens, sizes["ROWS"]), step.heads, 1),
+            lambda e: (step.heads, ceil_div(e.tokens, sizes["ROWS"]), 1),
             "attend",
         )
         if self._low.wanted(step.out)[1]:

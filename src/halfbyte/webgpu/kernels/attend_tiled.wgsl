@@ -1,7 +1,9 @@
 // Attention of many tokens: a workgroup takes ROWS tokens of one query head and walks over the keys, KEYS at a time,
 // with an online softmax. Invocation (tx, ty) of 16 × 16 holds tokens ty + 16·r, keys tx + 16·j and dims 4·tx + 64·j.
-// Tokens of several sequences may share a tile: the walk is made once for each run of one sequence.
-// Grid: (tokens / ROWS, heads). Constants: HD, HDP, ROWS, KEYS, STAGED (keys of V staged at once), WINDOW, SCALE, SOFTCAP.
+// Tokens of several sequences may share a tile: the walk is made once for each run of one sequence. Queries and keys are
+// staged in workgroup memory 32 dims at a time, then values STAGED keys at a time; what is staged next is read meanwhile.
+// Grid: (heads, tokens / ROWS), the last tokens first, which see most keys. Constants: HD, HDP, ROWS, KEYS, STAGED,
+// WINDOW, SCALE, SOFTCAP.
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS="read"
 @bind var<storage, read> q: array<${"vec4<f32>" if HD % 4 == 0 else "f32"}>;
@@ -10,6 +12,7 @@
 var<workgroup> stage: array<vec4<f32>, ${(ROWS + KEYS) * 9}>;
 var<workgroup> shares: array<vec4<f32>, ${ROWS * (KEYS // 4 + 1)}>;
 
+// Four dims of a row of a query head, zeros beyond it.
 fn query4(t: u32, head: u32, d: u32) -> vec4<f32> {
 #if HD % 4 == 0
     if (d < ${HD}u) {
@@ -27,13 +30,27 @@ fn query4(t: u32, head: u32, d: u32) -> vec4<f32> {
 #endif
 }
 
+// Item i of a tile of keys of which `chunk` is staged: an eight of a key; queries are zero beyond the last.
+fn key8(sequence: u32, kv_head: u32, first: u32, newest: u32, chunk: u32, i: u32) -> Eight {
+    let eight = min(chunk * 4u + i % 4u, ${HDP // 8 - 1}u);
+    return k_cache[cache_row(sequence, kv_head, min(first + i / 4u, newest)) + eight];
+}
+
+// Item i of values that are staged.
+fn value8(sequence: u32, kv_head: u32, first: u32, newest: u32, i: u32) -> Eight {
+    return v_cache[cache_row(sequence, kv_head, min(first + i / ${HDP // 8}u, newest)) + i % ${HDP // 8}u];
+}
+
 @compute @workgroup_size(${WG})
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let head = wg.y;
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32
+) {
+    let head = wg.x;
     let kv_head = head / ${HEADS // KV_HEADS}u;
     let tx = lid % 16u;
     let ty = lid / 16u;
-    let first = wg.x * ${ROWS}u;
+    let first = (count.y - 1u - wg.y) * ${ROWS}u;
     let last = min(first + ${ROWS}u, u32(state[${COUNT_AT}u]));
 #for r in range(ROWS // 16)
     let t${r} = first + ty + ${16 * r}u;
@@ -46,9 +63,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endfor
     var run = first;
     while (run < last) {
-        let sequence = state[${SEQ}u + run];
+        let sequence = u32(state[${SEQ}u + run]);
         var run_end = run + 1u;
-        while (run_end < last && state[${SEQ}u + run_end] == sequence) {
+        while (run_end < last && u32(state[${SEQ}u + run_end]) == sequence) {
             run_end++;
         }
         let newest = u32(state[${POSITIONS}u + run_end - 1u]);
@@ -57,6 +74,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #else
         let oldest = 0u;
 #endif
+#for n in range((ROWS * 8 + WG - 1) // WG)
+        var next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, lid % 8u * 4u);
+#endfor
+#for n in range((KEYS * 4 + WG - 1) // WG)
+        var next_k${n} = key8(sequence, kv_head, oldest, newest, 0u, lid + ${n * WG}u);
+#endfor
+#for n in range((STAGED * HDP // 8 + WG - 1) // WG)
+        var next_v${n} = Eight();
+#endfor
         for (var base = oldest; base <= newest; base += ${KEYS}u) {
 #for r in range(ROWS // 16)
 #for j in range(KEYS // 16)
@@ -65,20 +91,32 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endfor
             for (var chunk = 0u; chunk < ${(HDP + 31) // 32}u; chunk++) {
                 workgroupBarrier();
-                for (var i = lid; i < ${ROWS * 8}u; i += ${WG}u) {
-                    stage[i / 8u * 9u + i % 8u] = query4(min(first + i / 8u, last - 1u), head, chunk * 32u + i % 8u * 4u);
+#for n in range((ROWS * 8 + WG - 1) // WG)
+                if (lid < ${ROWS * 8 - n * WG}u) {
+                    stage[(lid + ${n * WG}u) / 8u * 9u + lid % 8u] = next_q${n};
                 }
-                for (var i = lid; i < ${KEYS * 4}u; i += ${WG}u) {
-                    let eight = chunk * 4u + i % 4u;
-                    var k = Values(vec4<f32>(0.0), vec4<f32>(0.0));
-                    if (eight < ${HDP // 8}u) {
-                        k = unpacked(k_cache[cache_row(u32(sequence), kv_head, min(base + i / 4u, newest)) + eight]);
-                    }
-                    let at = ${ROWS * 9}u + i / 4u * 9u + i % 4u * 2u;
+#endfor
+#for n in range((KEYS * 4 + WG - 1) // WG)
+                if (lid < ${KEYS * 4 - n * WG}u) {
+                    let k = unpacked(next_k${n});
+                    let at = ${ROWS * 9}u + (lid + ${n * WG}u) / 4u * 9u + lid % 4u * 2u;
                     stage[at] = k.a;
                     stage[at + 1u] = k.b;
                 }
+#endfor
                 workgroupBarrier();
+                if (chunk < ${(HDP + 31) // 32 - 1}u) {
+#for n in range((ROWS * 8 + WG - 1) // WG)
+                    next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, chunk * 32u + 32u + lid % 8u * 4u);
+#endfor
+#for n in range((KEYS * 4 + WG - 1) // WG)
+                    next_k${n} = key8(sequence, kv_head, base, newest, chunk + 1u, lid + ${n * WG}u);
+#endfor
+                } else {
+#for n in range((STAGED * HDP // 8 + WG - 1) // WG)
+                    next_v${n} = value8(sequence, kv_head, base, newest, lid + ${n * WG}u);
+#endfor
+                }
                 for (var i = 0u; i < 8u; i++) {
 #for r in range(ROWS // 16)
                     let q${r} = stage[(ty + ${16 * r}u) * 9u + i];
@@ -86,7 +124,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for j in range(KEYS // 16)
                     let k${j} = stage[(${ROWS + 16 * j}u + tx) * 9u + i];
 #for r in range(ROWS // 16)
-                    s${r}_${j} += dot(q${r}, k${j});
+#for d in "xyzw"
+                    s${r}_${j} = fma(q${r}.${d}, k${j}.${d}, s${r}_${j});
+#endfor
 #endfor
 #endfor
                 }
@@ -121,13 +161,26 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endfor
             for (var from_key = 0u; from_key < ${KEYS}u; from_key += ${STAGED}u) {
                 workgroupBarrier();
-                for (var i = lid; i < ${STAGED * HDP // 8}u; i += ${WG}u) {
-                    let key = min(base + from_key + i / ${HDP // 8}u, newest);
-                    let v = unpacked(v_cache[cache_row(u32(sequence), kv_head, key) + i % ${HDP // 8}u]);
-                    stage[i * 2u] = v.a;
-                    stage[i * 2u + 1u] = v.b;
+#for n in range((STAGED * HDP // 8 + WG - 1) // WG)
+                if (lid < ${STAGED * HDP // 8 - n * WG}u) {
+                    let v = unpacked(next_v${n});
+                    stage[(lid + ${n * WG}u) * 2u] = v.a;
+                    stage[(lid + ${n * WG}u) * 2u + 1u] = v.b;
                 }
+#endfor
                 workgroupBarrier();
+                if (from_key < ${KEYS - STAGED}u) {
+#for n in range((STAGED * HDP // 8 + WG - 1) // WG)
+                    next_v${n} = value8(sequence, kv_head, base + from_key + ${STAGED}u, newest, lid + ${n * WG}u);
+#endfor
+                } else {
+#for n in range((ROWS * 8 + WG - 1) // WG)
+                    next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, lid % 8u * 4u);
+#endfor
+#for n in range((KEYS * 4 + WG - 1) // WG)
+                    next_k${n} = key8(sequence, kv_head, base + ${KEYS}u, newest, 0u, lid + ${n * WG}u);
+#endfor
+                }
                 for (var four = 0u; four < ${STAGED // 4}u; four++) {
 #for r in range(ROWS // 16)
                     let p${r} = shares[(ty + ${16 * r}u) * ${KEYS // 4 + 1}u + from_key / 4u + four];

@@ -57,7 +57,7 @@ class StateLayout:
         return values
 
     def table(self, name: str, table: NDArray[np.int32]) -> NDArray[np.int32]:
-        """A block table as it is stored: whole rows, unused entries pointing at block 0, which is never read there."""
+        """A block table as it is stored: whole rows, unused entries pointing at block 0, whose values go unused."""
         whole = np.zeros((table.shape[0], self._columns[name]), np.int32)
         whole[:, : table.shape[1]] = np.maximum(table, 0)
         return whole.reshape(-1)

@@ -101,7 +101,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         v_cache[at] = packed(newest_v.a, newest_v.b);
     }
     workgroupBarrier();
-    let begins = team == 0u && newest_chunk % splits == wg.y;
+    let takes_newest = team == 0u && newest_chunk % splits == wg.y;
 #for e in range(EIGHTS)
     let newest_k${e} = fresh8(${SLICE}u, lane + ${e * TL}u);
     let newest_v${e} = fresh8(${SLICE + 1}u, lane + ${e * TL}u);
@@ -125,11 +125,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #if FUSED
     // One team begins with the newest key.
     let newest${g} = key_sum(lid, ${" + ".join(f"dot(qa{g}_{e}, newest_k{e}.a) + dot(qb{g}_{e}, newest_k{e}.b)" for e in range(EIGHTS))});
-    var top${g} = select(LEAST, capped(newest${g}), begins);
-    var total${g} = select(0.0, 1.0, begins);
+    var top${g} = select(LEAST, capped(newest${g}), takes_newest);
+    var total${g} = select(0.0, 1.0, takes_newest);
 #for e in range(EIGHTS)
-    var a${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.a, begins);
-    var b${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.b, begins);
+    var a${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.a, takes_newest);
+    var b${g}_${e} = select(vec4<f32>(0.0), newest_v${e}.b, takes_newest);
 #endfor
 #else
     var top${g} = LEAST;
@@ -143,8 +143,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     // Keys that the cache holds already: what was read beyond them, or left the window, may be anything.
     let cached = position${"" if FUSED else " + 1u"};
 #for u in range(KEYS)
-    let begin${u} = start + ${WG // TL * u}u + team;
-    if (begin${u} >= cached${f" || begin{u} < oldest" if WINDOW else ""}) {
+    let first_key${u} = start + ${WG // TL * u}u + team;
+    if (first_key${u} >= cached${f" || first_key{u} < oldest" if WINDOW else ""}) {
 #for e in range(EIGHTS)
         next_v${u}_${e} = Eight();
 #endfor

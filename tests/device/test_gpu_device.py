@@ -183,8 +183,9 @@ def test_kernels_stay_within_a_browsers_workgroup_memory(monkeypatch: pytest.Mon
     plan = make_plan(spec, weights.format, tokens=64, context=2048)
     GpuExecutor(plan, weights, device=software_gpu(baseline=True), off=()).begin([(64, 1), (8, 8)])
     words = {"u32": 1, "f32": 1, "vec2<f32>": 2, "vec4<f32>": 4, "vec4<u32>": 4}
-    declared = re.compile(r"var<workgroup> \w+: (?:array<(.+), (\d+)>|u32);")
-    taken = [sum(4 * words[kind or "u32"] * int(n or 1) for kind, n in declared.findall(s)) for s in sources]
+    declared = [re.findall(r"var<workgroup> \w+: (?:array<(.+), (\d+)>|u32);", source) for source in sources]
+    assert [len(found) for found in declared] == [source.count("var<workgroup>") for source in sources]
+    taken = [sum(4 * words[kind or "u32"] * int(count or 1) for kind, count in found) for found in declared]
     assert len(taken) > 5
     assert 8000 < max(taken) <= BASELINE.workgroup_storage
 

@@ -59,8 +59,8 @@ def test_what_memory_held_before_is_never_seen(family: str, kv_dtype: str) -> No
     model, ids = tiny(family), prompt(60)
     gpu, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
     clean, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
+    gpu.load(one(gpu.plan, 0, 90))
     for cache in gpu.target.caches.values():
-        gpu.load(one(gpu.plan, 0, 90))
         gpu.device.write(cache.handle, 0, np.full(cache.handle.size, 255, np.uint8))
     start = 0
     for length in (1, 1, 3, 20, 1, 8, 17, 1, 1):

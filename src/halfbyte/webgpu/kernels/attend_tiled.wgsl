@@ -75,14 +75,15 @@ fn main(
         let oldest = 0u;
 #endif
 #for n in range((ROWS * 8 + WG - 1) // WG)
-        var next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, lid % 8u * 4u);
+        var next_q${n}: vec4<f32>;
 #endfor
 #for n in range((KEYS * 4 + WG - 1) // WG)
-        var next_k${n} = key8(sequence, kv_head, oldest, newest, 0u, lid + ${n * WG}u);
+        var next_k${n}: Eight;
 #endfor
 #for n in range((STAGED * HDP // 8 + WG - 1) // WG)
-        var next_v${n} = Eight();
+        var next_v${n}: Eight;
 #endfor
+#include attend_tiled_loads FIRST_KEY="oldest" DIMS="0u"
         for (var base = oldest; base <= newest; base += ${KEYS}u) {
 #for r in range(ROWS // 16)
 #for j in range(KEYS // 16)
@@ -106,12 +107,7 @@ fn main(
 #endfor
                 workgroupBarrier();
                 if (chunk < ${(HDP + 31) // 32 - 1}u) {
-#for n in range((ROWS * 8 + WG - 1) // WG)
-                    next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, chunk * 32u + 32u + lid % 8u * 4u);
-#endfor
-#for n in range((KEYS * 4 + WG - 1) // WG)
-                    next_k${n} = key8(sequence, kv_head, base, newest, chunk + 1u, lid + ${n * WG}u);
-#endfor
+#include attend_tiled_loads FIRST_KEY="base" DIMS="chunk+1u"
                 } else {
 #for n in range((STAGED * HDP // 8 + WG - 1) // WG)
                     next_v${n} = value8(sequence, kv_head, base, newest, lid + ${n * WG}u);
@@ -174,12 +170,7 @@ fn main(
                     next_v${n} = value8(sequence, kv_head, base + from_key + ${STAGED}u, newest, lid + ${n * WG}u);
 #endfor
                 } else {
-#for n in range((ROWS * 8 + WG - 1) // WG)
-                    next_q${n} = query4(min(first + lid / 8u + ${n * WG // 8}u, last - 1u), head, lid % 8u * 4u);
-#endfor
-#for n in range((KEYS * 4 + WG - 1) // WG)
-                    next_k${n} = key8(sequence, kv_head, base + ${KEYS}u, newest, 0u, lid + ${n * WG}u);
-#endfor
+#include attend_tiled_loads FIRST_KEY=f"base+{KEYS}u" DIMS="0u"
                 }
                 for (var four = 0u; four < ${STAGED // 4}u; four++) {
 #for r in range(ROWS // 16)

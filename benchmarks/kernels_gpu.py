@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.gpu.device.clock import Clock
+from halfbyte.gpu.device.device import Device, open_device
+from halfbyte.gpu.run.decode import ResidentDecoder
+from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.run.recorder import Extent, Program
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Batch, make_plan
 from halfbyte.plan.ops import Attention
 from halfbyte.runtime import SamplingParams
-from halfbyte.webgpu.decode import ResidentDecoder
-from halfbyte.webgpu.device import Device, open_device
-from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.program import Extent, Program
-from halfbyte.webgpu.synthetic import SyntheticWeights
-from halfbyte.webgpu.timing import Clock
+from halfbyte.synthetic import SyntheticWeights
 
 REPEATS = 5
 _WEIGHTS = re.compile(r"(p\d+_)?w(_|$)")

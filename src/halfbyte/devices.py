@@ -12,7 +12,7 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Decoder, Executor, Plan, make_plan
 
 if TYPE_CHECKING:
-    from halfbyte.webgpu.device import Device
+    from halfbyte.gpu.device.device import Device
 
 DEVICES = ("auto", "cpu", "gpu", "reference")
 
@@ -46,7 +46,7 @@ def choose_device(device: str, *, gpu: int | None = None, threads: int | None = 
         return "gpu", f"GPU {gpu} was asked for"
     if threads is not None:
         return "cpu", "its threads were asked for"
-    from halfbyte.webgpu.adapters import best_gpu
+    from halfbyte.gpu.device.adapters import best_gpu
 
     found, reason = best_gpu()
     return ("gpu", f"{found.name} was found") if found else ("cpu", reason)
@@ -83,7 +83,7 @@ def prepare(
         raise UsageError(f"sequences is {sequences}.", "It is a number from 1 to 1024.")
     opened = None
     if device == "gpu":
-        from halfbyte.webgpu.device import open_device
+        from halfbyte.gpu.device.device import open_device
 
         opened = open_device(gpu)
     try:
@@ -109,7 +109,7 @@ def tune(
     spec: ModelSpec, formats: Callable[[str], Format], *, gpu: int | None, kv_dtype: str, activations: str | None
 ) -> None:
     """Tune a GPU for a model that it never met before, as `prepare` does, without loading the model."""
-    from halfbyte.webgpu.device import open_device
+    from halfbyte.gpu.device.device import open_device
 
     opened = open_device(gpu)
     try:
@@ -122,7 +122,7 @@ def _tune_first(
     gpu: Device, spec: ModelSpec, formats: Callable[[str], Format], kv_dtype: str, activations: str, number: int | None
 ) -> None:
     """Tune the kernels for a GPU the first time that it meets a model, and say how long that took."""
-    from halfbyte.webgpu.tuning.first_use import tune_first
+    from halfbyte.gpu.tuning.first_use import tune_first
 
     said = tune_first(
         gpu, spec, formats, tokens=BATCH_TOKENS["gpu"], kv_dtype=kv_dtype, activations=activations, gpu=number
@@ -146,7 +146,7 @@ def _fitting(planned: Callable[[int, int | None], Plan], tokens: int, context: i
             cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
             return plan.context if cache <= room else int(plan.context * room / cache)
     else:
-        from halfbyte.webgpu import budget
+        from halfbyte.gpu.run import budget
 
         free = budget.free_memory(gpu, available_memory())
         if (fitting := budget.batch_tokens(plan, gpu)) < tokens:
@@ -184,9 +184,9 @@ def _gpu_executor(
     progress: Progress | None,
 ) -> Executor:
     from halfbyte.cpu.machine import available_memory
-    from halfbyte.webgpu import budget
-    from halfbyte.webgpu.executor import GpuExecutor
-    from halfbyte.webgpu.selftest import faulty_variants
+    from halfbyte.gpu.checks.selftest import faulty_variants
+    from halfbyte.gpu.run import budget
+    from halfbyte.gpu.run.executor import GpuExecutor
 
     tell = progress or (lambda what, done, total: None)
     total = budget.needs(plan).weights
@@ -209,6 +209,6 @@ def make_decoder(device: str, executor: Any, *, each_token: bool = False) -> Dec
     """
     if device != "gpu":
         return None
-    from halfbyte.webgpu.decode import ResidentDecoder
+    from halfbyte.gpu.run.decode import ResidentDecoder
 
     return ResidentDecoder(executor, ahead=1, together=1) if each_token else ResidentDecoder(executor)

@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from halfbyte.gpu.device.device import BASELINE, Device, find_adapters, open_device
 from halfbyte.plan import Batch, Plan
-from halfbyte.webgpu.device import BASELINE, Device, find_adapters, open_device
 
 
 @cache

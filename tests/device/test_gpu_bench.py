@@ -9,16 +9,16 @@ import pytest
 
 from halfbyte.errors import DeviceError
 from halfbyte.formats import Weight
+from halfbyte.gpu.checks import bandwidth
+from halfbyte.gpu.device.device import BASELINE, Device, open_device
+from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.plan import Plan
 from halfbyte.plan.plan import Tensor
 from halfbyte.report import bench as report
 from halfbyte.report import tables
 from halfbyte.report.schema import Case, Record
 from halfbyte.report.subject import Settings, Subject
-from halfbyte.webgpu import bandwidth
-from halfbyte.webgpu.device import BASELINE, Device, open_device
-from halfbyte.webgpu.synthetic import DISTINCT_ROWS, SyntheticWeights
-from halfbyte.webgpu.weights import WeightStore
+from halfbyte.synthetic import DISTINCT_ROWS, SyntheticWeights
 from tests.device.gpu import software_gpu, software_index
 from tests.models.tiny import tiny
 
@@ -27,11 +27,11 @@ ONCE = Settings("gpu", repeat=1, warm_up=0, gpu=software_index())
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.executor._faulty", lambda _: frozenset())
+    monkeypatch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
     monkeypatch.setattr(bandwidth, "WARM_UP_S", 0.0)
     monkeypatch.setattr(bandwidth, "MEASURED_S", 0.01)
     monkeypatch.setattr(bandwidth, "MOST_NBYTES", 1)
-    monkeypatch.setattr("halfbyte.webgpu.decode.SUBMIT_S", 1e-9)
+    monkeypatch.setattr("halfbyte.gpu.run.decode.SUBMIT_S", 1e-9)
 
 
 def subject() -> Subject:

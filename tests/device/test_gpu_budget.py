@@ -10,21 +10,21 @@ import pytest
 import halfbyte
 from halfbyte.devices import prepare
 from halfbyte.errors import DeviceError
+from halfbyte.gpu.device import device as device_module
+from halfbyte.gpu.device.device import BASELINE, open_device
+from halfbyte.gpu.device.memory import free_vulkan_memory
+from halfbyte.gpu.run import budget
+from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Plan, make_plan
-from halfbyte.webgpu import budget
-from halfbyte.webgpu import device as device_module
-from halfbyte.webgpu.device import BASELINE, open_device
-from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.memory import free_vulkan_memory
-from halfbyte.webgpu.synthetic import SyntheticWeights
+from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import software_gpu, software_index
 from tests.models.tiny import Tiny, tiny
 
 
 @pytest.fixture(autouse=True)
 def _tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.executor._faulty", lambda _: frozenset())
+    monkeypatch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
 
 
 def shapes_of(name: str) -> Plan:

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from halfbyte import user_cache
 from halfbyte.errors import DeviceError, UsageError
+from halfbyte.gpu.checks import selftest
+from halfbyte.gpu.device import device as device_module
+from halfbyte.gpu.device.device import BASELINE, choose_adapter, open_device
+from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.run.pipelines import compose
+from halfbyte.gpu.tuning.workbench import smaller
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import make_plan
 from halfbyte.reference import ReferenceExecutor
-from halfbyte.remembered import remember
-from halfbyte.webgpu import device as device_module
-from halfbyte.webgpu import selftest
-from halfbyte.webgpu.device import BASELINE, choose_adapter, open_device
-from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.shader import compose
-from halfbyte.webgpu.synthetic import SyntheticWeights
-from halfbyte.webgpu.tuning.workbench import smaller
+from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import one, software_gpu
 from tests.models.tiny import feed, tiny
 
@@ -103,7 +103,7 @@ def test_memory_is_counted_until_it_is_given_back() -> None:
 
 
 def test_the_cache_grows_with_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 16)
+    monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 16)
     model = tiny("llama-3.1-8b")
     gpu = GpuExecutor(model.plan(block_size=8), model, device=software_gpu(), off=("int8",))
     reference = ReferenceExecutor(model.plan(block_size=8), model)
@@ -156,7 +156,7 @@ def test_a_damaged_memory_of_the_self_test_is_made_anew(
 ) -> None:
     monkeypatch.setattr(selftest, "error", lambda *_: 0.0)
     file = tmp_path / "selftest.json"
-    remember(file, selftest.SCHEMA, {selftest.device_key(software_gpu()): verdict})
+    user_cache.store(file, selftest.SCHEMA, {selftest.device_key(software_gpu()): verdict})
     assert selftest.faulty_variants(software_gpu(), cache=file) == frozenset()
 
 
@@ -177,7 +177,7 @@ def test_kernels_stay_within_a_browsers_workgroup_memory(monkeypatch: pytest.Mon
         sources.append(compose(kernel, constants))
         return sources[-1]
 
-    monkeypatch.setattr("halfbyte.webgpu.shader.compose", noted)
+    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", noted)
     spec = smaller(catalog_spec(name), 1, 512)
     weights = SyntheticWeights(spec, "q4g32")
     plan = make_plan(spec, weights.format, tokens=64, context=2048)
@@ -199,7 +199,7 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> N
         source = compose(kernel, constants)
         return source.replace("inverseSqrt(", "1.3 * inverseSqrt(") if kernel == "gemv" else source
 
-    monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
+    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
 
 
@@ -216,6 +216,6 @@ def test_the_self_test_names_a_wrong_variant(
     def sabotaged(kernel: str, constants: dict[str, object]) -> str:
         return compose(kernel, constants).replace(right, wrong)
 
-    monkeypatch.setattr("halfbyte.webgpu.shader.compose", sabotaged)
+    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
     assert selftest.error(software_gpu(), (variant,)) < selftest.TOLERANCE[True]

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from halfbyte.gpu.checks.selftest import Oracle
+from halfbyte.gpu.lowering.lower import Lowering
+from halfbyte.gpu.run.decode import ResidentDecoder
+from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.run.recorder import Extent, Program
+from halfbyte.gpu.shaders import rules
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.ops import GatedLinear, Linear, RopeTable
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference import ReferenceExecutor
-from halfbyte.webgpu.decode import ResidentDecoder
-from halfbyte.webgpu.executor import GpuExecutor
-from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.lower import Lowering
-from halfbyte.webgpu.program import Extent, Program
-from halfbyte.webgpu.selftest import Oracle
 from tests.device.gpu import block_tables, one, software_gpu
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 
@@ -123,7 +123,7 @@ def test_int8_activations_round_as_they_should(
 @pytest.mark.parametrize(("family", "stored"), [("phi-4", "q4g32"), ("gemma-3-1b", "q4g64z"), ("llama-3.2-3b", "q6_k")])
 def test_products_ask_early_for_what_later_ones_read(monkeypatch: pytest.MonkeyPatch, family: str, stored: str) -> None:
     """For every matrix once, the last ones for the first; and nothing comes of it."""
-    monkeypatch.setattr(table, "PAGE_NBYTES", 512)
+    monkeypatch.setattr(rules, "PAGE_NBYTES", 512)
     model, ids = replace(tiny(family), weight_format=stored), prompt(12)
     plain, reference = executors(model)
     early = plain.with_choice(replace(plain.choice, far_nbytes=0))
@@ -153,7 +153,7 @@ def test_products_ask_early_for_what_later_ones_read(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("family", ["llama-3.2-3b", "gemma-3-1b", "phi-4-mini"])
 def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Query heads that share their keys then do so in one workgroup."""
-    monkeypatch.setattr(table, "FEWEST_SPLITS", 64)
+    monkeypatch.setattr(rules, "FEWEST_SPLITS", 64)
     model, ids = tiny(family), prompt(90)
     gpu, reference = executors(model, block_size=8, context=96)
     gpu = gpu.with_choice(replace(gpu.choice, long_keys=40))
@@ -176,7 +176,7 @@ def test_products_merge_the_splits_that_attention_leaves(
 ) -> None:
     """Up to as many as there may be, in layers with a window too, and not over many keys."""
     sizes = {"WG": 64, "SLICE": slice_, "KEYS": 1, "MAX_SPLITS": 3}
-    monkeypatch.setattr(table, "_leaving", lambda *shape: sizes)
+    monkeypatch.setattr(rules, "_leaving", lambda *shape: sizes)
     model, ids = replace(tiny(family), weight_format="q4g32"), prompt(context)
     gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu(), off=())
     gpu = gpu.with_choice(replace(gpu.choice, long_keys=64))
@@ -253,7 +253,7 @@ def test_rotation_is_exact_at_the_end_of_a_long_context() -> None:
 
 
 def test_blocks_may_be_handed_out_while_tokens_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 16)
+    monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 16)
     model = tiny("mistral-7b-v0.1")
     gpu, reference = (e for e in executors(model, block_size=8))
     whole = block_tables(gpu.plan)

@@ -11,17 +11,17 @@ import pytest
 
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Weight, get_format
+from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.lower import Lowering
+from halfbyte.gpu.lowering.state import StateLayout
+from halfbyte.gpu.lowering.value import Target, Value, padded
+from halfbyte.gpu.run.pipelines import Pipelines
+from halfbyte.gpu.run.recorder import Buffer, Extent, Program, Recorder
+from halfbyte.gpu.run.weights import WeightStore
+from halfbyte.gpu.shaders import rules
 from halfbyte.plan import Plan, ops
 from halfbyte.plan.plan import Tensor
 from halfbyte.reference.ops import run_op
-from halfbyte.webgpu.device import Device
-from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.lower import Lowering
-from halfbyte.webgpu.program import Buffer, Extent, Program, Recorder
-from halfbyte.webgpu.shader import Pipelines
-from halfbyte.webgpu.state import StateLayout
-from halfbyte.webgpu.target import Target, Value, padded
-from halfbyte.webgpu.weights import WeightStore
 from tests.device.gpu import software_gpu
 
 PACKED = ("q4g32z", "q4g64", "q3g32z", "q3g128", "q8g32", "q8g64", "q4_k", "q6_k")
@@ -65,7 +65,7 @@ class Bench:
         state[layout.offsets["IDS"] :][:TOKENS] = self.ids
         self._target = Target(
             self._device, plan, Pipelines(self._device), WeightStore(self._device, plan, self), layout,
-            self._upload(state), {}, {}, table.choose(self._device.capabilities, off=off if int8 else ("int8",)),
+            self._upload(state), {}, {}, rules.choose(self._device.capabilities, off=off if int8 else ("int8",)),
         )  # fmt: skip
         self._int8 = int8
         self._x = (_whole_steps if int8 else _outliers)(columns, random)
@@ -187,7 +187,7 @@ def test_matrices_in_several_formats_are_one_product() -> None:
 
 def test_weights_arrive_in_pieces_that_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written but not handed over takes host memory: all of a model's weights, if it were never waited for."""
-    monkeypatch.setattr("halfbyte.webgpu.weights.CHUNK_NBYTES", 100_000)
+    monkeypatch.setattr("halfbyte.gpu.run.weights.CHUNK_NBYTES", 100_000)
     waiting, most = 0, 0
     write, flush = Device.write, Device.flush
 

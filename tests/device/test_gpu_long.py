@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from halfbyte.gpu.run.decode import ResidentDecoder
+from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.plan import Decoder, Executor
 from halfbyte.reference import ReferenceExecutor
 from halfbyte.runtime import Engine, SamplingParams
-from halfbyte.webgpu.decode import ResidentDecoder
-from halfbyte.webgpu.executor import GpuExecutor
 from tests.device.gpu import software_gpu
 from tests.models.tiny import VOCABULARY, Tiny, tiny
 
@@ -43,7 +43,7 @@ def test_windows_keep_their_blocks_and_the_rest_grows(
     monkeypatch: pytest.MonkeyPatch, family: str, ahead: bool
 ) -> None:
     """Windows of 17 and 19 wrap several times before the end; the context would be 128."""
-    monkeypatch.setattr("halfbyte.webgpu.caches.FIRST_POSITIONS", 4)
+    monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 4)
     model = tiny(family)
     gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",))
     got = answered(model, gpu, ResidentDecoder(gpu) if ahead else None)

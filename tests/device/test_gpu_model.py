@@ -14,7 +14,7 @@ import wgpu
 
 import halfbyte
 from halfbyte.checkpoint.folder import open_checkpoint
-from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.devices import make_decoder
 from halfbyte.errors import DeviceError
 from halfbyte.model import Model
@@ -36,7 +36,7 @@ GPU = ("--device", "gpu", "--gpu", str(software_index()))
 def _tested() -> Iterator[None]:
     """The self-test has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("halfbyte.webgpu.executor._faulty", lambda _: frozenset())
+        patch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
         yield
 
 
@@ -66,7 +66,7 @@ def test_the_pocket_model_converses_on_the_gpu() -> None:
 
 def test_a_real_gpu_is_what_auto_takes_and_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The software GPU stands in for a real one."""
-    from halfbyte.webgpu import adapters, device
+    from halfbyte.gpu.device import adapters, device
 
     opened, real = device.open_device, adapters.Adapter("Real GPU", "DiscreteGPU", "Vulkan", "1")
     monkeypatch.setattr(adapters, "best_gpu", lambda: (real, ""))

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from halfbyte.gpu.checks import trace
 from halfbyte.model import Model, load
 from halfbyte.report import profile as profiles
 from halfbyte.report.profile import Profile, profile
 from halfbyte.report.profile_tables import about, tables
 from halfbyte.report.timeline import Span
 from halfbyte.report.trace import counts, events
-from halfbyte.webgpu import trace
 from tests.device.gpu import software_index
 
 PROMPT_TOKENS = 3

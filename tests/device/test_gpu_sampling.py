@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from halfbyte.gpu.run.decode import ResidentDecoder
+from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.sampler import Sampler
-from halfbyte.webgpu.decode import ResidentDecoder
-from halfbyte.webgpu.executor import GpuExecutor
 from tests.device.gpu import one, software_gpu
 from tests.models.tiny import feed, tiny
 

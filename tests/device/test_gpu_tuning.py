@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from halfbyte.formats import Format, get_format
+from halfbyte.gpu.checks.limits import measure
+from halfbyte.gpu.device.device import Device, open_device
+from halfbyte.gpu.run import pipelines
+from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.gpu.tuning import first_use
+from halfbyte.gpu.tuning.choices import Choices, Verdict, keep_choices, load_choices, model_key
+from halfbyte.gpu.tuning.first_use import tune_first
+from halfbyte.gpu.tuning.probe import SHORT_RUNS, Probe
+from halfbyte.gpu.tuning.tune import tune
+from halfbyte.gpu.tuning.workbench import DECODE, PREFILL, SAMPLING, Workbench
 from halfbyte.models.spec import ModelSpec
-from halfbyte.webgpu import shader
-from halfbyte.webgpu.device import Device, open_device
-from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.kernels.family import Tuning
-from halfbyte.webgpu.limits import measure
-from halfbyte.webgpu.tuning import first_use
-from halfbyte.webgpu.tuning.choices import Choices, Verdict, keep_choices, load_choices, model_key
-from halfbyte.webgpu.tuning.first_use import tune_first
-from halfbyte.webgpu.tuning.probe import SHORT_RUNS, Probe
-from halfbyte.webgpu.tuning.tune import tune
-from halfbyte.webgpu.tuning.workbench import DECODE, PREFILL, SAMPLING, Workbench
 from tests.models.tiny import tiny
 
 TOKENS = 160
@@ -50,18 +50,18 @@ def device() -> Iterator[Device]:
 @pytest.fixture(scope="module")
 def probe(device: Device) -> Probe:
     """The model's probe, for one token and many."""
-    choice = table.choose(device.capabilities)
+    choice = rules.choose(device.capabilities)
     return Probe(device, model(), formats, choice, tokens=TOKENS, context=256, kv_dtype="f16", runs=SHORT_RUNS)
 
 
-def tuned(device: Device, **sizes: dict[str, int]) -> table.Choice:
+def tuned(device: Device, **sizes: dict[str, int]) -> rules.Choice:
     """The usual kernels but for some families, in all their rows."""
 
     class Everywhere(dict[str, Any]):
         def get(self, row: str, default: Any = None) -> Any:
             return sizes.get(row.partition(" ")[0], default)
 
-    return table.choose(device.capabilities, tuning=Tuning(Everywhere()))
+    return rules.choose(device.capabilities, tuning=Tuning(Everywhere()))
 
 
 def test_other_sizes_agree_with_the_oracle(device: Device, probe: Probe) -> None:
@@ -81,16 +81,16 @@ def test_other_sizes_agree_with_the_oracle(device: Device, probe: Probe) -> None
 def test_a_kernel_that_is_a_little_wrong_is_seen(
     kernel: str, text: str, wrong: str, device: Device, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compose = shader.compose
+    compose = pipelines.compose
 
     def sabotaged(name: str, constants: Any) -> str:
         source = compose(name, constants)
         assert name != kernel or text in source
         return source.replace(text, wrong, 1) if name == kernel else source
 
-    monkeypatch.setattr(shader, "compose", sabotaged)
-    monkeypatch.setattr(probe._gpu, "target", replace(probe._gpu.target, pipelines=shader.Pipelines(device)))
-    assert not probe.right(table.choose(device.capabilities))
+    monkeypatch.setattr(pipelines, "compose", sabotaged)
+    monkeypatch.setattr(probe._gpu, "target", replace(probe._gpu.target, pipelines=pipelines.Pipelines(device)))
+    assert not probe.right(rules.choose(device.capabilities))
 
 
 def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
@@ -102,7 +102,7 @@ def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
     assert families[SAMPLING] == {"sample"}
     usual = bench.program(SAMPLING, bench.choice)
     row, (family, shape) = next(iter(bench.rows(SAMPLING).items()))
-    sizes = table.FAMILIES[family].candidates(bench.choice, shape)[0]
+    sizes = rules.FAMILIES[family].candidates(bench.choice, shape)[0]
     choice = replace(bench.choice, tuning=Tuning({row: sizes}))
     before, after = bench.differing(SAMPLING, choice, bench.program(SAMPLING, choice), usual)
     assert len(before.dispatches) == len(after.dispatches) == 2
@@ -118,7 +118,7 @@ def test_a_row_is_timed_where_it_begins_to_differ_from_another(device: Device) -
     rows = {row: shape for row, (family, shape) in bench.rows(DECODE).items() if family == "attend"}
     assert {shape["long"] for shape in rows.values()} == {False, True}
     for row, shape in rows.items():
-        choice = replace(bench.choice, tuning=Tuning({row: table.attend.candidates(bench.choice, shape)[0]}))
+        choice = replace(bench.choice, tuning=Tuning({row: rules.attend.candidates(bench.choice, shape)[0]}))
         for entry in bench.differing(DECODE, choice, bench.program(DECODE, choice), usual):
             assert "attend" in {dispatch.label for dispatch in entry.dispatches}
 

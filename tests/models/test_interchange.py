@@ -13,9 +13,9 @@ import pytest
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.checkpoint.foreign import Runnable, open_foreign
-from halfbyte.checkpoint.foreign_writer import write_foreign
-from halfbyte.checkpoint.gguf_model import GgufCheckpoint, open_gguf
-from halfbyte.checkpoint.gguf_writer import KINDS, write_gguf
+from halfbyte.checkpoint.gguf.model import GgufCheckpoint, open_gguf
+from halfbyte.checkpoint.gguf.writer import KINDS, write_gguf
+from halfbyte.checkpoint.layouts.writer import write_foreign
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.checkpoint.safetensors import SafetensorsFile
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError, UsageError

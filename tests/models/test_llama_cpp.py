@@ -17,9 +17,9 @@ import pytest
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.checkpoint.foreign import Runnable
-from halfbyte.checkpoint.gguf import GgufFile
-from halfbyte.checkpoint.gguf_model import open_gguf
-from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.checkpoint.gguf.file import GgufFile
+from halfbyte.checkpoint.gguf.model import open_gguf
+from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.models.spec import ModelSpec
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files

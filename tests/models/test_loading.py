@@ -10,8 +10,8 @@ import pytest
 
 import halfbyte
 from halfbyte.checkpoint import open_checkpoint
-from halfbyte.checkpoint.foreign_writer import write_foreign
-from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.checkpoint.gguf.writer import write_gguf
+from halfbyte.checkpoint.layouts.writer import write_foreign
 from halfbyte.errors import ModelNotFoundError, UsageError
 from halfbyte.models import build_spec
 from halfbyte.quantize import quantize

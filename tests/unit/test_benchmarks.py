@@ -23,7 +23,7 @@ from benchmarks.peers.models import SyntheticModel
 from benchmarks.peers.remote import Remote
 from benchmarks.synthetic import synthetic_config, synthetic_spec
 from halfbyte.checkpoint.folder import open_checkpoint
-from halfbyte.checkpoint.gguf_names import gguf_rows
+from halfbyte.checkpoint.gguf.names import gguf_rows
 from halfbyte.cpu import CpuExecutor
 from halfbyte.formats import get_format
 from halfbyte.models.catalog import catalog_spec

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.cli.doctor import examine, thread_limits
-from halfbyte.webgpu.adapters import NO_ADAPTER, Adapter, Adapters, SelfTest, find_adapters
+from halfbyte.gpu.device.adapters import NO_ADAPTER, Adapter, Adapters, SelfTest, find_adapters
 from tests.unit.cli_fakes import halfbyte
 
 GPU = Adapter("Test GPU", "DiscreteGPU", "Vulkan", "driver 1", ("shader-f16", "subgroup"), {"max-buffer-size": 1 << 30})
@@ -72,9 +72,9 @@ def test_a_containers_quota_is_among_the_limits() -> None:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real GPU, on which a kernel variant is wrong, and one in software."""
     found = Adapters((GPU, replace(GPU, name="Soft GPU", type="CPU")))
-    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: found)
-    monkeypatch.setattr("halfbyte.webgpu.adapters.best_gpu", lambda: (GPU, ""))
-    monkeypatch.setattr("halfbyte.webgpu.adapters.self_test", lambda _: SelfTest(("subgroups",), 0.4))
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.find_adapters", lambda: found)
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.best_gpu", lambda: (GPU, ""))
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.self_test", lambda _: SelfTest(("subgroups",), 0.4))
 
 
 def test_doctor_numbers_gpus_as_load_does_and_says_what_is_switched_off(two_gpus: None) -> None:
@@ -88,7 +88,7 @@ def test_doctor_numbers_gpus_as_load_does_and_says_what_is_switched_off(two_gpus
 
 def test_doctor_says_when_a_gpu_is_wrong_throughout(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = SelfTest(reason="it computes wrong results.")
-    monkeypatch.setattr("halfbyte.webgpu.adapters.self_test", lambda _: wrong)
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.self_test", lambda _: wrong)
     findings = examine()
     assert findings["gpu"]["found"][0]["self_test"] == {"off": (), "seconds": 0.0, "reason": wrong.reason}
     assert findings["device"]["name"] == "cpu"
@@ -96,8 +96,8 @@ def test_doctor_says_when_a_gpu_is_wrong_throughout(two_gpus: None, monkeypatch:
 
 
 def test_doctor_tells_all_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((replace(GPU, type="CPU"),)))
-    monkeypatch.setattr("halfbyte.webgpu.adapters.best_gpu", lambda: (None, "there is no GPU."))
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.find_adapters", lambda: Adapters((replace(GPU, type="CPU"),)))
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.best_gpu", lambda: (None, "there is no GPU."))
     findings = json.loads(halfbyte("doctor", "--json").stdout)
     assert findings.keys() == examine().keys()
     assert findings["processor"]["used"] in findings["processor"]["kernels"]
@@ -112,7 +112,7 @@ def test_doctor_tells_all_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_doctor_prints_it_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.webgpu.adapters.find_adapters", lambda: Adapters((), NO_ADAPTER))
+    monkeypatch.setattr("halfbyte.gpu.device.adapters.find_adapters", lambda: Adapters((), NO_ADAPTER))
     result = halfbyte("doctor")
     assert result.exit_code == 0
     labels = [line.split("  ")[0] for line in result.stdout.splitlines()]

@@ -164,7 +164,7 @@ def test_help_and_version_succeed() -> None:
 
 @pytest.mark.parametrize(
     ("package", "compiled", "importing", "what"),
-    [("cpu", "_native", "halfbyte.cpu", "the CPU"), ("webgpu", "_record", "halfbyte.webgpu.passes", "GPUs")],
+    [("cpu", "_native", "halfbyte.cpu", "the CPU"), ("gpu.device", "_record", "halfbyte.gpu.device.passes", "GPUs")],
 )
 def test_code_that_is_not_compiled_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, package: str, compiled: str, importing: str, what: str

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import halfbyte
+from halfbyte import user_cache
 from halfbyte.devices import choose_device
 from halfbyte.errors import DeviceError, UsageError
-from halfbyte.remembered import cache_folder, remember
-from halfbyte.webgpu import adapters
-from halfbyte.webgpu.adapters import Adapter, Adapters, best_gpu, counted
+from halfbyte.gpu.device import adapters
+from halfbyte.gpu.device.adapters import Adapter, Adapters, best_gpu, counted
 
 DISCRETE = Adapter("Real GPU", "DiscreteGPU", "Vulkan", "driver 1", ("subgroup",), {"max-buffer-size": 1 << 30})
 SOFTWARE = Adapter("llvmpipe", "CPU", "Vulkan", "driver 2")
@@ -80,7 +80,7 @@ def test_another_driver_or_device_is_asked_anew(machine: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize("values", [{}, {"mark": 1}, {"mark": "", "found": [{}], "reason": ""}])
 def test_what_is_remembered_wrongly_is_asked_over(machine: Any, values: dict[str, Any]) -> None:
-    remember(cache_folder() / "gpu-adapters.json", adapters.SCHEMA, values)
+    user_cache.store(user_cache.folder() / "gpu-adapters.json", adapters.SCHEMA, values)
     assert best_gpu() == (DISCRETE, "")
 
 
@@ -109,7 +109,7 @@ def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch:
     def refuse(*_: object) -> None:
         raise DeviceError("Real GPU computes wrong results (driver 1).", "Update its driver.")
 
-    monkeypatch.setattr("halfbyte.webgpu.device.open_device", refuse)
+    monkeypatch.setattr("halfbyte.gpu.device.device.open_device", refuse)
     model = halfbyte.load()
     assert model.device == "cpu"
     assert model.why_device == "Real GPU was found, but Real GPU computes wrong results (driver 1)."
@@ -119,10 +119,10 @@ def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch:
 
 def test_a_start_without_a_gpu_never_imports_wgpu() -> None:
     code = (
-        "import sys; from halfbyte.webgpu import adapters; adapters._nodes = lambda: iter(())\n"
+        "import sys; from halfbyte.gpu import adapters; adapters._nodes = lambda: iter(())\n"
         "sys.platform = 'linux'\n"
         "from halfbyte.devices import choose_device; assert choose_device('auto')[0] == 'cpu'\n"
-        "print(*[m for m in ('wgpu', 'halfbyte.webgpu.device') if m in sys.modules])"
+        "print(*[m for m in ('wgpu', 'halfbyte.gpu.device.device') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

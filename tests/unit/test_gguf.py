@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfbyte.checkpoint.gguf import GgufFile, open_files
-from halfbyte.checkpoint.gguf_model import open_gguf
+from halfbyte.checkpoint.gguf.file import GgufFile, open_files
+from halfbyte.checkpoint.gguf.model import open_gguf
 from halfbyte.errors import HalfbyteError, InvalidModelError, ModelNotFoundError, UnsupportedModelError
 from halfbyte.formats.ggml import BLOCKS
 from halfbyte.models import build_spec

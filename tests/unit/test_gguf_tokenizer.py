@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfbyte.checkpoint.gguf import GgufFile
-from halfbyte.checkpoint.gguf_tokenizer import (
+from halfbyte.checkpoint.gguf.file import GgufFile
+from halfbyte.checkpoint.gguf.tokenizer import (
     CONTROL,
     GPT4O,
     LLAMA3,
@@ -21,7 +21,7 @@ from halfbyte.checkpoint.gguf_tokenizer import (
     stop_token_ids,
     tokenizer_files,
 )
-from halfbyte.checkpoint.gguf_vocabulary import vocabulary
+from halfbyte.checkpoint.gguf.vocabulary import vocabulary
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files

@@ -21,7 +21,7 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from halfbyte.checkpoint import hub
-from halfbyte.checkpoint.gguf_writer import write_gguf
+from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.errors import DownloadError, ModelNotFoundError, UnsupportedModelError, UsageError
 from tests.models.test_interchange import small_tokenizer
 from tests.models.tiny import tiny

@@ -49,7 +49,7 @@ def test_a_gpus_limits_are_measured_once_and_failures_again(tmp_path: Path, monk
         [{"name": "Test GPU", "driver": "1", "error": "no room"}],
         [{"name": "Test GPU", "driver": "1", "limits": LIMITS}],
     ]
-    monkeypatch.setattr("halfbyte.webgpu.limits.measure_apart", lambda: answers.pop(0))
+    monkeypatch.setattr("halfbyte.gpu.checks.limits.measure_apart", lambda: answers.pop(0))
     path = tmp_path / "limits.json"
     assert gpu_limits([SOFTWARE], path=path) == []
     assert gpu_limits([GPU, SOFTWARE], path=path) == []

@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from halfbyte.webgpu.decode import MOST_TOGETHER, SUBMIT_S, Pace
+from halfbyte.gpu.run.decode import MOST_TOGETHER, SUBMIT_S, Pace
 
 PAUSE_S, WAKE_S = 30e-6, 60e-6
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfbyte.checkpoint.gguf import GgufFile
-from halfbyte.checkpoint.gguf_tokenizer import tokenizer_files
+from halfbyte.checkpoint.gguf.file import GgufFile
+from halfbyte.checkpoint.gguf.tokenizer import tokenizer_files
 from halfbyte.text import TextStream, Tokenizer
 from tests.unit.vocab import (
     bos_post_processor,

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from halfbyte.formats import get_format
+from halfbyte.gpu.device.device import Capabilities
+from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.family import Tuning, row_name
+from halfbyte.gpu.tuning.choices import Choices, Measured, Verdict, keep_choices, load_choices
+from halfbyte.gpu.tuning.contest import contest, faster
+from halfbyte.gpu.tuning.tune import Tuner
+from halfbyte.gpu.tuning.workbench import DECODE, Entry, alike
 from halfbyte.report.tuning import limit_line
-from halfbyte.webgpu.device import Capabilities
-from halfbyte.webgpu.kernels import table
-from halfbyte.webgpu.kernels.family import Tuning, row_name
-from halfbyte.webgpu.tuning.choices import Choices, Measured, Verdict, keep_choices, load_choices
-from halfbyte.webgpu.tuning.contest import contest, faster
-from halfbyte.webgpu.tuning.tune import Tuner
-from halfbyte.webgpu.tuning.workbench import DECODE, Entry, alike
 from tests.models.tiny import tiny
 
 LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
@@ -93,7 +93,7 @@ def test_a_gain_below_the_noise_is_none() -> None:
 
 @pytest.mark.parametrize("capabilities", [LARGE, SMALL])
 def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(capabilities: Capabilities) -> None:
-    choice = table.choose(capabilities)
+    choice = rules.choose(capabilities)
     large = choice.fused_rounding
     shapes: dict[str, list[dict[str, Any]]] = {
         "gemv": [
@@ -122,7 +122,7 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
         "attend_tiled": [{"heads": 8, "kv_heads": 1, "head_dim": 256, "window": 0, "cache": "f16"}],
         "norm": [NORM],
     }
-    for name, family in table.FAMILIES.items():
+    for name, family in rules.FAMILIES.items():
         for shape in shapes.get(name, [{"width": 64, "columns": 1}]):
             usual = family.rule(choice, **shape)
             assert family.fits(choice, {**shape, **usual}), name
@@ -133,10 +133,10 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
 
 
 def test_measured_sizes_replace_the_rules_where_they_fit() -> None:
-    choice = table.choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
-    assert table.norm(choice, **NORM)["WG"] == 128
-    assert table.norm(choice, width=64, columns=1)["WG"] == 256
-    assert table.norm(table.choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
+    choice = rules.choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
+    assert rules.norm(choice, **NORM)["WG"] == 128
+    assert rules.norm(choice, width=64, columns=1)["WG"] == 256
+    assert rules.norm(rules.choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
     assert choice.tuning.asked[ROW] == ("norm", NORM)
 
 
@@ -147,24 +147,24 @@ class Bench:
     kernel_s: Callable[[int], float]
     whole_s: Callable[[int], float]
     clock: Callable[[float], float]
-    choice = table.choose(LARGE)
+    choice = rules.choose(LARGE)
     spec = SimpleNamespace(layers=(1, 2))
     device = SimpleNamespace(name="test")
 
-    def program(self, phase: str, choice: table.Choice) -> Any:
+    def program(self, phase: str, choice: rules.Choice) -> Any:
         return choice
 
     def rows(self, phase: str) -> dict[str, Any]:
         return {ROW: ("norm", NORM)} if phase == DECODE else {}
 
-    def whole(self, phase: str, choice: table.Choice) -> Any:
+    def whole(self, phase: str, choice: rules.Choice) -> Any:
         return self._entry(choice, self.whole_s)
 
-    def differing(self, phase: str, choice: table.Choice, program: Any, usual: Any) -> Any:
+    def differing(self, phase: str, choice: rules.Choice, program: Any, usual: Any) -> Any:
         return self._entry(self.choice, self.kernel_s), self._entry(choice, self.kernel_s)
 
-    def _entry(self, choice: table.Choice, seconds: Callable[[int], float]) -> Any:
-        true = seconds(table.norm(choice, **NORM)["WG"])
+    def _entry(self, choice: rules.Choice, seconds: Callable[[int], float]) -> Any:
+        true = seconds(rules.norm(choice, **NORM)["WG"])
         return SimpleNamespace(
             choice=choice, program=None, dispatches=(SimpleNamespace(label="norm"),) * 2, commands=((),), true=true
         )
@@ -263,7 +263,7 @@ def test_sizes_that_no_kernel_has_are_ignored(tmp_path: Path) -> None:
 def test_both_ways_are_timed_over_the_same_batches() -> None:
     def entry(*groups: int) -> Entry:
         commands: Any = tuple((None, [(None, None, count, 1, 1)]) for count in groups)
-        return Entry(table.choose(LARGE), SimpleNamespace(), (), commands)  # type: ignore[arg-type]
+        return Entry(rules.choose(LARGE), SimpleNamespace(), (), commands)  # type: ignore[arg-type]
 
     growing, steady = entry(4, 16), entry(16, 16)
     assert alike(growing, steady) == (growing, steady)

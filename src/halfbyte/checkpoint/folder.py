@@ -194,7 +194,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     gguf = path if is_gguf(path) else _only_gguf(path)
     if gguf is not None:
-        from halfbyte.checkpoint.gguf_model import open_gguf
+        from halfbyte.checkpoint.gguf.model import open_gguf
 
         return open_gguf(gguf)
     if not path.is_dir():

@@ -285,7 +285,7 @@ def open_foreign(
         InvalidModelError: Its tensors contradict each other or the configuration.
         UnsupportedModelError: A method, layout or number of bits that Halfbyte cannot read.
     """
-    from halfbyte.checkpoint import autoawq, compressed_tensors, gptq
+    from halfbyte.checkpoint.layouts import autoawq, compressed_tensors, gptq
 
     readers: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]]
     readers = {"awq": autoawq.scheme, "gptq": gptq.scheme, "compressed-tensors": compressed_tensors.scheme}

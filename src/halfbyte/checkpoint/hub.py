@@ -29,7 +29,7 @@ from halfbyte.checkpoint.folder import (
     open_checkpoint,
     shard_names,
 )
-from halfbyte.checkpoint.gguf_choice import choose, gguf_models, label, parts
+from halfbyte.checkpoint.gguf.choice import choose, gguf_models, label, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
 

@@ -40,8 +40,8 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
     from halfbyte import __version__
     from halfbyte.cpu import machine
     from halfbyte.devices import choose_device
+    from halfbyte.gpu.device.adapters import find_adapters, self_test
     from halfbyte.report.limits import cpu_limits, gpu_limits
-    from halfbyte.webgpu.adapters import find_adapters, self_test
 
     cpu = machine.describe()
     adapters = find_adapters()

@@ -12,9 +12,9 @@ from halfbyte.cli.output import note, print_json
 from halfbyte.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
+    from halfbyte.gpu.device.device import Device
+    from halfbyte.gpu.tuning.choices import Choices, Measured
     from halfbyte.report.subject import Subject
-    from halfbyte.webgpu.device import Device
-    from halfbyte.webgpu.tuning.choices import Choices, Measured
 
 Synthetic = Annotated[
     str | None,
@@ -78,7 +78,7 @@ def tune(
 
 def _open(device: str, gpu: int | None) -> Device | None:
     """The GPU to tune; None where none was asked for and there is no real one."""
-    from halfbyte.webgpu.device import open_device
+    from halfbyte.gpu.device.device import open_device
 
     try:
         return open_device(gpu)
@@ -91,9 +91,9 @@ def _open(device: str, gpu: int | None) -> Device | None:
 def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, seconds: float, short: bool) -> None:
     from halfbyte.cli.quantize import progress_bar
     from halfbyte.devices import BATCH_TOKENS
+    from halfbyte.gpu.tuning.choices import Verdict
+    from halfbyte.gpu.tuning.tune import SHORT_BUDGET_S, tune
     from halfbyte.report.tuning import verdict_line
-    from halfbyte.webgpu.tuning.choices import Verdict
-    from halfbyte.webgpu.tuning.tune import SHORT_BUDGET_S, tune
 
     if not device.capabilities.timestamps:
         note(f"{device.name} has no timestamps: times are differences of wall-clock times, and less sure.")
@@ -116,11 +116,11 @@ def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, 
 
 
 def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, json: bool) -> None:
+    from halfbyte.gpu.tuning.choices import load_choices, model_key
+    from halfbyte.gpu.tuning.workbench import DECODE
     from halfbyte.report.limits import known_read_bandwidth
     from halfbyte.report.tables import aligned
     from halfbyte.report.tuning import estimates, kernel_rows, limit_line, to_json, verdict_line
-    from halfbyte.webgpu.tuning.choices import load_choices, model_key
-    from halfbyte.webgpu.tuning.workbench import DECODE
 
     choices = load_choices(device)
     key = model_key(subject.spec, subject.source.format, kv_dtype, activations)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.perplexity import Tick
-from halfbyte.given import read_text
 from halfbyte.model import Model
 from halfbyte.runtime import SamplingParams
 from halfbyte.text import TextStream
+from halfbyte.user_files import read_text
 
 AT_ONCE = 16
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import given
+from halfbyte import user_files
 from halfbyte.errors import DownloadError, UsageError
 from halfbyte.text import Tokenizer
 
@@ -28,7 +28,7 @@ def read_text(where: str, *, joined: str = "\n") -> str:
     """
     if where == WIKITEXT:
         return joined.join(_wikitext_rows())
-    return given.read_text(Path(where), f"Give UTF-8 text, or {WIKITEXT}.")
+    return user_files.read_text(Path(where), f"Give UTF-8 text, or {WIKITEXT}.")
 
 
 def _wikitext_rows() -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.errors import UsageError
-from halfbyte.given import read_text
+from halfbyte.user_files import read_text
 
 TOKENS = 65_536
 LENGTH = 512

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from halfbyte.checkpoint.folder import Progress, open_checkpoint
-from halfbyte.checkpoint.foreign_writer import METHODS, write_foreign
-from halfbyte.checkpoint.gguf_writer import KINDS, write_gguf
+from halfbyte.checkpoint.gguf.writer import KINDS, write_gguf
+from halfbyte.checkpoint.layouts.writer import METHODS, write_foreign
 from halfbyte.checkpoint.packed import is_packed
 from halfbyte.errors import UsageError
 from halfbyte.models import build_spec

@@ -44,7 +44,7 @@ class Loaded:
 
     @property
     def gpu(self) -> Any:
-        """The GPU it is on, a `halfbyte.webgpu.device.Device`; None on another device."""
+        """The GPU it is on, a `halfbyte.gpu.device.device.Device`; None on another device."""
         return getattr(self.executor, "device", None)
 
     @property
@@ -171,7 +171,7 @@ def _gpu_about(gpu: Any) -> dict[str, str]:
 def _bandwidth(loaded: Loaded) -> tuple[float, ...]:
     """The rate of the memory that holds the weights: read by a kernel, or by as many threads as the device has."""
     if loaded.gpu:
-        from halfbyte.webgpu.bandwidth import read_bandwidth as read_by_gpu
+        from halfbyte.gpu.checks.bandwidth import read_bandwidth as read_by_gpu
 
         return (read_by_gpu(loaded.gpu),)
     from halfbyte.cpu.machine import read_bandwidth

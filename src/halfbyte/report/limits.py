@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from halfbyte.remembered import cache_folder, recall, remember_if_possible
+from halfbyte import user_cache
 
 SCHEMA = 1
 
@@ -39,7 +39,7 @@ class CpuLimits:
 
 def limits_file() -> Path:
     """Where limits are kept."""
-    return cache_folder() / "limits.json"
+    return user_cache.folder() / "limits.json"
 
 
 def cpu_limits(*, again: bool = False, path: Path | None = None) -> CpuLimits:
@@ -53,7 +53,7 @@ def cpu_limits(*, again: bool = False, path: Path | None = None) -> CpuLimits:
 
     path, about = path or limits_file(), machine.describe()
     key = f"{about.brand} | {about.cores} cores | {about.isa} | {about.threads} threads"
-    known = recall(path, SCHEMA)
+    known = user_cache.load(path, SCHEMA)
     if not again:
         try:
             return CpuLimits(**known[key])
@@ -69,7 +69,7 @@ def cpu_limits(*, again: bool = False, path: Path | None = None) -> CpuLimits:
         for prefix, threads in (("", 1), ("all_", about.threads))
     }
     limits = CpuLimits(threads=about.threads, measured=_now(), **measured)
-    remember_if_possible(path, SCHEMA, {**known, key: asdict(limits)})
+    user_cache.store_if_possible(path, SCHEMA, {**known, key: asdict(limits)})
     return limits
 
 
@@ -81,21 +81,21 @@ def gpu_limits(
     Measuring takes about two seconds a GPU, in a process of its own.
     """
     path = path or limits_file()
-    known = recall(path, SCHEMA)
+    known = user_cache.load(path, SCHEMA)
     real = [a for a in adapters if a["type"] != "CPU" and a["backend"] != "OpenGL"]
     if again or any(_gpu_key(adapter) not in known for adapter in real):
-        from halfbyte.webgpu.limits import measure_apart
+        from halfbyte.gpu.checks.limits import measure_apart
 
         found = {_gpu_key(each): {**each, "measured": _now()} for each in measure_apart()}
         known |= found
         right = {key: values for key, values in known.items() if "error" not in values}
-        remember_if_possible(path, SCHEMA, right)
+        user_cache.store_if_possible(path, SCHEMA, right)
     return [known[key] for key in dict.fromkeys(map(_gpu_key, real)) if isinstance(known.get(key), dict)]
 
 
 def known_read_bandwidth(name: str, driver: str, *, path: Path | None = None) -> float | None:
     """Bytes a second that a GPU reads, if that was measured."""
-    match recall(path or limits_file(), SCHEMA).get(_gpu_key({"name": name, "driver": driver})):
+    match user_cache.load(path or limits_file(), SCHEMA).get(_gpu_key({"name": name, "driver": driver})):
         case {"limits": {"read_bandwidth": float(rate)}} if rate > 0:
             return rate
     return None

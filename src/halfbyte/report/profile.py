@@ -154,8 +154,8 @@ def profile(model: Model, prompt_ids: Sequence[int], *, max_tokens: int) -> Prof
 def _limits(executor: Any) -> Limits:
     """The limits of the device that the answer ran on, measured now."""
     if hasattr(executor, "device"):
-        from halfbyte.webgpu.bandwidth import read_bandwidth as read_by_gpu
-        from halfbyte.webgpu.limits import int8_rate as multiplied_by_gpu
+        from halfbyte.gpu.checks.bandwidth import read_bandwidth as read_by_gpu
+        from halfbyte.gpu.checks.limits import int8_rate as multiplied_by_gpu
 
         return Limits(read_by_gpu(executor.device), 2 * multiplied_by_gpu(executor.device))
     from halfbyte.cpu.machine import int8_rate, read_bandwidth

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from halfbyte.errors import UsageError
-from halfbyte.given import read_text
+from halfbyte.user_files import read_text
 
 SCHEMA = 1
 """The version of the lines; raised when a field changes its meaning or goes."""

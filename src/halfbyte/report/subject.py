@@ -165,7 +165,7 @@ def let_go(executor: Executor) -> None:
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:
-    from halfbyte.webgpu.synthetic import SyntheticWeights
+    from halfbyte.synthetic import SyntheticWeights
 
     return SyntheticWeights(spec, weights)
 

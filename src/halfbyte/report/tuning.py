@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from halfbyte.formats import Format
+from halfbyte.gpu.tuning.choices import Measured, Verdict
+from halfbyte.gpu.tuning.probe import DISTINCT_ROWS, LEAST_CONTEXT
+from halfbyte.gpu.tuning.workbench import DECODE, DEPTHS, PREFILL, smaller
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.report.bench import decode_bytes
 from halfbyte.report.schema import Case
-from halfbyte.webgpu.tuning.choices import Measured, Verdict
-from halfbyte.webgpu.tuning.probe import DISTINCT_ROWS, LEAST_CONTEXT
-from halfbyte.webgpu.tuning.workbench import DECODE, DEPTHS, PREFILL, smaller
 
 HEAD = ("kernel", "for", "tried", "µs usual", "µs tuned", "ratio", "a step", "sizes")
 

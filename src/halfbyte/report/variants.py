@@ -61,8 +61,8 @@ def _instruction_sets() -> tuple[str, ...]:
 
 
 def _gpu_kernels(gpu: int | None) -> list[str]:
-    from halfbyte.webgpu.device import open_device
-    from halfbyte.webgpu.kernels.table import VARIANTS
+    from halfbyte.gpu.device.device import open_device
+    from halfbyte.gpu.shaders.rules import VARIANTS
 
     device = open_device(gpu)
     offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities) and name != "int8"]

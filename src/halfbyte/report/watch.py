@@ -19,8 +19,8 @@ from halfbyte.report.timeline import HOST, TOKENS, Phase, Run, Span, Turn, Watch
 from halfbyte.runtime import Engine, SamplingParams
 
 if TYPE_CHECKING:
-    from halfbyte.webgpu.program import Command, Dispatch
-    from halfbyte.webgpu.trace import Tracer
+    from halfbyte.gpu.checks.trace import Tracer
+    from halfbyte.gpu.run.recorder import Command, Dispatch
 
 
 class Watcher:
@@ -239,7 +239,7 @@ class _Works:
 
     def _differences(self, tracer: Tracer) -> list[list[tuple[float, float]]]:
         """Times where there are no timestamps: laid end to end, from when each submission could begin."""
-        from halfbyte.webgpu.trace import differences
+        from halfbyte.gpu.checks.trace import differences
 
         self.notes.append(f"The GPU has no timestamps. Its times are {tracer.how}, and where they lie is estimated.")
         known: dict[tuple[int, ...], list[float]] = {}

@@ -1,0 +1,1 @@
+"""GGUF files: read as models with their tokenizers, and written."""

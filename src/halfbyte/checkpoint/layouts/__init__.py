@@ -1,0 +1,1 @@
+"""Layouts in which other programs store packed weights: AutoAWQ, GPTQ, compressed-tensors."""

@@ -1,0 +1,1 @@
+"""A lowered plan, a device and weights become an executor."""

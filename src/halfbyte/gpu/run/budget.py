@@ -1,0 +1,119 @@
+"""What a plan takes on a GPU, and whether that fits, before anything is loaded.
+
+WebGPU tells no memory size. A discrete GPU's is asked of Vulkan; one that shares the host's memory, or is software, has
+what the host has free. Where neither is known only the sizes of single buffers are checked, and the driver refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from halfbyte.errors import DeviceError
+from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.device.memory import free_vulkan_memory
+from halfbyte.plan import Plan
+from halfbyte.plan.ops import Rows
+from halfbyte.plan.plan import LOGITS
+from halfbyte.plan.show import quantity
+
+USABLE = 0.95
+"""Share of the free memory that is counted on: the driver takes some itself."""
+ROW_TILE = 64
+
+_SHARED = ("IntegratedGPU", "CPU")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on the device: of weights, of caches for the whole context, and of everything that is computed."""
+
+    weights: int
+    cache: int
+    scratch: int
+
+    @property
+    def nbytes(self) -> int:
+        """All together."""
+        return self.weights + self.cache + self.scratch
+
+
+def needs(plan: Plan) -> Needs:
+    """What a plan takes. Scratch is estimated, a little high: programs for few and for many tokens keep their own."""
+    rows = plan.rows if plan.rows <= 8 else -(-plan.rows // ROW_TILE) * ROW_TILE
+    logits = 4 * rows * plan.tensors[LOGITS].shape[1]
+    return Needs(
+        sum(tensor.nbytes for tensor in plan.of_kind("weight")),
+        sum(tensor.nbytes for tensor in plan.of_kind("cache")),
+        2 * plan.arena_nbytes + 2 * logits + (16 << 20),
+    )
+
+
+def free_memory(device: Device, host_nbytes: int) -> int | None:
+    """Bytes that can be counted on; None where nobody tells.
+
+    Args:
+        host_nbytes: Bytes of the host's memory that are free.
+    """
+    adapter = device.adapter
+    found: int | None = None
+    if adapter.type in _SHARED or adapter.backend == "Metal":
+        found = host_nbytes
+    elif adapter.backend == "Vulkan":
+        info = adapter.handle.info
+        found = free_vulkan_memory(info["vendor_id"], info["device_id"])
+    return None if found is None else int(found * USABLE)
+
+
+def batch_tokens(plan: Plan, device: Device) -> int:
+    """Tokens of a batch for which every activation fits one buffer, at most the plan's."""
+    body = plan.steps[: next(i for i, step in enumerate(plan.steps) if isinstance(step, Rows))]
+    widest = max(sum(plan.tensors[name].shape[0] for name in getattr(step, "weights", ())) for step in body)
+    return max(1, min(plan.tokens, device.capabilities.largest // (4 * (widest + 31)) // ROW_TILE * ROW_TILE))
+
+
+def fitting_context(plan: Plan, device: Device, free: int | None, *, share: float = 1.0) -> int:
+    """Positions whose cache fits beside weights and scratch, at most the plan's; 0 if not even one block does.
+
+    Args:
+        free: As `free_memory` tells.
+        share: The part that the cache may take of what the rest leaves.
+    """
+    needed, ratio = needs(plan), 1.0
+    if free is not None and needed.cache:
+        ratio = (free - needed.weights - needed.scratch) * share / needed.cache
+    largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
+    ratio = min(ratio, device.capabilities.largest / largest)
+    if ratio >= 1:
+        return plan.context
+    return max(0, math.floor(plan.context * ratio) // plan.block_size * plan.block_size)
+
+
+def check(plan: Plan, device: Device, free: int | None) -> None:
+    """Refuse what cannot fit, with figures.
+
+    Raises:
+        DeviceError: The weights, the context's cache, or a single buffer is too large.
+    """
+    needed, name = needs(plan), device.name
+    fitting = fitting_context(plan, device, free)
+    if free is not None and (needed.nbytes > free and fitting == 0):
+        raise DeviceError(
+            f"the model takes {quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to "
+            f"compute; {name} has {quantity(free, 'B')} free.",
+            "Store its weights in fewer bits (weights='q4g32'), take a smaller model, or use device='cpu'.",
+        )
+    if free is not None and needed.nbytes > free:
+        raise DeviceError(
+            f"a context of {plan.context:,} tokens takes {quantity(needed.cache, 'B')} beside "
+            f"{quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to compute; {name} has "
+            f"{quantity(free, 'B')} free.",
+            f"Use a context of at most {fitting:,} tokens.",
+        )
+    largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
+    if largest > device.capabilities.largest:
+        raise DeviceError(
+            f"the cache of a layer for {plan.context:,} tokens takes {quantity(largest, 'B')}, but {name} allows "
+            f"{quantity(device.capabilities.largest, 'B')} in one buffer.",
+            f"Use a context of at most {fitting:,} tokens.",
+        )

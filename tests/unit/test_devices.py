@@ -119,7 +119,7 @@ def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch:
 
 def test_a_start_without_a_gpu_never_imports_wgpu() -> None:
     code = (
-        "import sys; from halfbyte.gpu import adapters; adapters._nodes = lambda: iter(())\n"
+        "import sys; from halfbyte.gpu.device import adapters; adapters._nodes = lambda: iter(())\n"
         "sys.platform = 'linux'\n"
         "from halfbyte.devices import choose_device; assert choose_device('auto')[0] == 'cpu'\n"
         "print(*[m for m in ('wgpu', 'halfbyte.gpu.device.device') if m in sys.modules])"

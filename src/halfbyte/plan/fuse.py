@@ -37,7 +37,8 @@ def fuse_gate(steps: Steps) -> Steps:
     """Linear, GatedActivation → GatedLinear: the gate and up values are never stored."""
 
     def gated(first: Op, second: Op) -> Op | None:
-        if isinstance(first, Linear) and first.residual is None and isinstance(second, GatedActivation):
+        plain = isinstance(first, Linear) and first.residual is None and not first.bias
+        if isinstance(first, Linear) and plain and isinstance(second, GatedActivation):
             return GatedLinear(first.x, first.weights, second.out, second.activation)
         return None
 

@@ -102,14 +102,18 @@ class RmsNorm(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """out[T, ΣN] = x[T, K] · Wᵀ  [+ residual], W being the rows of `weights`, each [N, K], stacked."""
+    """out[T, ΣN] = x[T, K] · Wᵀ  [+ b]  [+ residual].
 
-    reads = ("x", "weights", "residual")
+    W stacks the rows of `weights`, each [N, K]; b stacks `bias`, each [N]: one vector per matrix, or none at all.
+    """
+
+    reads = ("x", "weights", "bias", "residual")
     reusable = ("residual",)
     x: str
     weights: tuple[str, ...]
     out: str
     residual: str | None = None
+    bias: tuple[str, ...] = ()
 
     def flops(self, plan: Plan) -> int:
         return 2 * plan.tensors[self.x].shape[0] * sum(plan.size(w) for w in self.weights)

@@ -80,7 +80,13 @@ def _(op: ops.Linear, get: Get, out: Array) -> Gradients:
         gradients[op.x] += rows @ weight
         gradients[name] = rows.T @ x
         start += len(weight)
-    return gradients
+    return gradients | _bias(op.bias, get, out)
+
+
+def _bias(names: tuple[str, ...], get: Get, out: Array) -> Gradients:
+    """Gradients of vectors that are stacked and added to every row."""
+    ends = np.cumsum([len(get(name)) for name in names])
+    return dict(zip(names, np.split(out.sum(axis=0), ends[:-1]), strict=True)) if names else {}
 
 
 @pull_back.register

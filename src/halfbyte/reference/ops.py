@@ -55,6 +55,8 @@ def _stacked(x: Array, weights: tuple[str, ...], get: Get) -> Array:
 @run_op.register
 def _(op: ops.Linear, get: Get) -> Array:
     out = _stacked(get(op.x), op.weights, get)
+    if op.bias:
+        out = out + np.concatenate([get(name) for name in op.bias])
     return out if op.residual is None else get(op.residual) + out
 
 

@@ -25,6 +25,7 @@ from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.recorder import Extent, Program
+from halfbyte.gpu.tuning.store import remembered_tuning
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Batch, make_plan
 from halfbyte.plan.ops import Attention
@@ -39,7 +40,7 @@ def executor(device: Device, name: str, args: argparse.Namespace) -> GpuExecutor
     spec = catalog_spec(name, layers=args.layers)
     weights = SyntheticWeights(spec, args.format)
     plan = make_plan(spec, weights.format, tokens=args.tokens, context=min(spec.context, max(args.contexts) + 512))
-    return GpuExecutor(plan, weights, device=device, off=args.off)
+    return GpuExecutor(plan, weights, device=device, off=args.off, tuning=remembered_tuning(device))
 
 
 def batch(run: GpuExecutor, ids: list[int], start: int, logit_rows: list[int]) -> Batch:

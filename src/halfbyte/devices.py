@@ -187,13 +187,14 @@ def _gpu_executor(
     from halfbyte.gpu.checks.selftest import faulty_variants
     from halfbyte.gpu.run import budget
     from halfbyte.gpu.run.executor import GpuExecutor
+    from halfbyte.gpu.tuning.store import remembered_tuning
 
     tell = progress or (lambda what, done, total: None)
     total = budget.needs(plan).weights
     without = kernels.removeprefix("no ") if kernels and kernels.startswith("no ") else None
     executor = GpuExecutor(
         plan, source, device=device, activations=activations or "int8",
-        off=faulty_variants(device) | {without} if without else None,
+        off=faulty_variants(device) | ({without} if without else set()), tuning=remembered_tuning(device),
         free_memory=budget.free_memory(device, available_memory()),
         progress=lambda nbytes: tell("weights", min(nbytes, total), total),
     )  # fmt: skip

@@ -6,7 +6,8 @@ from functools import cache
 
 import numpy as np
 
-from halfbyte.gpu.device.device import BASELINE, Device, find_adapters, open_device
+from halfbyte.gpu.device.device import Device, enumerate_adapters, open_device
+from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.plan import Batch, Plan
 
 
@@ -19,7 +20,7 @@ def software_gpu(*, baseline: bool = False) -> Device:
 @cache
 def software_index() -> int:
     """The software adapter's number, as `load(gpu=…)` takes it."""
-    return next(i for i, adapter in enumerate(find_adapters()) if adapter.software)
+    return next(i for i, adapter in enumerate(enumerate_adapters()) if adapter.software)
 
 
 def block_tables(plan: Plan) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ def test_greedy_answers_are_the_same(
     shell_29m: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: str, least: float
 ) -> None:
     if not WHOLE:
-        monkeypatch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
+        monkeypatch.setattr("halfbyte.gpu.checks.selftest.faulty_variants", lambda _: frozenset())
     answers = [json.loads(line) for line in (shared / "data" / "answers-dev.jsonl").read_text().splitlines()]
     asked = answers if WHOLE else answers[:: len(answers) // 5]
     model = halfbyte.load(shell_29m, gpu=GPU, kv_dtype=kv_dtype, context=256)

@@ -10,8 +10,9 @@ import pytest
 from halfbyte.errors import DeviceError
 from halfbyte.formats import Weight
 from halfbyte.gpu.checks import bandwidth
-from halfbyte.gpu.device.device import BASELINE, Device, open_device
+from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.run.weights import WeightStore
+from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.plan import Plan
 from halfbyte.plan.plan import Tensor
 from halfbyte.report import bench as report
@@ -27,7 +28,7 @@ ONCE = Settings("gpu", repeat=1, warm_up=0, gpu=software_index())
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
+    monkeypatch.setattr("halfbyte.gpu.checks.selftest.faulty_variants", lambda _: frozenset())
     monkeypatch.setattr(bandwidth, "WARM_UP_S", 0.0)
     monkeypatch.setattr(bandwidth, "MEASURED_S", 0.01)
     monkeypatch.setattr(bandwidth, "MOST_NBYTES", 1)

@@ -11,10 +11,12 @@ import halfbyte
 from halfbyte.devices import prepare
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.device import device as device_module
-from halfbyte.gpu.device.device import BASELINE, open_device
+from halfbyte.gpu.device.device import open_device
 from halfbyte.gpu.device.memory import free_vulkan_memory
 from halfbyte.gpu.run import budget
 from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.shaders.capabilities import BASELINE
+from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Plan, make_plan
 from halfbyte.synthetic import SyntheticWeights
@@ -24,7 +26,7 @@ from tests.models.tiny import Tiny, tiny
 
 @pytest.fixture(autouse=True)
 def _tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
+    monkeypatch.setattr("halfbyte.gpu.checks.selftest.faulty_variants", lambda _: frozenset())
 
 
 def shapes_of(name: str) -> Plan:
@@ -97,7 +99,7 @@ def test_scratch_is_not_underestimated() -> None:
     for family in ("phi-4-mini", "gemma-3-1b", "mistral-7b-v0.3"):
         model = replace(tiny(family), weight_format="q4g32")
         before = gpu.allocated_nbytes
-        executor = GpuExecutor(model.plan(sequences=4), model, device=gpu, off=())
+        executor = GpuExecutor(model.plan(sequences=4), model, device=gpu, off=(), tuning=Tuning())
         executor.warm_up()
         needed = budget.needs(executor.plan)
         assert gpu.allocated_nbytes - before <= needed.nbytes
@@ -105,8 +107,8 @@ def test_scratch_is_not_underestimated() -> None:
 
 
 def test_vulkan_tells_what_is_free() -> None:
-    info = software_gpu().adapter.handle.info
-    assert (free_vulkan_memory(info["vendor_id"], info["device_id"]) or 0) > 1 << 28
+    adapter = software_gpu().adapter
+    assert (free_vulkan_memory(adapter.vendor, adapter.device) or 0) > 1 << 28
     assert free_vulkan_memory(0xFFFF, 0xFFFF) is None
 
 

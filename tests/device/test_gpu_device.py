@@ -14,10 +14,12 @@ from halfbyte import user_cache
 from halfbyte.errors import DeviceError, UsageError
 from halfbyte.gpu.checks import selftest
 from halfbyte.gpu.device import device as device_module
-from halfbyte.gpu.device.device import BASELINE, choose_adapter, open_device
+from halfbyte.gpu.device.device import choose_adapter, open_device
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.pipelines import compose
-from halfbyte.gpu.tuning.workbench import smaller
+from halfbyte.gpu.shaders.capabilities import BASELINE
+from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.gpu.shaders.template import compose
+from halfbyte.gpu.tuning.harness import smaller
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import make_plan
 from halfbyte.reference import ReferenceExecutor
@@ -27,15 +29,15 @@ from tests.models.tiny import feed, tiny
 
 
 def test_a_software_gpu_is_taken_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    software = [a for a in device_module.find_adapters() if a.software]
-    monkeypatch.setattr(device_module, "find_adapters", lambda: software)
+    software = [a for a in device_module.enumerate_adapters() if a.software]
+    monkeypatch.setattr(device_module, "enumerate_adapters", lambda: software)
     with pytest.raises(DeviceError, match="only a software GPU was found"):
         choose_adapter()
     assert choose_adapter(software=True).software
 
 
 def test_no_gpu_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "find_adapters", list)
+    monkeypatch.setattr(device_module, "enumerate_adapters", list)
     with pytest.raises(DeviceError, match=r"no GPU was found\. Install the driver"):
         choose_adapter()
 
@@ -48,13 +50,13 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
 def test_a_context_too_large_for_a_buffer_is_refused_with_figures() -> None:
     device = open_device(software=True, limits=replace(BASELINE, max_binding=4096, max_buffer=4096))
     with pytest.raises(DeviceError, match=r"for 128 tokens takes 8.19 kB.*allows 4.1 kB.*context of at most 64 tokens"):
-        GpuExecutor(tiny("llama-3.1-8b").plan(), tiny("llama-3.1-8b"), device=device, off=())
+        GpuExecutor(tiny("llama-3.1-8b").plan(), tiny("llama-3.1-8b"), device=device, off=(), tuning=Tuning())
 
 
 def test_matrices_beyond_a_binding_are_split() -> None:
     small = open_device(software=True, limits=replace(BASELINE, max_binding=20_000, subgroup=8))
     model = replace(tiny("llama-3.2-3b"), weight_format="f32")
-    gpu = GpuExecutor(model.plan(context=32, tokens=32), model, device=small, off=("int8",))
+    gpu = GpuExecutor(model.plan(context=32, tokens=32), model, device=small, off=("int8",), tuning=Tuning())
     assert len(gpu.target.weights.matrix(("model.embed_tokens.weight",)).pieces) == 2
     reference = ReferenceExecutor(model.plan(context=32, tokens=32), model)
     ids = list(range(10, 30))
@@ -66,11 +68,11 @@ def test_matrices_beyond_a_binding_are_split() -> None:
 def test_a_lost_device_is_an_error_and_the_process_goes_on() -> None:
     model = tiny("llama-3.1-8b")
     lost = open_device(software=True)
-    gpu = GpuExecutor(model.plan(), model, device=lost, off=())
+    gpu = GpuExecutor(model.plan(), model, device=lost, off=(), tuning=Tuning())
     lost.handle.destroy()
     with pytest.raises(DeviceError, match="llvmpipe"):
         gpu.run(one(gpu.plan, 5, 0))
-    again = GpuExecutor(model.plan(), model, device=software_gpu(), off=())
+    again = GpuExecutor(model.plan(), model, device=software_gpu(), off=(), tuning=Tuning())
     assert np.isfinite(again.run(one(again.plan, 5, 0))).all()
 
 
@@ -105,7 +107,7 @@ def test_memory_is_counted_until_it_is_given_back() -> None:
 def test_the_cache_grows_with_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 16)
     model = tiny("llama-3.1-8b")
-    gpu = GpuExecutor(model.plan(block_size=8), model, device=software_gpu(), off=("int8",))
+    gpu = GpuExecutor(model.plan(block_size=8), model, device=software_gpu(), off=("int8",), tuning=Tuning())
     reference = ReferenceExecutor(model.plan(block_size=8), model)
     ids, small = list(range(10, 50)), gpu.cache_nbytes
     tables = {g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in gpu.plan.groups}
@@ -181,7 +183,7 @@ def test_kernels_stay_within_a_browsers_workgroup_memory(monkeypatch: pytest.Mon
     spec = smaller(catalog_spec(name), 1, 512)
     weights = SyntheticWeights(spec, "q4g32")
     plan = make_plan(spec, weights.format, tokens=64, context=2048)
-    GpuExecutor(plan, weights, device=software_gpu(baseline=True), off=()).begin([(64, 1), (8, 8)])
+    GpuExecutor(plan, weights, device=software_gpu(baseline=True), off=(), tuning=Tuning()).begin([(64, 1), (8, 8)])
     words = {"u32": 1, "f32": 1, "vec2<f32>": 2, "vec4<f32>": 4, "vec4<u32>": 4}
     declared = [re.findall(r"var<workgroup> \w+: (?:array<(.+), (\d+)>|u32);", source) for source in sources]
     assert [len(found) for found in declared] == [source.count("var<workgroup>") for source in sources]

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfbyte.gpu.checks.selftest import Oracle
+from halfbyte.gpu.checks.oracle import Oracle
 from halfbyte.gpu.lowering.lower import Lowering
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.recorder import Extent, Program
 from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.ops import GatedLinear, Linear, RopeTable
 from halfbyte.plan.sampling import SamplingParams
@@ -35,7 +36,7 @@ def rope_set(model: Tiny, total: int) -> int:
 
 
 def executors(model: Tiny, *, off: tuple[str, ...] = FLOAT, baseline: bool = False, **capacities: Any) -> Pair:
-    gpu = GpuExecutor(model.plan(**capacities), model, device=software_gpu(baseline=baseline), off=off)
+    gpu = GpuExecutor(model.plan(**capacities), model, device=software_gpu(baseline=baseline), off=off, tuning=Tuning())
     return gpu, ReferenceExecutor(model.plan(**capacities), model)
 
 
@@ -126,8 +127,8 @@ def test_products_ask_early_for_what_later_ones_read(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rules, "PAGE_NBYTES", 512)
     model, ids = replace(tiny(family), weight_format=stored), prompt(12)
     plain, reference = executors(model)
-    early = plain.with_choice(replace(plain.choice, far_nbytes=0))
-    off = plain.with_choice(replace(plain.choice, far_nbytes=0, read_ahead=False))
+    early = plain.with_config(replace(plain.config, far_nbytes=0))
+    off = plain.with_config(replace(plain.config, far_nbytes=0, read_ahead=False))
     asked = [
         buffer
         for dispatch in early.single[0].dispatches
@@ -156,7 +157,7 @@ def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(rules, "FEWEST_SPLITS", 64)
     model, ids = tiny(family), prompt(90)
     gpu, reference = executors(model, block_size=8, context=96)
-    gpu = gpu.with_choice(replace(gpu.choice, long_keys=40))
+    gpu = gpu.with_config(replace(gpu.config, long_keys=40))
     longer = [d for d in gpu.single[0].dispatches if d.long and d.label == "attend"]
     assert longer, "layers without a window"
     short, long = (gpu.single[0].commands(Extent(1, 1, keys)) for keys in (32, 48))
@@ -178,9 +179,9 @@ def test_products_merge_the_splits_that_attention_leaves(
     sizes = {"WG": 64, "SLICE": slice_, "KEYS": 1, "MAX_SPLITS": 3}
     monkeypatch.setattr(rules, "_leaving", lambda *shape: sizes)
     model, ids = replace(tiny(family), weight_format="q4g32"), prompt(context)
-    gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu(), off=())
-    gpu = gpu.with_choice(replace(gpu.choice, long_keys=64))
-    apart = gpu.with_choice(replace(gpu.choice, fused_merge=False))
+    gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu(), off=(), tuning=Tuning())
+    gpu = gpu.with_config(replace(gpu.config, long_keys=64))
+    apart = gpu.with_config(replace(gpu.config, fused_merge=False))
     merging = [d for d in gpu.single[0].dispatches if "partial" in d.buffers and d.label.startswith("gemv")]
     assert merging
     assert any(d.long for d in merging) == (context > 64)
@@ -235,7 +236,7 @@ def test_sequences_of_one_batch_do_not_see_each_other() -> None:
 def test_rotation_is_exact_at_the_end_of_a_long_context() -> None:
     """A GPU's own sine is not: the angle of position 131,071 is 20,861 turns."""
     model = tiny("llama-3.1-8b")
-    gpu = GpuExecutor(model.plan(), model, device=software_gpu(), off=FLOAT)
+    gpu = GpuExecutor(model.plan(), model, device=software_gpu(), off=FLOAT, tuning=Tuning())
     step = next(step for step in gpu.plan.steps if isinstance(step, RopeTable))
     positions = np.array([0, 1, 2, 4095, 65_537, 100_003, 131_071], np.int32)
     zeros = np.zeros_like(positions)

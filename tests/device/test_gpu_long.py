@@ -7,6 +7,7 @@ import pytest
 
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Decoder, Executor
 from halfbyte.reference import ReferenceExecutor
 from halfbyte.runtime import Engine, SamplingParams
@@ -28,7 +29,7 @@ def answered(model: Tiny, executor: Executor, decoder: Decoder | None = None) ->
 def test_decoding_across_longropes_switch_reads_everything_anew(family: str, ahead: bool) -> None:
     """The switch is at 24 tokens: reached while tokens are on their way, and when each is read back."""
     model = tiny(family)
-    gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",))
+    gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",), tuning=Tuning())
     positions: list[int] = []
     load = gpu.load
     gpu.load = lambda batch: positions.append(int(batch.positions[0])) or load(batch)  # type: ignore[method-assign]
@@ -45,7 +46,7 @@ def test_windows_keep_their_blocks_and_the_rest_grows(
     """Windows of 17 and 19 wrap several times before the end; the context would be 128."""
     monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 4)
     model = tiny(family)
-    gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",))
+    gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",), tuning=Tuning())
     got = answered(model, gpu, ResidentDecoder(gpu) if ahead else None)
     assert got == answered(model, ReferenceExecutor(model.plan(**SIZES), model))
     used = len(PROMPT) + NEW_TOKENS

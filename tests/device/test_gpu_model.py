@@ -36,7 +36,7 @@ GPU = ("--device", "gpu", "--gpu", str(software_index()))
 def _tested() -> Iterator[None]:
     """The self-test has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("halfbyte.gpu.run.executor._faulty", lambda _: frozenset())
+        patch.setattr("halfbyte.gpu.checks.selftest.faulty_variants", lambda _: frozenset())
         yield
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.sampler import Sampler
 from tests.device.gpu import one, software_gpu
@@ -20,7 +21,7 @@ PROMPT = [5, 9, 33, 60, 9]
 @pytest.fixture(scope="module")
 def gpu() -> GpuExecutor:
     model = tiny("llama-3.1-8b")
-    executor = GpuExecutor(model.plan(), model, device=software_gpu(), off=("int8",))
+    executor = GpuExecutor(model.plan(), model, device=software_gpu(), off=("int8",), tuning=Tuning())
     feed(executor, PROMPT[:-1])
     return executor
 

@@ -16,12 +16,13 @@ from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.run import pipelines
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.gpu.tuning import first_use
-from halfbyte.gpu.tuning.choices import Choices, Verdict, keep_choices, load_choices, model_key
 from halfbyte.gpu.tuning.first_use import tune_first
+from halfbyte.gpu.tuning.harness import DECODE, PREFILL, SAMPLING, Harness
 from halfbyte.gpu.tuning.probe import SHORT_RUNS, Probe
+from halfbyte.gpu.tuning.store import Choices, Verdict, keep_choices, load_choices, model_key
 from halfbyte.gpu.tuning.tune import tune
-from halfbyte.gpu.tuning.workbench import DECODE, PREFILL, SAMPLING, Workbench
 from halfbyte.models.spec import ModelSpec
 from tests.models.tiny import tiny
 
@@ -50,18 +51,18 @@ def device() -> Iterator[Device]:
 @pytest.fixture(scope="module")
 def probe(device: Device) -> Probe:
     """The model's probe, for one token and many."""
-    choice = rules.choose(device.capabilities)
-    return Probe(device, model(), formats, choice, tokens=TOKENS, context=256, kv_dtype="f16", runs=SHORT_RUNS)
+    config = choose(device.capabilities)
+    return Probe(device, model(), formats, config, tokens=TOKENS, context=256, kv_dtype="f16", runs=SHORT_RUNS)
 
 
-def tuned(device: Device, **sizes: dict[str, int]) -> rules.Choice:
+def tuned(device: Device, **sizes: dict[str, int]) -> KernelConfig:
     """The usual kernels but for some families, in all their rows."""
 
     class Everywhere(dict[str, Any]):
         def get(self, row: str, default: Any = None) -> Any:
             return sizes.get(row.partition(" ")[0], default)
 
-    return rules.choose(device.capabilities, tuning=Tuning(Everywhere()))
+    return choose(device.capabilities, tuning=Tuning(Everywhere()))
 
 
 def test_other_sizes_agree_with_the_oracle(device: Device, probe: Probe) -> None:
@@ -90,36 +91,36 @@ def test_a_kernel_that_is_a_little_wrong_is_seen(
 
     monkeypatch.setattr(pipelines, "compose", sabotaged)
     monkeypatch.setattr(probe._gpu, "target", replace(probe._gpu.target, pipelines=pipelines.Pipelines(device)))
-    assert not probe.right(rules.choose(device.capabilities))
+    assert not probe.right(choose(device.capabilities))
 
 
 def test_every_row_that_a_phase_looks_up_can_be_timed(device: Device) -> None:
-    bench = Workbench(device, model(), formats, tokens=TOKENS, layers=1)
+    bench = Harness(device, model(), formats, tokens=TOKENS, layers=1)
     assert bench.method == "timestamps"
     families = {phase: {family for family, _ in bench.rows(phase).values()} for phase in (DECODE, PREFILL, SAMPLING)}
     assert families[DECODE] - {"norm", "merge"} == {"embed", "gemv", "attend"}
     assert families[PREFILL] == {"embed", "gemm", "attend_tiled", "norm"}
     assert families[SAMPLING] == {"sample"}
-    usual = bench.program(SAMPLING, bench.choice)
+    usual = bench.program(SAMPLING, bench.config)
     row, (family, shape) = next(iter(bench.rows(SAMPLING).items()))
-    sizes = rules.FAMILIES[family].candidates(bench.choice, shape)[0]
-    choice = replace(bench.choice, tuning=Tuning({row: sizes}))
-    before, after = bench.differing(SAMPLING, choice, bench.program(SAMPLING, choice), usual)
+    sizes = rules.FAMILIES[family].candidates(bench.config, shape)[0]
+    config = replace(bench.config, tuning=Tuning({row: sizes}))
+    before, after = bench.differing(SAMPLING, config, bench.program(SAMPLING, config), usual)
     assert len(before.dispatches) == len(after.dispatches) == 2
     assert 0 < bench.seconds(before) < 5
     untimed = open_device(software=True, limits=replace(device.capabilities, timestamps=False))
-    assert Workbench(untimed, model(), formats, tokens=TOKENS, layers=1).method == "differences"
+    assert Harness(untimed, model(), formats, tokens=TOKENS, layers=1).method == "differences"
 
 
 def test_a_row_is_timed_where_it_begins_to_differ_from_another(device: Device) -> None:
     """Attention over few and over many keys may share a kernel, until one of them takes other sizes."""
-    bench = Workbench(device, replace(model(), context=2048), formats, tokens=TOKENS, layers=1)
-    usual = bench.program(DECODE, bench.choice)
+    bench = Harness(device, replace(model(), context=2048), formats, tokens=TOKENS, layers=1)
+    usual = bench.program(DECODE, bench.config)
     rows = {row: shape for row, (family, shape) in bench.rows(DECODE).items() if family == "attend"}
     assert {shape["long"] for shape in rows.values()} == {False, True}
     for row, shape in rows.items():
-        choice = replace(bench.choice, tuning=Tuning({row: rules.attend.candidates(bench.choice, shape)[0]}))
-        for entry in bench.differing(DECODE, choice, bench.program(DECODE, choice), usual):
+        config = replace(bench.config, tuning=Tuning({row: rules.attend.candidates(bench.config, shape)[0]}))
+        for entry in bench.differing(DECODE, config, bench.program(DECODE, config), usual):
             assert "attend" in {dispatch.label for dispatch in entry.dispatches}
 
 

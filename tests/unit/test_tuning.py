@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from halfbyte.formats import get_format
-from halfbyte.gpu.device.device import Capabilities
 from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.capabilities import Capabilities
 from halfbyte.gpu.shaders.family import Tuning, row_name
-from halfbyte.gpu.tuning.choices import Choices, Measured, Verdict, keep_choices, load_choices
-from halfbyte.gpu.tuning.contest import contest, faster
+from halfbyte.gpu.shaders.variants import KernelConfig, choose
+from halfbyte.gpu.tuning.ab_test import ab_test, faster
+from halfbyte.gpu.tuning.harness import DECODE, Entry, alike
+from halfbyte.gpu.tuning.store import Choices, Measured, Verdict, keep_choices, load_choices
 from halfbyte.gpu.tuning.tune import Tuner
-from halfbyte.gpu.tuning.workbench import DECODE, Entry, alike
 from halfbyte.report.tuning import limit_line
 from tests.models.tiny import tiny
 
@@ -44,7 +45,7 @@ def noisy(seed: int, sigma: float, drift: float = 0.0) -> Callable[[float], floa
 
 def winner(true: list[float], clock: Callable[[float], float], **more: Any) -> int | None:
     """Who wins of kernels that truly take so long, the usual one 1."""
-    found = contest(
+    found = ab_test(
         range(len(true)), usual=lambda _: clock(1.0), other=lambda i: clock(true[i]), **{"right": lambda _: True} | more
     )
     return found.winner
@@ -67,7 +68,7 @@ def test_what_is_clearly_faster_is_found_among_forty(sigma: float, gain: float) 
 
 def test_what_computes_something_else_never_wins() -> None:
     true, clock = [0.5, 0.6, 0.9], noisy(1, 0.003)
-    found = contest(range(3), usual=lambda _: clock(1.0), other=lambda i: clock(true[i]), right=lambda i: i == 2)
+    found = ab_test(range(3), usual=lambda _: clock(1.0), other=lambda i: clock(true[i]), right=lambda i: i == 2)
     assert (found.winner, found.wrong) == (2, 2)
     assert winner(true, clock, right=lambda _: False) is None
 
@@ -78,7 +79,7 @@ def test_what_cannot_run_is_passed_over() -> None:
 
 def test_looking_ends_when_there_has_been_enough() -> None:
     looks = iter([False, False, True])
-    found = contest(
+    found = ab_test(
         range(40), usual=lambda _: 1.0, other=lambda _: 1.0, right=lambda _: True, enough=lambda: next(looks)
     )
     assert (found.winner, found.tried) == (None, 2)
@@ -93,8 +94,8 @@ def test_a_gain_below_the_noise_is_none() -> None:
 
 @pytest.mark.parametrize("capabilities", [LARGE, SMALL])
 def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(capabilities: Capabilities) -> None:
-    choice = rules.choose(capabilities)
-    large = choice.fused_rounding
+    config = choose(capabilities)
+    large = config.fused_rounding
     shapes: dict[str, list[dict[str, Any]]] = {
         "gemv": [
             {
@@ -124,20 +125,20 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
     }
     for name, family in rules.FAMILIES.items():
         for shape in shapes.get(name, [{"width": 64, "columns": 1}]):
-            usual = family.rule(choice, **shape)
-            assert family.fits(choice, {**shape, **usual}), name
-            found = family.candidates(choice, shape)
+            usual = family.rule(config, **shape)
+            assert family.fits(config, {**shape, **usual}), name
+            found = family.candidates(config, shape)
             assert found, name
-            assert all(family.fits(choice, {**shape, **usual, **sizes}) and sizes != usual for sizes in found)
+            assert all(family.fits(config, {**shape, **usual, **sizes}) and sizes != usual for sizes in found)
             assert len({tuple(sizes.items()) for sizes in found}) == len(found)
 
 
 def test_measured_sizes_replace_the_rules_where_they_fit() -> None:
-    choice = rules.choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
-    assert rules.norm(choice, **NORM)["WG"] == 128
-    assert rules.norm(choice, width=64, columns=1)["WG"] == 256
-    assert rules.norm(rules.choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
-    assert choice.tuning.asked[ROW] == ("norm", NORM)
+    config = choose(LARGE, tuning=Tuning({ROW: {"WG": 128}}))
+    assert rules.norm(config, **NORM)["WG"] == 128
+    assert rules.norm(config, width=64, columns=1)["WG"] == 256
+    assert rules.norm(choose(SMALL, tuning=Tuning({ROW: {"WG": 1024}})), **NORM)["WG"] == 256
+    assert config.tuning.asked[ROW] == ("norm", NORM)
 
 
 @dataclass
@@ -147,26 +148,26 @@ class Bench:
     kernel_s: Callable[[int], float]
     whole_s: Callable[[int], float]
     clock: Callable[[float], float]
-    choice = rules.choose(LARGE)
+    config = choose(LARGE)
     spec = SimpleNamespace(layers=(1, 2))
     device = SimpleNamespace(name="test")
 
-    def program(self, phase: str, choice: rules.Choice) -> Any:
-        return choice
+    def program(self, phase: str, config: KernelConfig) -> Any:
+        return config
 
     def rows(self, phase: str) -> dict[str, Any]:
         return {ROW: ("norm", NORM)} if phase == DECODE else {}
 
-    def whole(self, phase: str, choice: rules.Choice) -> Any:
-        return self._entry(choice, self.whole_s)
+    def whole(self, phase: str, config: KernelConfig) -> Any:
+        return self._entry(config, self.whole_s)
 
-    def differing(self, phase: str, choice: rules.Choice, program: Any, usual: Any) -> Any:
-        return self._entry(self.choice, self.kernel_s), self._entry(choice, self.kernel_s)
+    def differing(self, phase: str, config: KernelConfig, program: Any, usual: Any) -> Any:
+        return self._entry(self.config, self.kernel_s), self._entry(config, self.kernel_s)
 
-    def _entry(self, choice: rules.Choice, seconds: Callable[[int], float]) -> Any:
-        true = seconds(rules.norm(choice, **NORM)["WG"])
+    def _entry(self, config: KernelConfig, seconds: Callable[[int], float]) -> Any:
+        true = seconds(rules.norm(config, **NORM)["WG"])
         return SimpleNamespace(
-            choice=choice, program=None, dispatches=(SimpleNamespace(label="norm"),) * 2, commands=((),), true=true
+            config=config, program=None, dispatches=(SimpleNamespace(label="norm"),) * 2, commands=((),), true=true
         )
 
     def seconds(self, entry: Any) -> float:
@@ -182,7 +183,7 @@ class Bench:
 def tuned(bench: Bench, *, right: bool = True) -> tuple[Choices, list[Measured | Verdict]]:
     """What is remembered after tuning the one kernel of a model with four layers."""
     choices = Choices()
-    probe = SimpleNamespace(right=lambda choice: right)
+    probe = SimpleNamespace(right=lambda config: right)
     found = Tuner(bench, probe, choices, model="m", layers=4, budget_s=1e9).run()  # type: ignore[arg-type]
     return choices, list(found)
 
@@ -263,7 +264,7 @@ def test_sizes_that_no_kernel_has_are_ignored(tmp_path: Path) -> None:
 def test_both_ways_are_timed_over_the_same_batches() -> None:
     def entry(*groups: int) -> Entry:
         commands: Any = tuple((None, [(None, None, count, 1, 1)]) for count in groups)
-        return Entry(rules.choose(LARGE), SimpleNamespace(), (), commands)  # type: ignore[arg-type]
+        return Entry(choose(LARGE), SimpleNamespace(), (), commands)  # type: ignore[arg-type]
 
     growing, steady = entry(4, 16), entry(16, 16)
     assert alike(growing, steady) == (growing, steady)

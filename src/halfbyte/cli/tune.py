@@ -13,7 +13,7 @@ from halfbyte.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.gpu.device.device import Device
-    from halfbyte.gpu.tuning.choices import Choices, Measured
+    from halfbyte.gpu.tuning.store import Choices, Measured
     from halfbyte.report.subject import Subject
 
 Synthetic = Annotated[
@@ -91,7 +91,7 @@ def _open(device: str, gpu: int | None) -> Device | None:
 def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, seconds: float, short: bool) -> None:
     from halfbyte.cli.quantize import progress_bar
     from halfbyte.devices import BATCH_TOKENS
-    from halfbyte.gpu.tuning.choices import Verdict
+    from halfbyte.gpu.tuning.store import Verdict
     from halfbyte.gpu.tuning.tune import SHORT_BUDGET_S, tune
     from halfbyte.report.tuning import verdict_line
 
@@ -116,8 +116,8 @@ def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, 
 
 
 def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, json: bool) -> None:
-    from halfbyte.gpu.tuning.choices import load_choices, model_key
-    from halfbyte.gpu.tuning.workbench import DECODE
+    from halfbyte.gpu.tuning.harness import DECODE
+    from halfbyte.gpu.tuning.store import load_choices, model_key
     from halfbyte.report.limits import known_read_bandwidth
     from halfbyte.report.tables import aligned
     from halfbyte.report.tuning import estimates, kernel_rows, limit_line, to_json, verdict_line

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from halfbyte.formats import Format
-from halfbyte.gpu.tuning.choices import Measured, Verdict
+from halfbyte.gpu.tuning.harness import DECODE, DEPTHS, PREFILL, smaller
 from halfbyte.gpu.tuning.probe import DISTINCT_ROWS, LEAST_CONTEXT
-from halfbyte.gpu.tuning.workbench import DECODE, DEPTHS, PREFILL, smaller
+from halfbyte.gpu.tuning.store import Measured, Verdict
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.report.bench import decode_bytes

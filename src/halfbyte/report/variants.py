@@ -62,7 +62,7 @@ def _instruction_sets() -> tuple[str, ...]:
 
 def _gpu_kernels(gpu: int | None) -> list[str]:
     from halfbyte.gpu.device.device import open_device
-    from halfbyte.gpu.shaders.rules import VARIANTS
+    from halfbyte.gpu.shaders.variants import VARIANTS
 
     device = open_device(gpu)
     offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities) and name != "int8"]

@@ -32,13 +32,13 @@ class Watcher:
 
     def __init__(self, model: Model, prompt_ids: Sequence[int], max_tokens: int) -> None:
         executor: Any = model.executor
-        if not hasattr(executor, "step_ns") and not hasattr(executor, "traced"):
+        if not hasattr(executor, "step_ns") and not hasattr(executor, "hooked"):
             raise UsageError(f"device {model.device} does not time its steps.", "Profile with --device cpu or gpu.")
         self._model = model
         self._prompt_ids = prompt_ids
         self._max_tokens = max_tokens
         self._costs = _Costs(model)
-        self._gpu = hasattr(executor, "traced")
+        self._gpu = hasattr(executor, "hooked")
 
     def plain(self) -> Watched:
         """An answer that nobody watches."""
@@ -101,9 +101,11 @@ class Watcher:
 
     def _watched_gpu(self) -> Watched:
         """Each dispatch, by the device's clock; tokens that were computed beyond the answer are `dropped`."""
+        from halfbyte.gpu.checks.trace import traced
+
         executor: Any = self._model.executor
         noted = _Noted(executor)
-        with executor.traced() as tracer:
+        with traced(executor) as tracer:
             turns = self._answer(noted)
         works = _Works(self._model, noted, self._costs)
         spans = [*self._tokens(turns), *works.spans(tracer)]

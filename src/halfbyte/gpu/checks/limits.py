@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.gpu.checks.bandwidth import Reader
-from halfbyte.gpu.device.device import Device, find_adapters, open_device
+from halfbyte.gpu.device.device import Device, enumerate_adapters, open_device
 from halfbyte.gpu.device.staging import Staging
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Buffer, Dispatch, Extent, Program, Recorder
@@ -171,7 +171,7 @@ def measure_apart(*, timeout_s: float = 60.0) -> list[dict[str, Any]]:
 
 def _measure_all() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for index, adapter in enumerate(find_adapters()):
+    for index, adapter in enumerate(enumerate_adapters()):
         if adapter.software:
             continue
         about = {"name": adapter.name, "driver": adapter.driver}

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte import user_cache
 from halfbyte.errors import DeviceError
-from halfbyte.formats import Format, Weight, WeightSource, get_format
+from halfbyte.formats import Format, Weight
+from halfbyte.gpu.checks.oracle import Oracle
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.code import code_hash
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.pipelines import Pipelines, kernels_hash
-from halfbyte.gpu.shaders.rules import VARIANTS
+from halfbyte.gpu.run.pipelines import Pipelines
+from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.gpu.shaders.variants import VARIANTS
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import Batch, Plan, make_plan, ops
+from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
-from halfbyte.reference.ops import run_op
 from halfbyte.synthetic import SyntheticWeights, batch_of_one, spiked
 
 SCHEMA = 1
@@ -123,8 +124,8 @@ def examined(device: Device, *, cache: Path | None = None) -> Verdict:
 
 
 def device_key(device: Device) -> str:
-    """What results are remembered by: adapter, driver, what both offer, and the kernels."""
-    about = (device.name, device.adapter.backend, device.adapter.driver, device.capabilities, kernels_hash())
+    """What results are remembered by: adapter, driver, what both offer, and the code that makes the kernels."""
+    about = (device.name, device.adapter.backend, device.adapter.driver, device.capabilities, code_hash())
     return " | ".join(map(str, about))
 
 
@@ -182,8 +183,8 @@ class _Case:
         spec = build_spec(config, {}, names)
         weights = _Spiked(spec, formats)
         plan = make_plan(spec, weights.format, tokens=144, context=160, block_size=16)
-        gpu = GpuExecutor(plan, weights, device=device, off=off, pipelines=pipelines)
-        self._gpu = gpu.with_choice(replace(gpu.choice, long_keys=0, far_nbytes=0)) if large else gpu
+        gpu = GpuExecutor(plan, weights, device=device, off=off, tuning=Tuning(), pipelines=pipelines)
+        self._gpu = gpu.with_config(replace(gpu.config, long_keys=0, far_nbytes=0)) if large else gpu
         self._gpu.begin((count, min(count, ROWS)) for _, count in RUNS if count > 1)
         self._oracle = Oracle(plan, weights, int8="int8" not in off)
 
@@ -223,52 +224,6 @@ class _Spiked:
     def _source(self, name: str) -> SyntheticWeights:
         places = (".self_attn.", ".mlp.", "")
         return self._sources[next(i for i, place in enumerate(places) if place in name)]
-
-
-class Oracle:
-    """The reference executor, with the inputs of packed matrices rounded to int8 blocks as the GPU's are.
-
-    Args:
-        int8: False leaves them as they are.
-    """
-
-    def __init__(self, plan: Plan, weights: WeightSource, *, int8: bool) -> None:
-        self.plan = plan
-        self._weights = weights
-        self._int8 = int8
-        self._caches = {
-            t.name: np.zeros(t.shape, np.float16 if t.dtype == "f16" else np.float32) for t in plan.of_kind("cache")
-        }
-
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits `[r, vocab_size]`."""
-        values: dict[str, NDArray[Any]] = {**self.plan.constants, **self._caches, **batch.state()}
-
-        def get(name: str) -> NDArray[Any]:
-            return values[name] if name in values else self._weights.weight(name).decode()
-
-        for step in self.plan.steps:
-            rounded = self._int8 and isinstance(step, ops.Linear | ops.GatedLinear) and self._packed(step.weights)
-            source = {step.x: round_to_int8(values[step.x])} if rounded else {}  # type: ignore[attr-defined]
-            out = run_op(step, lambda name, source=source: source.get(name) if name in source else get(name))  # type: ignore[misc]
-            if out is not None:
-                values[step.outputs[0]] = out
-        return values[LOGITS]
-
-    def _packed(self, names: tuple[str, ...]) -> bool:
-        return all(get_format(self.plan.tensors[name].dtype).name.startswith("q") for name in names)
-
-
-def round_to_int8(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows rounded to int8 in blocks of 32 with a scale each, as kernels take them."""
-    rows, width = x.shape
-    padded = np.zeros((rows, -(-width // 32) * 32), np.float32)
-    padded[:, :width] = x
-    blocks = padded.reshape(rows, -1, 32)
-    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
-    codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
-    rounded: NDArray[np.float32] = (codes * scale).reshape(rows, -1)[:, :width].astype(np.float32)
-    return rounded
 
 
 _log = logging.getLogger(__name__)

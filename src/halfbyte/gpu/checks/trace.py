@@ -11,22 +11,21 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import wgpu
 from numpy.typing import NDArray
-from wgpu.backends.wgpu_native import ffi, lib
 
-from halfbyte.gpu.device import passes
+from halfbyte.gpu.device import ffi, passes
 from halfbyte.gpu.device.clock import tick_seconds
 from halfbyte.gpu.device.device import Device
-
-if TYPE_CHECKING:
-    from halfbyte.gpu.run.recorder import Command, Dispatch
+from halfbyte.gpu.run.executor import GpuExecutor
+from halfbyte.gpu.run.recorder import Command, Dispatch
 
 INSIDE_PASSES = "timestamp-query-inside-passes"
 QUERIES = 4096
@@ -70,8 +69,16 @@ class Alignment:
     error_s: float
 
 
+@contextmanager
+def traced(executor: GpuExecutor) -> Iterator[Tracer]:
+    """Note every dispatch of an executor inside, and when the host waits."""
+    tracer = Tracer(executor.device)
+    with executor.hooked(tracer):
+        yield tracer
+
+
 class Tracer:
-    """Notes what a recorder submits, and finds afterwards when each dispatch ran.
+    """Notes what a recorder submits, and finds afterwards when each dispatch ran. A `PassHook`.
 
     Attributes:
         submissions: In their order.
@@ -87,8 +94,6 @@ class Tracer:
         self._inside = INSIDE_PASSES in device.handle.features
         self._sets: list[tuple[Any, int]] = []
         self._places: list[tuple[int, int]] = []
-        self._pass = ffi.new("WGPUComputePassDescriptor *")
-        self._writes = ffi.new("WGPUPassTimestampWrites *")
         self._base = 0
         self._bounds = self._looks() if self.timestamps else []
 
@@ -142,23 +147,19 @@ class Tracer:
 
     def _record_pass(self, encoder: Any, commands: Sequence[Command], at: int) -> None:
         """One pass, with a timestamp before the first dispatch and after each."""
-        queries = self._sets[-1][0]._internal
-        self._pass.timestampWrites = ffi.NULL
-        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
-        lib.wgpuComputePassEncoderWriteTimestamp(opened, queries, at)
+        queries = self._sets[-1][0]
+        opened = ffi.begin_pass(encoder)
+        ffi.write_timestamp(opened, queries, at)
         for i, command in enumerate(commands, at + 1):
             passes.dispatch(opened, [command])
-            lib.wgpuComputePassEncoderWriteTimestamp(opened, queries, i)
-        passes.end(opened)
+            ffi.write_timestamp(opened, queries, i)
+        ffi.end_pass(opened)
 
     def _record_alone(self, encoder: Any, command: Command | None, at: int) -> None:
         """A pass of one dispatch or none, between two timestamps."""
-        self._writes.querySet = self._sets[-1][0]._internal
-        self._writes.beginningOfPassWriteIndex, self._writes.endOfPassWriteIndex = at, at + 1
-        self._pass.timestampWrites = self._writes
-        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass)
+        opened = ffi.begin_pass(encoder, ffi.TimestampWrites(self._sets[-1][0]).at(at, at + 1))
         passes.dispatch(opened, [command] if command else [])
-        passes.end(opened)
+        ffi.end_pass(opened)
 
     def _looks(self) -> list[tuple[float, float]]:
         """Bounds of the offset between the clocks."""

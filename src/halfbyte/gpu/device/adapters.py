@@ -1,7 +1,7 @@
 """Which GPU adapters this machine has, with their features and limits as wgpu sees them; and whether one is real.
 
 A faulty driver can crash or hang the process that asks it. So a process of its own asks, `python -m
-halfbyte.gpu.device.adapters`, which prints JSON; whatever becomes of it, the caller gets a list or a reason.
+halfbyte.gpu.checks.apart`, which prints JSON; whatever becomes of it, the caller gets a list or a reason.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from halfbyte import user_cache
 
-SCHEMA = 1
+SCHEMA = 2
+APART = "halfbyte.gpu.checks.apart"
+"""The module that is run in a process of its own."""
 NO_ADAPTER = "wgpu finds no adapter: there is no GPU, or no Vulkan, Metal or D3D12 driver for it."
 REMEMBERED_S = 86_400
 """How long it is remembered that there is no GPU: a day, where a new driver leaves no trace that is quick to see."""
@@ -28,24 +30,6 @@ _RANK = {"DiscreteGPU": 0, "IntegratedGPU": 1, "CPU": 3}
 _NODES = ("dri/renderD*", "nvidia[0-9]*", "dxg", "kgsl-3d0", "mali*")
 """Device files of GPUs under /dev, on Linux."""
 _DRIVER_LISTS = ("/etc/vulkan/icd.d", "/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
-
-
-class Described(Protocol):
-    """What an adapter is counted by."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def backend(self) -> str: ...
-
-
-Some = TypeVar("Some", bound=Described)
-
-
-def counted(adapters: Iterable[Some]) -> list[Some]:
-    """Adapters in the order of `--gpu N`: discrete first, software last, and OpenGL's, which lack much, left out."""
-    usable = [adapter for adapter in adapters if adapter.backend != "OpenGL"]
-    return sorted(usable, key=lambda adapter: _RANK.get(adapter.type, 2))
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,8 @@ class Adapter:
         driver: The driver's own description.
         features: What a device may be asked for, by WebGPU's names.
         limits: WebGPU's limits by name.
+        vendor, device: PCI ids; 0 where the driver gives none.
+        handle: wgpu's adapter, in the process that found it.
     """
 
     name: str
@@ -67,11 +53,36 @@ class Adapter:
     driver: str
     features: tuple[str, ...] = ()
     limits: dict[str, int] = field(default_factory=dict)
+    vendor: int = 0
+    device: int = 0
+    handle: Any = field(default=None, repr=False, compare=False)
 
     @property
     def software(self) -> bool:
         """Whether it is a GPU in software."""
         return self.type == "CPU"
+
+
+def counted(adapters: Iterable[Adapter]) -> list[Adapter]:
+    """Adapters in the order of `--gpu N`: discrete first, software last, and OpenGL's, which lack much, left out."""
+    usable = [adapter for adapter in adapters if adapter.backend != "OpenGL"]
+    return sorted(usable, key=lambda adapter: _RANK.get(adapter.type, 2))
+
+
+def described(handle: Any) -> Adapter:
+    """What wgpu's adapter tells about itself."""
+    info = handle.info
+    return Adapter(
+        name=info["device"],
+        type=info["adapter_type"],
+        backend=info["backend_type"],
+        driver=info["description"],
+        features=tuple(sorted(handle.features)),
+        limits={name: int(value) for name, value in sorted(handle.limits.items())},
+        vendor=info.get("vendor_id", 0),
+        device=info.get("device_id", 0),
+        handle=handle,
+    )
 
 
 @dataclass(frozen=True)
@@ -171,11 +182,11 @@ def _adapter(values: dict[str, Any]) -> Adapter:
 
 
 def _ask(arguments: tuple[str, ...], timeout_s: float) -> Any:
-    """What this module prints when it is run with arguments; a sentence where that went wrong."""
+    """What `APART` prints when it is run with arguments; a sentence where that went wrong."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", __name__, *arguments], env=environment, capture_output=True, timeout=timeout_s,
+            [sys.executable, "-m", APART, *arguments], env=environment, capture_output=True, timeout=timeout_s,
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -195,37 +206,3 @@ def _failure(code: int, stderr: str) -> str:
     if code < 0:
         return f"the GPU driver crashed (signal {-code}). {last}".rstrip()
     return f"wgpu does not work here: {last or f'exit code {code}'}"
-
-
-def _list() -> list[dict[str, Any]]:
-    import wgpu
-
-    return [asdict(adapter) for adapter in counted(map(_described, wgpu.gpu.enumerate_adapters_sync()))]
-
-
-def _described(adapter: Any) -> Adapter:
-    info = adapter.info
-    return Adapter(
-        name=info["device"],
-        type=info["adapter_type"],
-        backend=info["backend_type"],
-        driver=info["description"],
-        features=tuple(sorted(adapter.features)),
-        limits={name: int(value) for name, value in sorted(adapter.limits.items())},
-    )
-
-
-def _examine(gpu: int) -> tuple[tuple[str, ...], float, str]:
-    from halfbyte.errors import DeviceError
-    from halfbyte.gpu.checks.selftest import examined
-    from halfbyte.gpu.device.device import open_device
-
-    try:
-        verdict = examined(open_device(gpu))
-    except DeviceError as error:
-        return (), 0.0, error.message
-    return verdict.off or (), verdict.seconds, "" if verdict.off is not None else "it computes wrong results."
-
-
-if __name__ == "__main__":
-    print(json.dumps(_examine(int(sys.argv[1])) if len(sys.argv) > 1 else _list()))

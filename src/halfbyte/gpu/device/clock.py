@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import wgpu
-from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.errors import DeviceError
-from halfbyte.gpu.device import passes
+from halfbyte.gpu.device import ffi, passes
 from halfbyte.gpu.device.device import Device
 
 Commands = Sequence[tuple[int, int, int, int, int]]
@@ -94,19 +93,17 @@ class PassClock:
         self._resolved = device.buffer(
             16 * PASSES, "timestamps", usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
         )
-        self._writes = ffi.new("WGPUPassTimestampWrites *")
-        self._writes.querySet = self._queries._internal
+        self._writes = ffi.TimestampWrites(self._queries)
         self._used = 0
         self._seconds = 0.0
 
-    def next_pass(self) -> Any:
-        """Where the next pass writes its times: a C pointer for its descriptor, valid until the next call."""
+    def next_pass(self) -> ffi.TimestampWrites:
+        """Where the next pass writes its times, valid until the next call."""
         if self._used == PASSES:
             self.seconds()
-        self._writes.beginningOfPassWriteIndex = 2 * self._used
-        self._writes.endOfPassWriteIndex = 2 * self._used + 1
+        first = 2 * self._used
         self._used += 1
-        return self._writes
+        return self._writes.at(first, first + 1)
 
     def seconds(self) -> float:
         """Seconds that all passes so far took, once they are done."""
@@ -125,10 +122,10 @@ class PassClock:
 
 
 def _record(opened: Any, commands: Commands) -> None:
-    passes.dispatch(opened._internal, commands)
+    passes.dispatch(ffi.handle_of(opened), commands)
     opened.end()
 
 
 def tick_seconds(device: Device) -> float:
     """Seconds between two counts of a device's timestamps."""
-    return float(lib.wgpuQueueGetTimestampPeriod(device.handle.queue._internal)) * 1e-9
+    return ffi.timestamp_period(ffi.handle_of(device.handle.queue)) * 1e-9

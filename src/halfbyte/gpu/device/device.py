@@ -11,17 +11,17 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import wgpu
 from numpy.typing import NDArray
-from wgpu.backends.wgpu_native import _api, ffi, lib
-from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from halfbyte.errors import DeviceError, UsageError
-from halfbyte.gpu.device.adapters import counted
+from halfbyte.gpu.device import ffi
+from halfbyte.gpu.device.adapters import Adapter, counted, described
+from halfbyte.gpu.shaders.capabilities import Capabilities
 from halfbyte.plan.show import quantity
 
 FEATURES = (
@@ -40,74 +40,24 @@ _SUBGROUPS = {0x10DE: 32, 0x106B: 32}
 """Lanes by the vendor's PCI id: NVIDIA, Apple. wgpu does not tell the sizes that the driver names."""
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What kernels may count on.
-
-    Attributes:
-        subgroup: Lanes of a subgroup, the same in every kernel; 0 where that is not certain or there are none.
-        workgroup_storage: Bytes of workgroup memory.
-        invocations: Invocations of a workgroup.
-        max_binding: Bytes of a storage binding.
-        max_buffer: Bytes of a buffer.
-        timestamps: Whether passes can be timed.
-        coherent: Whether workgroups of a dispatch can read what others of it wrote: buffers may be `coherent`, and a
-            storage barrier orders memory for all workgroups, as wgpu's do through Vulkan.
-    """
-
-    subgroup: int
-    workgroup_storage: int
-    invocations: int
-    max_binding: int
-    max_buffer: int
-    timestamps: bool
-    coherent: bool
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest buffer that a kernel can be given whole."""
-        return min(self.max_binding, self.max_buffer)
-
-
-BASELINE = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
-"""A browser's default limits; every kernel has a variant for them."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter that was found, in the order that `gpu` counts them."""
-
-    handle: Any
-    name: str
-    type: str
-    backend: str
-    driver: str
-
-    @property
-    def software(self) -> bool:
-        """Whether it is a GPU in software."""
-        return self.type == "CPU"
-
-
-def find_adapters() -> list[Adapter]:
-    """Every usable adapter, in the order that `gpu` counts them."""
+def enumerate_adapters() -> list[Adapter]:
+    """Every usable adapter, in the order that `gpu` counts them; asks the drivers in this process."""
     _prepare_instance()
-    found = [_described(handle) for handle in wgpu.gpu.enumerate_adapters_sync()]
-    return counted(found)
+    return counted(map(described, wgpu.gpu.enumerate_adapters_sync()))
 
 
 def choose_adapter(gpu: int | None = None, *, software: bool = False) -> Adapter:
     """The adapter to use.
 
     Args:
-        gpu: Index into `find_adapters()`; the first real one if None.
+        gpu: Index into `enumerate_adapters()`; the first real one if None.
         software: Take a software adapter, for tests.
 
     Raises:
         DeviceError: There is none.
         UsageError: `gpu` names none.
     """
-    adapters = find_adapters()
+    adapters = enumerate_adapters()
     if gpu is not None:
         if not 0 <= gpu < len(adapters):
             names = ", ".join(f"{i}: {adapter.name}" for i, adapter in enumerate(adapters)) or "none"
@@ -220,10 +170,9 @@ class Device:
 
     def wait(self, submission: int | None = None) -> None:
         """Wait until a submission, or everything, is done, and deliver its callbacks."""
-        index = ffi.NULL if submission is None else ffi.new("WGPUSubmissionIndex *", submission)
         began = time.perf_counter()
         with self.guarded("waiting for the GPU failed"):
-            lib.wgpuDevicePoll(self.handle._internal, True, index)
+            ffi.poll(ffi.handle_of(self.handle), submission)
         ended = time.perf_counter()
         self.waited_s += ended - began
         if self.waits is not None:
@@ -233,16 +182,16 @@ class Device:
     def guarded(self, what: str) -> Iterator[None]:
         """Turn whatever wgpu reports inside into a `DeviceError` that begins with `what`."""
         self._errors.listen()
-        _api.error_handler.capture("halfbyte")
+        ffi.capture_errors()
         try:
             yield
         except (wgpu.GPUError, RuntimeError) as error:
             raise _device_error(what, self.name, str(error)) from error
         finally:
-            reported = _api.error_handler.release("halfbyte")
+            reported = ffi.release_errors()
             logged = self._errors.heard()
-        if reported or logged:
-            raise _device_error(what, self.name, "\n".join([*logged, reported[1] if reported else ""]))
+        if reported is not None or logged:
+            raise _device_error(what, self.name, "\n".join([*logged, reported or ""]))
 
     def check_alive(self, what: str) -> None:
         """Ask for the smallest thing there is: what follows would end the process on a lost device.
@@ -251,13 +200,12 @@ class Device:
             DeviceError: It is lost.
         """
         with self.guarded(what):
-            lib.wgpuCommandEncoderRelease(lib.wgpuDeviceCreateCommandEncoder(self.handle._internal, ffi.NULL))
+            ffi.release_encoder(ffi.create_encoder(ffi.handle_of(self.handle)))
 
     def stop_if_failed(self) -> None:
         """Inside `guarded`, leave if something was reported: a submit to a lost device would end the process."""
-        slots = _api.error_handler._get_proxy_stack()
-        if slots and slots[-1].message:
-            raise RuntimeError(slots[-1].message)
+        if message := ffi.pending_error():
+            raise RuntimeError(message)
 
     def close(self) -> None:
         """Let go of the device and all its memory."""
@@ -280,7 +228,7 @@ def open_device(
         DeviceError, UsageError: As for `choose_adapter`, or the driver refused.
     """
     adapter = choose_adapter(gpu, software=software)
-    features = [name for name in FEATURES if name in adapter.handle.features]
+    features = [name for name in FEATURES if name in adapter.features]
     try:
         handle = adapter.handle.request_device_sync(required_features=features, required_limits={})
     except (wgpu.GPUError, RuntimeError) as error:
@@ -311,16 +259,10 @@ def _at_most(offered: Capabilities, limits: Capabilities) -> Capabilities:
 
 def _subgroup_size(adapter: Adapter) -> int:
     """Lanes of a subgroup on makes that have just one size; 0 on others, whose drivers choose one for each kernel."""
-    info = adapter.handle.info
-    if info["vendor_id"] in _SUBGROUPS:
-        return _SUBGROUPS[info["vendor_id"]]
+    if adapter.vendor in _SUBGROUPS:
+        return _SUBGROUPS[adapter.vendor]
     vector = adapter.name.partition(" bits)")[0].rpartition(", ")[2] if "llvmpipe" in adapter.name else ""
     return int(vector) // 32 if vector.isdigit() else 0
-
-
-def _described(handle: Any) -> Adapter:
-    info = handle.info
-    return Adapter(handle, info["device"], info["adapter_type"], info["backend_type"], info["description"])
 
 
 _prepared = False
@@ -332,9 +274,7 @@ def _prepare_instance() -> None:
     if _prepared:
         return
     _prepared = True
-    try:
-        set_instance_extras(backends=["Primary"], flags=["Empty"])
-    except RuntimeError:
+    if not ffi.make_unchecked_instance():
         logging.getLogger(__name__).debug("wgpu was in use before; its instance is used as it is")
 
 

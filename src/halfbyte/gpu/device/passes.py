@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from wgpu.backends.wgpu_native import ffi, lib
 
 from halfbyte.errors import DeviceError
+from halfbyte.gpu.device import ffi
 
 try:
     from halfbyte.gpu.device import _record
@@ -15,24 +13,6 @@ except ImportError as missing:
     raise DeviceError.not_compiled("GPUs", missing) from missing
 
 
-def address(handle: Any) -> int:
-    """Where the thing lies that a C handle points to."""
-    return int(ffi.cast("uintptr_t", handle))
-
-
-_FUNCTIONS = (
-    address(lib.wgpuComputePassEncoderSetPipeline),
-    address(lib.wgpuComputePassEncoderSetBindGroup),
-    address(lib.wgpuComputePassEncoderDispatchWorkgroups),
-)
-
-
-def dispatch(recording: Any, commands: Sequence[tuple[int, int, int, int, int]]) -> None:
+def dispatch(opened: ffi.Handle, commands: Sequence[tuple[int, int, int, int, int]]) -> None:
     """Record dispatches in order: (address of the pipeline, of the bind group, workgroups in x, y and z)."""
-    _record.record(_FUNCTIONS, address(recording), list(commands))
-
-
-def end(recording: Any) -> None:
-    """End a pass; the C handle is gone afterwards."""
-    lib.wgpuComputePassEncoderEnd(recording)
-    lib.wgpuComputePassEncoderRelease(recording)
+    _record.record(ffi.DISPATCH_FUNCTIONS, ffi.address(opened), list(commands))

@@ -35,7 +35,7 @@ class AttentionLowering:
 
     def _sizes(self, step: ops.RopeKvWrite | ops.Attention, *, long: bool, left: bool = False) -> dict[str, Any]:
         return rules.attend(
-            self._low.target.choice,
+            self._low.target.config,
             heads=step.heads,
             kv_heads=step.kv_heads,
             head_dim=step.head_dim,
@@ -48,7 +48,7 @@ class AttentionLowering:
     @property
     def fused(self) -> bool:
         """Whether attention rotates and writes the cache itself."""
-        return self._low.columns == 1 and self._low.target.choice.fused_attention
+        return self._low.columns == 1 and self._low.target.config.fused_attention
 
     def _rotation(self, step: ops.RopeKvWrite, lanes: int) -> dict[str, Any]:
         half = self._low.target.plan.tensors[step.table].shape[2]
@@ -59,7 +59,7 @@ class AttentionLowering:
             "QK_NORM": bool(step.q_weight),
             "EPS": step.eps,
             "FOURS": step.head_dim % 8 == 0 and half % 4 == 0,
-            "SHUFFLED": self._low.target.choice.subgroup >= lanes and half % 8 == 0,
+            "SHUFFLED": self._low.target.config.subgroup >= lanes and half % 8 == 0,
         }
 
     def _rotation_buffers(self, step: ops.RopeKvWrite) -> dict[str, Buffer | None]:
@@ -103,7 +103,7 @@ class AttentionLowering:
             self._tiled(step, constants)
 
     def _split(self, step: ops.Attention, constants: dict[str, Any]) -> None:
-        left = self._low.target.choice.fused_merge and self._low.rounded(step.out)
+        left = self._low.target.config.fused_merge and self._low.rounded(step.out)
         sizes = [self._sizes(step, long=long, left=left and not long) for long in self._lengths(step)]
         finish = all(self._finishes(step.head_dim, each["SLICE"]) for each in sizes)
         fused = self.fused
@@ -124,7 +124,7 @@ class AttentionLowering:
             buffers["arrived"] = self._counters(
                 self._low.capacity * max(step.kv_heads * each["SLICES"] for each in sizes)
             )
-        threshold = self._low.target.choice.long_keys
+        threshold = self._low.target.config.long_keys
         if left and finish:
             most_keys = threshold if len(sizes) > 1 else None
             value.splits = Splits(partial, weight, _left({**constants, **sizes[0]}), most_keys)
@@ -140,7 +140,7 @@ class AttentionLowering:
         if self._low.columns > 1:
             return [True]
         most = min(self._low.target.plan.context, step.window or self._low.target.plan.context)
-        return [False, True] if most > self._low.target.choice.long_keys else [False]
+        return [False, True] if most > self._low.target.config.long_keys else [False]
 
     def _dispatches(
         self, step: ops.Attention, constants: dict[str, Any], buffers: dict[str, Buffer | None], value: Value
@@ -154,14 +154,14 @@ class AttentionLowering:
         attend = self._low.dispatch("attend", constants, buffers, grid, "attend")
         if constants["FINISH"] or value.splits:
             return [attend]
-        sizes = rules.merge(self._low.target.choice, width=value.width, int8=bool(value.x8), columns=self._low.columns)
+        sizes = rules.merge(self._low.target.config, width=value.width, int8=bool(value.x8), columns=self._low.columns)
         groups = ceil_div(value.stride // 4, sizes["WG"])
         merge = {**constants, **sizes}
         return [attend, self._low.dispatch("merge", merge, buffers, lambda e: (groups, e.tokens, 1), "merge")]
 
     def _finishes(self, head_dim: int, slice_: int) -> bool:
         """Whether attention's last workgroup merges the splits: whole blocks of 32 must belong to its heads."""
-        return self._low.target.choice.merged_attention and head_dim % 4 == 0 and slice_ * head_dim % 32 == 0
+        return self._low.target.config.merged_attention and head_dim % 4 == 0 and slice_ * head_dim % 32 == 0
 
     def _counters(self, count: int) -> Buffer:
         """Counters that are zero between dispatches, of which each leaves them so."""
@@ -172,7 +172,7 @@ class AttentionLowering:
     def _tiled(self, step: ops.Attention, constants: dict[str, Any]) -> None:
         cache = self._low.target.plan.tensors[step.k_cache].dtype
         sizes = rules.attend_tiled(
-            self._low.target.choice,
+            self._low.target.config,
             head_dim=step.head_dim,
             heads=step.heads,
             kv_heads=step.kv_heads,

@@ -90,7 +90,7 @@ class Lowering:
 
     def _reads_int8(self, step: ops.Op) -> bool:
         """Whether a step can take its input as int8 blocks."""
-        if not self.target.choice.int8 or not isinstance(step, ops.Linear | ops.GatedLinear):
+        if not self.target.config.int8 or not isinstance(step, ops.Linear | ops.GatedLinear):
             return False
         return all(piece.storage.packed for piece in self.target.weights.matrix(step.weights).pieces)
 
@@ -100,7 +100,7 @@ class Lowering:
         if not one or not self._reads_int8(step) or not isinstance(step, ops.Linear | ops.GatedLinear):
             return False
         matrix = self.target.weights.matrix(step.weights)
-        return rules.rounds(self.target.choice, outputs=matrix.rows, inputs=matrix.columns)
+        return rules.rounds(self.target.config, outputs=matrix.rows, inputs=matrix.columns)
 
     def rounded(self, name: str) -> bool:
         """Whether one product reads a tensor, and rounds it itself."""
@@ -148,8 +148,8 @@ class Lowering:
         self, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer | None], grid: Grid, label: str
     ) -> Dispatch:
         """A kernel for the step that is being lowered, with what every kernel is told and given."""
-        choice = {"SUBGROUP": self.target.choice.subgroup, **self.target.layout.offsets}
-        pipeline = self.target.pipelines.get(kernel, {**choice, **constants})
+        common = {"SUBGROUP": self.target.config.subgroup, **self.target.layout.offsets}
+        pipeline = self.target.pipelines.get(kernel, {**common, **constants})
         bound = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         bound["state"] = self.target.state
         return Dispatch(pipeline, bound, grid, label, self.steps[self.index])
@@ -165,7 +165,7 @@ class Lowering:
         for piece in matrix.pieces:
             stored = _format(piece)
             sizes = rules.embed(
-                self.target.choice, width=matrix.columns, int8=bool(norm), columns=self.columns, format=stored["STORED"]
+                self.target.config, width=matrix.columns, int8=bool(norm), columns=self.columns, format=stored["STORED"]
             )
             x = ceil_div(value.stride // 4, sizes["WG"])
             constants = {
@@ -196,7 +196,7 @@ class Lowering:
 
     def _foldable_norm(self, made: str) -> ops.RmsNorm | None:
         """The norm of a tensor that the step making it can prepare: the next step, read by packed matrices only."""
-        if not self.columns or not self.target.choice.deferred_norm:
+        if not self.columns or not self.target.config.deferred_norm:
             return None
         following = self.steps[self.index + 1 : self.index + 4]
         norm = next((step for step in following if not isinstance(step, ops.RopeTable | ops.Rows)), None)
@@ -287,7 +287,7 @@ class Lowering:
     def _add_norm(
         self, constants: dict[str, Any], buffers: dict[str, Buffer | None], source: Value, label: str
     ) -> None:
-        sizes = rules.norm(self.target.choice, width=source.width, columns=self.columns)
+        sizes = rules.norm(self.target.config, width=source.width, columns=self.columns)
         shape = {"W": source.width, "STRIDE4": source.stride // 4}
         self.add("norm", {**sizes, **shape, **constants}, buffers, lambda e: (self._count(e), 1, 1), label)
 
@@ -350,7 +350,7 @@ class Lowering:
         self.add("gate", constants, {"x": both.f32, "out": value.f32}, lambda e: (x, e.tokens, 1), "gate")
 
     def _packed(self, piece: Piece) -> bool:
-        return piece.storage.packed and self.target.choice.int8
+        return piece.storage.packed and self.target.config.int8
 
     def _add_product(
         self,
@@ -401,8 +401,8 @@ class Lowering:
         Of a matrix in pieces the first: a kernel may have 16 buffers on some devices.
         """
         target = self.target
-        far = sum(tensor.nbytes for tensor in target.plan.of_kind("weight")) >= target.choice.far_nbytes
-        if not far or not target.choice.read_ahead or not self._one_row():
+        far = sum(tensor.nbytes for tensor in target.plan.of_kind("weight")) >= target.config.far_nbytes
+        if not far or not target.config.read_ahead or not self._one_row():
             return []
         products = [step for step in self.steps if isinstance(step, ops.Linear | ops.GatedLinear)]
         here = next(i for i, step in enumerate(products) if step is self.steps[self.index])
@@ -413,7 +413,7 @@ class Lowering:
         self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str, splits: Splits | None
     ) -> None:
         sizes = rules.gemv(
-            self.target.choice,
+            self.target.config,
             outputs=constants["N"],
             blocks=constants["X_BLOCKS"],
             int8=constants["INT8"],
@@ -442,7 +442,7 @@ class Lowering:
 
     def _add_gemm(self, constants: dict[str, Any], buffers: dict[str, Buffer | None], label: str) -> None:
         sizes = rules.gemm(
-            self.target.choice,
+            self.target.config,
             rows=self.capacity,
             outputs=constants["N"],
             width=constants["K"],

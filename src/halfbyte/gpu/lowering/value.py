@@ -10,7 +10,7 @@ from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Buffer
 from halfbyte.gpu.run.weights import WeightStore
-from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.plan import Plan
 
 
@@ -26,7 +26,7 @@ class Target:
     state: Buffer
     caches: dict[str, Buffer]
     constants: dict[str, Buffer]
-    choice: rules.Choice
+    config: KernelConfig
 
 
 @dataclass

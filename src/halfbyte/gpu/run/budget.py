@@ -60,8 +60,7 @@ def free_memory(device: Device, host_nbytes: int) -> int | None:
     if adapter.type in _SHARED or adapter.backend == "Metal":
         found = host_nbytes
     elif adapter.backend == "Vulkan":
-        info = adapter.handle.info
-        found = free_vulkan_memory(info["vendor_id"], info["device_id"])
+        found = free_vulkan_memory(adapter.vendor, adapter.device)
     return None if found is None else int(found * USABLE)
 
 

@@ -127,7 +127,7 @@ class ResidentDecoder:
             executor.layout,
             executor.target.state,
             executor.single[2],
-            executor.choice,
+            executor.config,
         )
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)

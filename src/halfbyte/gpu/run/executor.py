@@ -14,9 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from halfbyte.formats import WeightSource
-from halfbyte.gpu.checks.trace import Tracer
 from halfbyte.gpu.device.clock import PassClock
-from halfbyte.gpu.device.device import Device, open_device
+from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
 from halfbyte.gpu.lowering.lower import ROW_TILE, Lowering
 from halfbyte.gpu.lowering.state import StateLayout
@@ -24,10 +23,10 @@ from halfbyte.gpu.lowering.value import Target, Value
 from halfbyte.gpu.run import budget
 from halfbyte.gpu.run.caches import Caches
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Buffer, Command, Extent, Program, Recorder
+from halfbyte.gpu.run.recorder import Buffer, Command, Extent, PassHook, Program, Recorder
 from halfbyte.gpu.run.weights import WeightStore
-from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32
 from halfbyte.plan.fuse import fuse
@@ -44,16 +43,16 @@ class GpuExecutor:
     Args:
         plan: What to run; fused here if it is not.
         weights: Where its weights come from; each is uploaded once.
-        device: An open device; the first real GPU if None.
-        off: Names of kernel variants not to use; those that the self-test found wrong if None.
-        tuning: Sizes of kernels; those remembered for the device if None.
+        device: An open device.
+        off: Names of kernel variants not to use: those that the self-test found wrong.
+        tuning: Sizes of kernels that were measured on the device.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
         pipelines: The device's compiled kernels, where another executor has some already.
         free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
 
     Raises:
-        DeviceError: There is no GPU, or the model does not fit it.
+        DeviceError: The model does not fit the GPU.
     """
 
     def __init__(
@@ -61,20 +60,19 @@ class GpuExecutor:
         plan: Plan,
         weights: WeightSource,
         *,
-        device: Device | None = None,
-        off: Collection[str] | None = None,
-        tuning: Tuning | None = None,
+        device: Device,
+        off: Collection[str],
+        tuning: Tuning,
         activations: str = "int8",
         pipelines: Pipelines | None = None,
         free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.plan = fuse(plan)
-        self.device = device or open_device()
-        self.off = frozenset(_faulty(self.device) if off is None else off)
+        self.device = device
+        self.off = frozenset(off)
         unwanted = self.off | ({"int8"} if activations != "int8" else set())
-        sizes = _tuned(self.device) if tuning is None else tuning
-        self.choice = rules.choose(self.device.capabilities, off=unwanted, tuning=sizes)
+        self.config = choose(self.device.capabilities, off=unwanted, tuning=tuning)
         budget.check(self.plan, self.device, free_memory)
         self.layout = StateLayout(self.plan)
         self._caches = Caches(self.device, self.plan)
@@ -91,7 +89,7 @@ class GpuExecutor:
             state,
             self._caches.buffers,
             constants,
-            self.choice,
+            self.config,
         )
         self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
         self._bodies: dict[int, tuple[Program, Value]] = {}
@@ -99,10 +97,10 @@ class GpuExecutor:
         self._single: tuple[Program, int, Value] | None = self.lower_single()
         self._staging: dict[int, Staging] = {}
 
-    def with_choice(self, choice: rules.Choice) -> GpuExecutor:
+    def with_config(self, config: KernelConfig) -> GpuExecutor:
         """Another executor with other kernels over the same weights, caches and state; not to be run in turns."""
         other = copy(self)
-        other.choice, other.target = choice, replace(self.target, choice=choice)
+        other.config, other.target = config, replace(self.target, config=config)
         other._bodies, other._heads, other._single = {}, {}, None
         return other
 
@@ -197,14 +195,13 @@ class GpuExecutor:
             clock.close()
 
     @contextmanager
-    def traced(self) -> Iterator[Tracer]:
-        """Note every dispatch inside, and when the host waits."""
-        tracer = Tracer(self.device)
-        self.recorder.tracer, self.device.waits = tracer, tracer.waits
+    def hooked(self, hook: PassHook) -> Iterator[None]:
+        """Let a hook see every pass inside, and when the host waits."""
+        self.recorder.hook, self.device.waits = hook, hook.waits
         try:
-            yield tracer
+            yield
         finally:
-            self.recorder.tracer = self.device.waits = None
+            self.recorder.hook = self.device.waits = None
 
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""
@@ -274,15 +271,3 @@ class GpuExecutor:
 def _columns(count: int) -> int:
     """The fewest columns of a kernel that hold `count`; 0 where matrix × matrix begins."""
     return next((columns for columns in COLUMNS if count <= columns), 0)
-
-
-def _faulty(device: Device) -> frozenset[str]:
-    from halfbyte.gpu.checks.selftest import faulty_variants
-
-    return faulty_variants(device)
-
-
-def _tuned(device: Device) -> Tuning:
-    from halfbyte.gpu.tuning.choices import remembered_tuning
-
-    return remembered_tuning(device)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from wgpu.backends.wgpu_native import ffi, lib
-
-from halfbyte.gpu.checks.trace import Tracer
-from halfbyte.gpu.device import passes
+from halfbyte.gpu.device import ffi, passes
 from halfbyte.gpu.device.clock import PassClock
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.run.pipelines import Pipeline
@@ -121,8 +118,8 @@ class Program:
         if (dispatch, grid) not in self._made:
             if dispatch not in self._groups:
                 self._groups[dispatch] = bind_group(self._device, dispatch)
-            handles = dispatch.pipeline.handle._internal, self._groups[dispatch]._internal
-            made = Command((*map(passes.address, handles), *grid))
+            handles = ffi.handle_of(dispatch.pipeline.handle), ffi.handle_of(self._groups[dispatch])
+            made = Command((*map(ffi.address, handles), *grid))
             made.dispatch = dispatch
             self._made[dispatch, grid] = made
         return self._made[dispatch, grid]
@@ -150,26 +147,42 @@ class Recording(NamedTuple):
     start: float
 
 
+class PassHook(Protocol):
+    """What may look over a recorder's shoulder.
+
+    Attributes:
+        timestamps: Whether it records the passes itself, through `record`.
+        waits: Where each wait for the device is noted, as (start, end).
+    """
+
+    timestamps: bool
+    waits: list[tuple[float, float]]
+
+    def record(self, encoder: ffi.Handle, commands: Sequence[Command]) -> None:
+        """Record dispatches in place of the recorder."""
+        ...
+
+    def submitted(self, commands: Sequence[Command], start_s: float) -> None:
+        """Note what was submitted, and when recording it began."""
+        ...
+
+
 class Recorder:
     """Records command buffers and submits them.
 
     Attributes:
         dispatches, submits: How many there have been.
         clock: Times every pass while it is set.
-        tracer: Notes every dispatch while it is set.
+        hook: Sees every pass while it is set.
     """
 
     def __init__(self, device: Device) -> None:
         self.dispatches = self.submits = 0
         self.clock: PassClock | None = None
-        self.tracer: Tracer | None = None
+        self.hook: PassHook | None = None
         self._device = device
-        self._handle = device.handle._internal
-        self._queue = device.handle.queue._internal
-        self._encoder_descriptor = ffi.new("WGPUCommandEncoderDescriptor *")
-        self._pass_descriptor = ffi.new("WGPUComputePassDescriptor *")
-        self._finish_descriptor = ffi.new("WGPUCommandBufferDescriptor *")
-        self._commands = ffi.new("WGPUCommandBuffer[1]")
+        self._handle = ffi.handle_of(device.handle)
+        self._queue = ffi.handle_of(device.handle.queue)
 
     def submit(self, commands: Sequence[Command], copies: Iterable[Copy] = ()) -> int:
         """Record and send; the submission's index.
@@ -189,17 +202,14 @@ class Recorder:
         """
         start = time.perf_counter()
         with self._device.guarded("the GPU refused work"):
-            encoder = lib.wgpuDeviceCreateCommandEncoder(self._handle, self._encoder_descriptor)
-            if self.tracer and self.tracer.timestamps:
-                self.tracer.record(encoder, commands)
+            encoder = ffi.create_encoder(self._handle)
+            if self.hook and self.hook.timestamps:
+                self.hook.record(encoder, commands)
             else:
                 self._record(encoder, commands)
-            for source, from_offset, target, to_offset, nbytes in copies:
-                lib.wgpuCommandEncoderCopyBufferToBuffer(
-                    encoder, source._internal, from_offset, target._internal, to_offset, nbytes
-                )
-            handle = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
-            lib.wgpuCommandEncoderRelease(encoder)
+            for copy in copies:
+                ffi.copy_buffer(encoder, *copy)
+            handle = ffi.finish(encoder)
         return Recording(handle, commands, start)
 
     def send(self, recording: Recording) -> int:
@@ -210,17 +220,15 @@ class Recorder:
         """
         self.submits += 1
         self.dispatches += len(recording.commands)
-        self._commands[0] = recording.handle
         with self._device.guarded("the GPU refused work"):
             self._device.stop_if_failed()
-            index = lib.wgpuQueueSubmitForIndex(self._queue, 1, self._commands)
-        lib.wgpuCommandBufferRelease(recording.handle)
-        if self.tracer:
-            self.tracer.submitted(recording.commands, recording.start)
-        return int(index)
+            index = ffi.submit(self._queue, recording.handle)
+        ffi.release_commands(recording.handle)
+        if self.hook:
+            self.hook.submitted(recording.commands, recording.start)
+        return index
 
-    def _record(self, encoder: Any, commands: Sequence[Command]) -> None:
-        self._pass_descriptor.timestampWrites = self.clock.next_pass() if self.clock else ffi.NULL
-        opened = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
+    def _record(self, encoder: ffi.Handle, commands: Sequence[Command]) -> None:
+        opened = ffi.begin_pass(encoder, self.clock.next_pass() if self.clock else None)
         passes.dispatch(opened, commands)
-        passes.end(opened)
+        ffi.end_pass(opened)

@@ -21,6 +21,7 @@ from halfbyte.gpu.lowering.value import Value
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Buffer, Dimensions, Dispatch, Extent, Program
 from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.plan.sampling import SamplingParams
 
 PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
@@ -51,11 +52,11 @@ class Sampler:
         layout: StateLayout,
         state: Buffer,
         logits: Value,
-        choice: rules.Choice,
+        config: KernelConfig,
     ) -> None:
         self._device = device
         self._pipelines = pipelines
-        sizes = rules.sample(choice, vocabulary=logits.width)
+        sizes = rules.sample(config, vocabulary=logits.width)
         self._groups: int = sizes["GROUPS"]
         self._constants = {
             **layout.offsets,

@@ -43,25 +43,25 @@ class Family:
     name: str
     rule: Callable[..., Constants]
     space: Mapping[str, tuple[int, ...]]
-    fits: Callable[[Any, Mapping[str, Any]], bool] = lambda choice, sizes: True
+    fits: Callable[[Any, Mapping[str, Any]], bool] = lambda config, sizes: True
     derived: Callable[[Mapping[str, Any]], Constants] = lambda sizes: {}
 
-    def __call__(self, choice: Any, **shape: int | str) -> Constants:
+    def __call__(self, config: Any, **shape: int | str) -> Constants:
         """Constants for a shape: the rule's, or those measured where they still fit."""
         row = row_name(self.name, shape)
-        choice.tuning.asked[row] = (self.name, shape)
-        sizes = self.rule(choice, **shape)
-        measured = choice.tuning.sizes.get(row)
-        if measured and self.fits(choice, {**shape, **sizes, **measured}):
+        config.tuning.asked[row] = (self.name, shape)
+        sizes = self.rule(config, **shape)
+        measured = config.tuning.sizes.get(row)
+        if measured and self.fits(config, {**shape, **sizes, **measured}):
             sizes |= measured
         return sizes | self.derived({**shape, **sizes})
 
-    def candidates(self, choice: Any, shape: Shape) -> list[Constants]:
+    def candidates(self, config: Any, shape: Shape) -> list[Constants]:
         """All other sizes that fit, those most like the rule's first."""
-        usual = self.rule(choice, **shape)
+        usual = self.rule(config, **shape)
         varied = {name: values for name, values in self.space.items() if name in usual}
         made = (dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values()))
-        fitting = [sizes for sizes in made if self.fits(choice, {**shape, **usual, **sizes})]
+        fitting = [sizes for sizes in made if self.fits(config, {**shape, **usual, **sizes})]
         return sorted(
             (sizes for sizes in fitting if _distance(sizes, usual)), key=lambda sizes: _distance(sizes, usual)
         )

@@ -1,21 +1,17 @@
-"""Which kernel variant runs where: a row a variant, and a row a family with the sizes it takes for a shape.
+"""The sizes that each family of kernels takes for a shape.
 
-A variant is switched off by its name, when the self-test found it wrong on a device; the plain ones always remain.
-The rules below are what a device gets that nothing was measured on; `halfbyte tune` tries each family's other sizes.
+The rules are what a device gets on which nothing was measured; `halfbyte tune` tries each family's other sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from halfbyte.gpu.device.device import Capabilities
-from halfbyte.gpu.shaders.family import Constants, Family, Tuning
+from halfbyte.gpu.shaders.family import Constants, Family
+from halfbyte.gpu.shaders.variants import WIDE_STORAGE, KernelConfig
 
 Sizes = Mapping[str, Any]
-WIDE_STORAGE = 40_000
-"""Bytes of workgroup memory that the wide tiles take."""
 LEAST_STORAGE = 16_384
 """Bytes of workgroup memory that any device has."""
 BUSY_WORKGROUPS = 128
@@ -26,10 +22,6 @@ _MANY_KEYS = {1: (128, 4, 1, 4), 2: (256, 3, 1, 2), 3: (256, 2, 2, 1), 4: (256, 
 """WG, KEYS, EIGHTS and times BUSY_WORKGROUPS, by the query heads that share keys, as they were fastest on an H200."""
 FEWEST_SPLITS = 16
 """Splits that attention over many keys should have."""
-LONG_KEYS = 1536
-"""Where sharing what is read begins to be worth more than having more workgroups."""
-FAR_NBYTES = 3_000_000_000
-"""Bytes of weights from which products ask early for what later ones read: from there an H200 is slower at them."""
 PRODUCTS_AHEAD = 3
 """How far ahead: of a layer's four products the two long ones then ask for the two long ones."""
 PAGE_NBYTES = 1 << 20
@@ -38,98 +30,19 @@ MERGING_STORAGE = 10_000
 """Bytes of workgroup memory in which attention merges its teams; twice that where there is room for wide tiles."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A way to compute that not every device has.
-
-    Attributes:
-        kernels: The kernel files that have it.
-        offered: Whether a device can.
-    """
-
-    name: str
-    kernels: tuple[str, ...]
-    offered: Callable[[Capabilities], bool]
-
-
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("subgroups", ("gemv", "norm", "attend", "attend_tiled", "embed", "merge"), lambda c: c.subgroup >= 8),
-        Variant("int8", ("gemv", "gemm", "norm", "embed", "merge"), lambda c: True),
-        Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
-        Variant("fused-attention", ("attend",), lambda c: True),
-        Variant("merged-attention", ("attend",), lambda c: c.coherent),
-        Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
-        Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
-        Variant("read-ahead", ("gemv",), lambda c: True),
-        Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
-        Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The variants in use on a device.
-
-    Attributes:
-        subgroup: Lanes of a subgroup where they are used, else 0.
-        tuning: Sizes measured on the device.
-        long_keys: Keys beyond which attention of one token takes the sizes for many.
-        far_nbytes: Bytes of weights from which products of one token ask for the pages of later ones.
-    """
-
-    subgroup: int
-    int8: bool
-    deferred_norm: bool
-    fused_attention: bool
-    merged_attention: bool
-    fused_rounding: bool
-    fused_merge: bool
-    read_ahead: bool
-    large_workgroups: bool
-    wide_tiles: bool
-    tuning: Tuning = field(default_factory=Tuning)
-    long_keys: int = LONG_KEYS
-    far_nbytes: int = FAR_NBYTES
-
-
-def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tuning | None = None) -> Choice:
-    """Every variant the device offers but those switched off by name, in the sizes measured on it."""
-    on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
-    return Choice(
-        capabilities.subgroup if "subgroups" in on else 0,
-        "int8" in on,
-        {"int8", "deferred-norm"} <= on,
-        "fused-attention" in on,
-        "merged-attention" in on,
-        {"subgroups", "int8", "fused-rounding", "large-workgroups"} <= on,
-        {"fused-attention", "fused-merge"} <= on,
-        "read-ahead" in on,
-        "large-workgroups" in on,
-        "wide-tiles" in on,
-        tuning or Tuning(),
-    )
-
-
-def _invocations(choice: Choice) -> int:
-    return 1024 if choice.large_workgroups else 256
-
-
 LARGEST_ROUNDING = 28672
 """Rows of the largest matrix whose workgroups each round the input: of larger ones there are too many workgroups."""
 LONGEST_ROUNDED = 4096
 """Values of the longest input that they round: what writes a longer one has workgroups enough to round it once."""
 
 
-def rounds(choice: Choice, *, outputs: int, inputs: int) -> bool:
+def rounds(config: KernelConfig, *, outputs: int, inputs: int) -> bool:
     """Whether the workgroups of a matrix × vector product each norm and round the input."""
-    return choice.fused_rounding and outputs <= LARGEST_ROUNDING and inputs <= LONGEST_ROUNDED
+    return config.fused_rounding and outputs <= LARGEST_ROUNDING and inputs <= LONGEST_ROUNDED
 
 
 def _gemv(
-    choice: Choice,
+    config: KernelConfig,
     *,
     outputs: int,
     blocks: int,
@@ -147,8 +60,8 @@ def _gemv(
     if rounds:
         wg, team, rows, unroll = _rounding(outputs, blocks, gated, emit)
     elif emit:
-        wg, team, rows, unroll = _emitting(choice, gated, blocks, columns)
-    elif not int8 or not choice.subgroup:
+        wg, team, rows, unroll = _emitting(config, gated, blocks, columns)
+    elif not int8 or not config.subgroup:
         wg, team, rows, unroll = 128, 32, 1, _unroll(blocks, 32, 1)
     elif outputs >= 16384:
         wg, team, rows, unroll = 64, 16, 2, next(u for u in (3, 2, 1) if blocks % (16 * u) == 0 or u == 1)
@@ -156,7 +69,7 @@ def _gemv(
         wg, team, rows, unroll = (256, 256, 2, 1) if blocks % 256 == 0 else (128, 64, 1, 1)
     else:
         wg, team, rows, unroll = 256, 32, 1, 1
-    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll, "SUBGROUP": choice.subgroup}
+    return {"WG": wg, "TEAM": team, "ROWS": rows, "UNROLL": unroll, "SUBGROUP": config.subgroup}
 
 
 def _gemv_derived(sizes: Sizes) -> Constants:
@@ -176,9 +89,9 @@ def _unroll(blocks: int, team: int, units: int) -> int:
     return even if 2 * even >= most else most
 
 
-def _emitting(choice: Choice, gated: bool, blocks: int, columns: int) -> tuple[int, int, int, int]:
+def _emitting(config: KernelConfig, gated: bool, blocks: int, columns: int) -> tuple[int, int, int, int]:
     """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
-    if not choice.large_workgroups or not choice.subgroup:
+    if not config.large_workgroups or not config.subgroup:
         wg, team, rows = 256, 8, 1
     elif columns == 1 and blocks > 32 and not gated:
         team = next(t for t in (128, 64, 32) if blocks % t == 0 or t == 32)
@@ -207,10 +120,10 @@ def _rounding(outputs: int, blocks: int, gated: bool, emit: bool) -> tuple[int, 
     return 1024 if outputs >= 2048 else 512, 32, 1, _unroll(blocks, 32, 1)
 
 
-def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
+def _gemv_fits(config: KernelConfig, sizes: Sizes) -> bool:
     teams, rounds = sizes["WG"] // sizes["TEAM"], -(-sizes["blocks"] // sizes["TEAM"])
     units = sizes["ROWS"] * (2 if sizes["gated"] else 1) * sizes["columns"]
-    if sizes["TEAM"] > 32 and (not choice.subgroup or sizes["TEAM"] % choice.subgroup or sizes["WG"] % sizes["TEAM"]):
+    if sizes["TEAM"] > 32 and (not config.subgroup or sizes["TEAM"] % config.subgroup or sizes["WG"] % sizes["TEAM"]):
         return False
     if sizes["emit"]:
         own = teams * sizes["ROWS"]
@@ -219,43 +132,43 @@ def _gemv_fits(choice: Choice, sizes: Sizes) -> bool:
         whole = teams >= 1 and (sizes["rounds"] or sizes["WG"] <= 256)
     return bool(
         whole
-        and sizes["WG"] <= _invocations(choice)
+        and sizes["WG"] <= config.invocations
         and sizes["UNROLL"] <= (rounds if sizes["int8"] else 1)
         and units * sizes["UNROLL"] <= MOST_SUMS
     )
 
 
-def _gemm(choice: Choice, *, rows: int, **shape: int | str) -> Constants:
+def _gemm(config: KernelConfig, *, rows: int, **shape: int | str) -> Constants:
     """Sizes for a matrix × matrix product: STEP (blocks staged at once), RM (rows of x an invocation takes)."""
-    return {"STEP": 4 if choice.wide_tiles else 2, "RM": 4 if rows > 32 else 2}
+    return {"STEP": 4 if config.wide_tiles else 2, "RM": 4 if rows > 32 else 2}
 
 
-def _gemm_fits(choice: Choice, sizes: Sizes) -> bool:
-    return sizes["STEP"] <= 2 or choice.wide_tiles
+def _gemm_fits(config: KernelConfig, sizes: Sizes) -> bool:
+    return sizes["STEP"] <= 2 or config.wide_tiles
 
 
 MOST_LEFT = 8
 """Splits that attention leaves for another kernel to merge, at most."""
 
 
-def _leaving(choice: Choice, heads: int, kv_heads: int, head_dim: int) -> Constants:
+def _leaving(config: KernelConfig, heads: int, kv_heads: int, head_dim: int) -> Constants:
     """Sizes for attention over few keys that leaves its splits, as they were fastest on an NVIDIA H200."""
     shared = heads * head_dim >= 4096 and heads // kv_heads % 2 == 0
-    large = (shared or head_dim > 128) and choice.subgroup >= head_lanes(head_dim)
+    large = (shared or head_dim > 128) and config.subgroup >= head_lanes(head_dim)
     return {"WG": 512 if large else 256, "SLICE": 2 if shared else 1, "KEYS": 3, "MAX_SPLITS": MOST_LEFT}
 
 
 def _attend(
-    choice: Choice, *, heads: int, kv_heads: int, head_dim: int, long: bool, left: bool, **cache: int | str
+    config: KernelConfig, *, heads: int, kv_heads: int, head_dim: int, long: bool, left: bool, **cache: int | str
 ) -> Constants:
     """Sizes for attention of few tokens: WG, SLICE, KEYS, EIGHTS, SPLIT_CHUNKS, MAX_SPLITS; ROOM to merge teams in.
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
     With `left` the product that reads the result merges the splits.
     """
-    slice_ = _sharing(heads, heads // kv_heads) if long and choice.subgroup else 1
+    slice_ = _sharing(heads, heads // kv_heads) if long and config.subgroup else 1
     wg, keys, eights, busy = _MANY_KEYS[slice_] if long else _FEW_KEYS
-    if not choice.subgroup:
+    if not config.subgroup:
         wg, keys, eights = 128, 1, 1
     elif long and head_dim > 128:
         eights = 2
@@ -266,10 +179,10 @@ def _attend(
         "EIGHTS": min(eights, head_lanes(head_dim)),
         "SPLIT_CHUNKS": 1,
         "MAX_SPLITS": max(1, min(64, busy * BUSY_WORKGROUPS * slice_ // heads)),
-        "ROOM": 2 * MERGING_STORAGE if choice.wide_tiles else MERGING_STORAGE,
-        "SUBGROUP": choice.subgroup,
+        "ROOM": 2 * MERGING_STORAGE if config.wide_tiles else MERGING_STORAGE,
+        "SUBGROUP": config.subgroup,
     }
-    return usual | (_leaving(choice, heads, kv_heads, head_dim) if left else {})
+    return usual | (_leaving(config, heads, kv_heads, head_dim) if left else {})
 
 
 def _sharing(heads: int, group: int) -> int:
@@ -302,31 +215,31 @@ def _attend_derived(sizes: Sizes) -> Constants:
     }
 
 
-def _attend_fits(choice: Choice, sizes: Sizes) -> bool:
+def _attend_fits(config: KernelConfig, sizes: Sizes) -> bool:
     lanes = head_lanes(sizes["head_dim"])
     return bool(
         sizes["heads"] // sizes["kv_heads"] % sizes["SLICE"] == 0
         and head_lanes(sizes["head_dim"], sizes["EIGHTS"]) * sizes["EIGHTS"] <= lanes
         and sizes["WG"] // lanes > sizes["SLICE"]
         and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
-        and sizes["WG"] <= _invocations(choice)
+        and sizes["WG"] <= config.invocations
         and not (sizes["left"] and sizes["MAX_SPLITS"] > MOST_LEFT)
-        and _attend_storage(choice, sizes) <= (WIDE_STORAGE if choice.wide_tiles else LEAST_STORAGE)
+        and _attend_storage(config, sizes) <= (WIDE_STORAGE if config.wide_tiles else LEAST_STORAGE)
     )
 
 
-def _attend_storage(choice: Choice, sizes: Sizes) -> int:
+def _attend_storage(config: KernelConfig, sizes: Sizes) -> int:
     """Bytes of workgroup memory that attention of few tokens takes, but for some single values."""
     lanes, derived = head_lanes(sizes["head_dim"]), _attend_derived(sizes)
-    turning = 0 if choice.subgroup >= lanes else sizes["WG"] * 40
+    turning = 0 if config.subgroup >= lanes else sizes["WG"] * 40
     fresh = (sizes["SLICE"] + 2) * lanes * 32
-    groups = sizes["WG"] // max(derived["TL"], choice.subgroup)
+    groups = sizes["WG"] // max(derived["TL"], config.subgroup)
     return int(turning + fresh + groups * derived["AT_ONCE"] * derived["TL"] * sizes["EIGHTS"] * 32)
 
 
-def _attend_tiled(choice: Choice, *, head_dim: int, **cache: int | str) -> Constants:
+def _attend_tiled(config: KernelConfig, *, head_dim: int, **cache: int | str) -> Constants:
     """Sizes for attention of many tokens: ROWS, KEYS, STAGED."""
-    side = 64 if choice.wide_tiles else 32
+    side = 64 if config.wide_tiles else 32
     staged = next(n for n in (64, 32, 16, 8, 4) if n <= side and _stages(n, head_dim, 2 * side))
     return {"ROWS": side, "KEYS": side, "STAGED": staged}
 
@@ -336,22 +249,22 @@ def _stages(keys: int, head_dim: int, rows: int) -> bool:
     return keys * 2 * -(-head_dim // 8) <= rows * 9
 
 
-def _attend_tiled_fits(choice: Choice, sizes: Sizes) -> bool:
+def _attend_tiled_fits(config: KernelConfig, sizes: Sizes) -> bool:
     return (
-        (sizes["ROWS"] + sizes["KEYS"] <= 64 or choice.wide_tiles)
+        (sizes["ROWS"] + sizes["KEYS"] <= 64 or config.wide_tiles)
         and sizes["STAGED"] <= sizes["KEYS"]
         and _stages(sizes["STAGED"], sizes["head_dim"], sizes["ROWS"] + sizes["KEYS"])
     )
 
 
-def _norm(choice: Choice, *, width: int, columns: int) -> Constants:
+def _norm(config: KernelConfig, *, width: int, columns: int) -> Constants:
     """Sizes for a norm: WG, for one row a workgroup; with many rows small ones keep a GPU busier."""
-    large = choice.large_workgroups and choice.subgroup and width > 2048 and columns
+    large = config.large_workgroups and config.subgroup and width > 2048 and columns
     return {"WG": 1024 if large else 256}
 
 
-def _fits_workgroup(choice: Choice, sizes: Sizes) -> bool:
-    return bool(sizes["WG"] <= _invocations(choice))
+def _fits_workgroup(config: KernelConfig, sizes: Sizes) -> bool:
+    return bool(sizes["WG"] <= config.invocations)
 
 
 MOST_SUMS = 64
@@ -395,11 +308,11 @@ FAMILIES = {
             lambda s: {"WG": 256},
         ),
         Family("norm", _norm, {"WG": (64, 128, 256, 512, 1024)}, _fits_workgroup),
-        Family("embed", lambda choice, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
-        Family("merge", lambda choice, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
+        Family("embed", lambda config, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
+        Family("merge", lambda config, **shape: {"WG": 64}, {"WG": (32, 64, 128, 256)}),
         Family(
             "sample",
-            lambda choice, **shape: {"WG": 256, "GROUPS": 128},
+            lambda config, **shape: {"WG": 256, "GROUPS": 128},
             {"WG": (64, 128, 256), "GROUPS": (32, 64, 128, 256)},
         ),
     )

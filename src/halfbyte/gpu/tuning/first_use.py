@@ -10,7 +10,7 @@ from typing import Any
 from halfbyte.errors import HalfbyteError
 from halfbyte.formats import Format
 from halfbyte.gpu.device.device import Device, open_device
-from halfbyte.gpu.tuning.choices import Verdict, load_choices, model_key
+from halfbyte.gpu.tuning.store import Verdict, load_choices, model_key
 from halfbyte.gpu.tuning.tune import SHORT_BUDGET_S, tune
 from halfbyte.models.spec import ModelSpec
 

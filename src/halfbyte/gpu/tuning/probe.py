@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import Format, Weight, get_format
-from halfbyte.gpu.checks.selftest import TOLERANCE, Oracle
+from halfbyte.gpu.checks.oracle import Oracle
+from halfbyte.gpu.checks.selftest import TOLERANCE, faulty_variants
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Extent
 from halfbyte.gpu.run.sampling import Sampler
-from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.models.spec import Layer, ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
@@ -56,7 +57,7 @@ class Probe:
         device: Device,
         spec: ModelSpec,
         formats: Callable[[str], Format],
-        choice: rules.Choice,
+        config: KernelConfig,
         *,
         tokens: int,
         context: int,
@@ -68,20 +69,26 @@ class Probe:
         cut = replace(spec, layers=one_of_each(spec.layers), context=max(spec.context, context))
         plan = make_plan(cut, formats, tokens=tokens, rows=8, context=context, kv_dtype=kv_dtype)
         weights = _Periodic(cut, formats)
-        activations = "int8" if choice.int8 else "f32"
+        activations = "int8" if config.int8 else "f32"
         self._gpu = GpuExecutor(
-            plan, weights, device=device, tuning=choice.tuning, activations=activations, pipelines=pipelines
+            plan,
+            weights,
+            device=device,
+            off=faulty_variants(device),
+            tuning=config.tuning,
+            activations=activations,
+            pipelines=pipelines,
         )
-        self._int8 = choice.int8
+        self._int8 = config.int8
         self._words = min(DISTINCT_ROWS, plan.tensors[LOGITS].shape[1])
         self._batches = [batch_of_one(plan, start, count, rows=ROWS, words=self._words) for start, count in runs]
         self._begin(self._gpu)
         self._expected = self._ask_oracle(weights)
-        self.usual_error = self.error(choice)
+        self.usual_error = self.error(config)
 
-    def error(self, choice: rules.Choice) -> float:
+    def error(self, config: KernelConfig) -> float:
         """Largest difference from the oracle, as a share of the largest logit; infinite where it is no number."""
-        gpu, long = (self._gpu.with_choice(each) for each in (choice, replace(choice, long_keys=0)))
+        gpu, long = (self._gpu.with_config(each) for each in (config, replace(config, long_keys=0)))
         self._begin(gpu)
         long.begin(())
         worst = 0.0
@@ -100,7 +107,7 @@ class Probe:
         """How much less likely than the oracle's the token chosen last is, or how wrong its likelihood."""
         program, _, logits = gpu.single
         target = gpu.target
-        sampler = Sampler(gpu.device, target.pipelines, gpu.layout, target.state, logits, gpu.choice)
+        sampler = Sampler(gpu.device, target.pipelines, gpu.layout, target.state, logits, gpu.config)
         choose, batch = sampler.begin(SamplingParams(), (), ()), self._batches[-1]
         gpu.load(batch)
         extent = Extent(1, 1, int(batch.positions[0]) + 1)
@@ -115,9 +122,9 @@ class Probe:
         off = max(top - expected[token], abs(likelihood - (expected[token] - log_sum)))
         return float(off / np.abs(expected).max()) if np.isfinite(off) else float("inf")
 
-    def right(self, choice: rules.Choice) -> bool:
+    def right(self, config: KernelConfig) -> bool:
         """Whether kernels are as near to the oracle as the usual ones."""
-        return self.error(choice) <= min(TOLERANCE[self._int8], 2 * self.usual_error + NOISE)
+        return self.error(config) <= min(TOLERANCE[self._int8], 2 * self.usual_error + NOISE)
 
     def _ask_oracle(self, weights: _Periodic) -> list[Float32]:
         """Logits `[rows, distinct]` of each batch. All tokens at once give the same: none sees those after it."""

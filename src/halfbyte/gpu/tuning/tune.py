@@ -21,7 +21,11 @@ from halfbyte.gpu.run.pipelines import COMPILERS
 from halfbyte.gpu.run.recorder import Program
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Constants, Shape
-from halfbyte.gpu.tuning.choices import (
+from halfbyte.gpu.shaders.variants import KernelConfig
+from halfbyte.gpu.tuning.ab_test import PAIRS, Outcome, ab_test, faster, in_turns
+from halfbyte.gpu.tuning.harness import DECODE, LAYERS, PREFILL, SAMPLING, Entry, Harness, smaller
+from halfbyte.gpu.tuning.probe import DISTINCT_ROWS, RUNS, SHORT_RUNS, Probe
+from halfbyte.gpu.tuning.store import (
     Choices,
     Measured,
     Verdict,
@@ -29,9 +33,6 @@ from halfbyte.gpu.tuning.choices import (
     load_choices,
     model_key,
 )
-from halfbyte.gpu.tuning.contest import PAIRS, Outcome, contest, faster, in_turns
-from halfbyte.gpu.tuning.probe import DISTINCT_ROWS, RUNS, SHORT_RUNS, Probe
-from halfbyte.gpu.tuning.workbench import DECODE, LAYERS, PREFILL, SAMPLING, Entry, Workbench, smaller
 from halfbyte.models.spec import ModelSpec
 
 FULL = {DECODE: 0.4, PREFILL: 0.3, SAMPLING: 0.05, "2 tokens": 0.08, "4 tokens": 0.08, "8 tokens": 0.09}
@@ -44,7 +45,7 @@ SHORT = {DECODE: 0.7, PREFILL: 0.3}
 SHORT_SHARE = 0.1
 """The short version looks at rows that take at least this part of a phase."""
 
-_Begun = tuple[rules.Choice, Program]
+_Begun = tuple[KernelConfig, Program]
 """Kernels that are looked at, and a program of them."""
 
 
@@ -88,14 +89,14 @@ def tune(
     choices = load_choices(device, path)
     keep_choices(device, choices, path)
     vocabulary = DISTINCT_ROWS if short else None
-    bench = Workbench(
+    bench = Harness(
         device, spec, formats, tokens=tokens, kv_dtype=kv_dtype, activations=activations,
         layers=SHORT_LAYERS if short else LAYERS, vocabulary=vocabulary,
     )  # fmt: skip
     cut, runs = smaller(spec, len(spec.layers), vocabulary), SHORT_RUNS if short else RUNS
     plan, pipelines = bench.executor.plan, bench.executor.target.pipelines
     probe = Probe(
-        device, cut, formats, bench.choice, tokens=plan.tokens, context=plan.context, kv_dtype=kv_dtype,
+        device, cut, formats, bench.config, tokens=plan.tokens, context=plan.context, kv_dtype=kv_dtype,
         pipelines=pipelines, runs=runs,
     )  # fmt: skip
     spent = time.perf_counter() - began if short else 0.0
@@ -122,7 +123,7 @@ class Tuner:
 
     def __init__(
         self,
-        bench: Workbench,
+        bench: Harness,
         probe: Probe,
         choices: Choices,
         *,
@@ -159,7 +160,7 @@ class Tuner:
         (self._choices.short.add if self._short else self._choices.short.discard)(self._model)
 
     def _rows(self, phase: str, end: float) -> Iterator[Measured]:
-        usual = self._bench.program(phase, self._bench.choice)
+        usual = self._bench.program(phase, self._bench.config)
         self._bench.warm_up(ROW_WARM_UP_S)
         rows = self._found(phase, usual)
         for i, row in enumerate(rows):
@@ -175,7 +176,7 @@ class Tuner:
         """The rows of a phase that have other sizes, those that take the longest first."""
         found = []
         for name, (family, shape) in self._bench.rows(phase).items():
-            candidates = rules.FAMILIES[family].candidates(self._bench.choice, shape)
+            candidates = rules.FAMILIES[family].candidates(self._bench.config, shape)
             if candidates and name not in self._done:
                 found.append((_Row(name, family, shape, candidates, 0.0), self._begun(phase, name, candidates[0])))
         rows = []
@@ -191,9 +192,9 @@ class Tuner:
 
     def _begun(self, phase: str, row: str, sizes: Constants) -> _Begun | None:
         """A phase's program with other sizes in a row, still being compiled; None where there is no room for it."""
-        choice = replace(self._bench.choice, tuning=self._bench.choice.tuning.merged(row, sizes))
+        config = replace(self._bench.config, tuning=self._bench.config.tuning.merged(row, sizes))
         try:
-            return choice, self._bench.program(phase, choice)
+            return config, self._bench.program(phase, config)
         except DeviceError:
             return None
 
@@ -201,9 +202,9 @@ class Tuner:
         """The dispatches that other sizes change, before and after; None if they change none, or do not compile."""
         if begun is None:
             return None
-        choice, program = begun
+        config, program = begun
         try:
-            entries = self._bench.differing(phase, choice, program, usual)
+            entries = self._bench.differing(phase, config, program, usual)
             if entries[0].dispatches and entries[1].dispatches:
                 return entries
         except DeviceError:
@@ -221,7 +222,7 @@ class Tuner:
                 return float("inf")
 
         def right(i: int) -> bool:
-            agrees = self._probe.right(made[i][1].choice)
+            agrees = self._probe.right(made[i][1].config)
             self._bench.warm_up(ROW_WARM_UP_S)
             return agrees
 
@@ -236,7 +237,7 @@ class Tuner:
         if not made:
             raise DeviceError(f"{self._bench.device.name} failed while {row.name} was timed.", "Update its driver.")
         self._bench.warm_up(ROW_WARM_UP_S)
-        best = contest(
+        best = ab_test(
             list(made),
             usual=partial(seconds, 0),
             other=partial(seconds, 1),
@@ -252,7 +253,7 @@ class Tuner:
         dispatches = entry.dispatches
         a_layer = len(dispatches) >= len(self._bench.spec.layers)
         scale = (self._scale if a_layer else 1.0) / len(entry.commands)
-        usual = rules.FAMILIES[row.family](self._bench.choice, **row.shape)
+        usual = rules.FAMILIES[row.family](self._bench.config, **row.shape)
         return Measured(
             row=row.name,
             model=self._model,
@@ -269,12 +270,12 @@ class Tuner:
 
     def _verdict(self, phase: str, won: list[Measured]) -> Verdict:
         """Time the whole program with all that won; where it is not faster, or not right, they are dropped."""
-        tuning = self._bench.choice.tuning
+        tuning = self._bench.config.tuning
         for measured in won:
             tuning = tuning.merged(measured.row, dict(measured.sizes))
-        choice = replace(self._bench.choice, tuning=tuning)
-        agrees = self._probe.right(choice)
-        usual, tuned = (self._bench.whole(phase, c) for c in (self._bench.choice, choice))
+        config = replace(self._bench.config, tuning=tuning)
+        agrees = self._probe.right(config)
+        usual, tuned = (self._bench.whole(phase, c) for c in (self._bench.config, config))
         self._bench.warm_up(ROW_WARM_UP_S)
         before, after = in_turns(partial(self._bench.seconds, usual), partial(self._bench.seconds, tuned), PAIRS)
         kept = agrees and faster(before, after)

@@ -1,4 +1,4 @@
-"""A model's programs on a device, ready to be timed with any choice of kernels: some layers, random weights.
+"""A model's programs on a device, ready to be timed with any configuration of kernels: some layers, random weights.
 
 Kernels are timed over the layers' own weights, after something else has filled the caches, as they are met in use.
 """
@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from halfbyte.formats import Format
 from halfbyte.gpu.checks.bandwidth import Reader
+from halfbyte.gpu.checks.selftest import faulty_variants
 from halfbyte.gpu.device.clock import Clock, WallClock
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.recorder import Command, Dispatch, Extent, Program
 from halfbyte.gpu.run.sampling import Sampler
-from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Shape, Tuning
+from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.gpu.tuning.probe import LEAST_CONTEXT
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, make_plan
@@ -40,13 +41,13 @@ _SCRATCH = ("activations", "counters", "sampling")
 class Entry:
     """One way to run a program, and of that what is timed: commands for each batch."""
 
-    choice: rules.Choice
+    config: KernelConfig
     program: Program
     dispatches: tuple[Dispatch, ...]
     commands: tuple[tuple[Batch, list[Command]], ...]
 
 
-class Workbench:
+class Harness:
     """Lowers and times programs of a model.
 
     Args:
@@ -55,7 +56,7 @@ class Workbench:
 
     Attributes:
         spec: What is timed, with fewer layers than the model.
-        choice: The usual kernels.
+        config: The usual kernels.
         method: How times are taken: `timestamps`, or `differences` of wall-clock times.
     """
 
@@ -76,8 +77,10 @@ class Workbench:
         self.spec = replace(smaller(spec, layers, vocabulary), context=max(spec.context, context))
         plan = make_plan(self.spec, formats, tokens=min(tokens, context), rows=8, context=context, kv_dtype=kv_dtype)
         weights = SyntheticWeights(self.spec, formats)
-        self.executor = GpuExecutor(plan, weights, device=device, tuning=Tuning(), activations=activations)
-        self.choice = self.executor.choice
+        self.executor = GpuExecutor(
+            plan, weights, device=device, off=faulty_variants(device), tuning=Tuning(), activations=activations
+        )
+        self.config = self.executor.config
         self.method = "timestamps" if device.capabilities.timestamps else "differences"
         self._clock = (
             Clock(device) if device.capabilities.timestamps else WallClock(device, self.executor.recorder.submit)
@@ -86,31 +89,31 @@ class Workbench:
         self._reader = Reader(device, min(COLD_NBYTES, 4 * nbytes))
         self._before = self._reader.commands
 
-    def program(self, phase: str, choice: rules.Choice) -> Program:
-        """A phase's program with a choice of kernels."""
+    def program(self, phase: str, config: KernelConfig) -> Program:
+        """A phase's program with a configuration of kernels."""
         columns = PHASES[phase]
         if phase == SAMPLING:
             executor = self.executor
             logits = executor.single[2]
             sampler = Sampler(
-                self.device, executor.target.pipelines, executor.layout, executor.target.state, logits, choice
+                self.device, executor.target.pipelines, executor.layout, executor.target.state, logits, config
             )
             return sampler.begin(SamplingParams(), (), ())
-        return self.executor.with_choice(choice).single[0] if columns else self.executor.with_choice(choice).body(0)
+        return self.executor.with_config(config).single[0] if columns else self.executor.with_config(config).body(0)
 
     def rows(self, phase: str) -> dict[str, tuple[str, Shape]]:
         """The rows of the table that a phase looks up, with their families and shapes."""
         tuning = Tuning()
-        self.discard(self.program(phase, replace(self.choice, tuning=tuning)))
+        self.discard(self.program(phase, replace(self.config, tuning=tuning)))
         return dict(tuning.asked)
 
-    def whole(self, phase: str, choice: rules.Choice) -> Entry:
+    def whole(self, phase: str, config: KernelConfig) -> Entry:
         """A phase's whole program, to be timed."""
-        program = self.program(phase, choice)
-        return self._entry(phase, choice, program, range(len(program.dispatches)))
+        program = self.program(phase, config)
+        return self._entry(phase, config, program, range(len(program.dispatches)))
 
-    def differing(self, phase: str, choice: rules.Choice, program: Program, usual: Program) -> tuple[Entry, Entry]:
-        """Of the usual program and one of another choice, the dispatches whose kernels differ."""
+    def differing(self, phase: str, config: KernelConfig, program: Program, usual: Program) -> tuple[Entry, Entry]:
+        """Of the usual program and one with another configuration, the dispatches whose kernels differ."""
         if len(program) == len(usual):
             pairs = enumerate(zip(program.dispatches, usual.dispatches, strict=True))
             here = there = [i for i, (ours, theirs) in pairs if ours.kernels != theirs.kernels]
@@ -118,15 +121,15 @@ class Workbench:
             made, known = ({id(k) for d in p.dispatches for k in d.kernels} for p in (program, usual))
             here = [i for i, d in enumerate(program.dispatches) if not known.issuperset(map(id, d.kernels))]
             there = [i for i, d in enumerate(usual.dispatches) if not made.issuperset(map(id, d.kernels))]
-        return alike(self._entry(phase, self.choice, usual, there), self._entry(phase, choice, program, here))
+        return alike(self._entry(phase, self.config, usual, there), self._entry(phase, config, program, here))
 
-    def _entry(self, phase: str, choice: rules.Choice, program: Program, at: Sequence[int]) -> Entry:
+    def _entry(self, phase: str, config: KernelConfig, program: Program, at: Sequence[int]) -> Entry:
         timed: list[tuple[Batch, list[Command]]] = []
         for batch in self._batches(phase):
             extent = Extent(len(batch.token_ids), 1, int(batch.positions.max()) + 1)
             commands = program.commands(extent)
             timed.append((batch, [commands[i] for i in at]))
-        return Entry(choice, program, tuple(program.dispatches[i] for i in at), tuple(timed))
+        return Entry(config, program, tuple(program.dispatches[i] for i in at), tuple(timed))
 
     def _batches(self, phase: str) -> list[Batch]:
         plan = self.executor.plan

@@ -44,7 +44,7 @@ class Outcome(Generic[T]):
     wrong: int
 
 
-def contest(
+def ab_test(
     others: Sequence[T],
     *,
     usual: Callable[[T], float],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def choices_file() -> Path:
 
 def load_choices(device: Device, path: Path | None = None) -> Choices:
     """What is remembered about a device; entries that this version cannot read are left out."""
-    return _parsed(user_cache.load(path or choices_file(), SCHEMA).get(_key(device)))
+    return _parsed(user_cache.load(path or choices_file(), SCHEMA).get(device_key(device)))
 
 
 def keep_choices(device: Device, choices: Choices, path: Path | None = None) -> None:
@@ -99,7 +98,7 @@ def keep_choices(device: Device, choices: Choices, path: Path | None = None) -> 
         "verdicts": {model: [asdict(verdict) for verdict in found] for model, found in choices.verdicts.items()},
         "short": sorted(choices.short),
     }
-    user_cache.store(path, SCHEMA, {**user_cache.load(path, SCHEMA), _key(device): values})
+    user_cache.store(path, SCHEMA, {**user_cache.load(path, SCHEMA), device_key(device): values})
 
 
 def remembered_tuning(device: Device) -> Tuning:
@@ -115,16 +114,6 @@ def model_key(spec: ModelSpec, formats: Callable[[str], Format], kv_dtype: str, 
     )
     about = (weights, heads, len(spec.layers), kv_dtype, activations)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
-
-
-def _key(device: Device) -> str:
-    return f"{device_key(device)} | {_rules_hash()}"
-
-
-@cache
-def _rules_hash() -> str:
-    """Changes with the rules that choices were compared with."""
-    return hashlib.sha256(Path(rules.__file__).read_bytes()).hexdigest()[:16]
 
 
 def _parsed(values: object) -> Choices:

@@ -280,6 +280,27 @@ def test_a_product_onto_its_residual_may_mix_formats(tokens: int, isa: str) -> N
     check(case, case.add(Linear(x, weights, case.out(150), residual)), isa, threads=3)
 
 
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_product_adds_the_biases_of_its_stacked_weights(stored: str, residual: bool, isa: str) -> None:
+    for activations, values in (("f32", hostile), ("int8", eight_bits)):
+        for tokens in TOKENS:
+            case = Case(tokens)
+            x = case.activation(values(tokens, 96))
+            onto = case.activation(hostile(tokens, sum(ROWS), 5)) if residual else None
+            weights = tuple(case.weight(f"w{n}", hostile(n, 96, n), stored) for n in ROWS)
+            bias = tuple(case.weight(f"b{n}", 100 * hostile(1, n, n)[0]) for n in ROWS)
+            check(case, case.add(Linear(x, weights, case.out(sum(ROWS)), onto, bias)), isa, activations=activations)
+
+
+@pytest.mark.parametrize("stored", ["f16", "bf16"])
+def test_a_bias_may_be_stored_in_16_bits(stored: str, isa: str) -> None:
+    case = Case(3)
+    bias = case.weight("b", hostile(1, 40)[0], stored)
+    weight = case.weight("w", hostile(40, 64), "q4g32")
+    check(case, case.add(Linear(case.activation(hostile(3, 64)), (weight,), case.out(40), None, (bias,))), isa)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gated_products(tokens: int, activation: str, isa: str) -> None:
@@ -532,11 +553,13 @@ def test_arrays_that_disagree_are_refused() -> None:
     x, out = np.zeros((4, 32), np.float32), np.zeros((4, 8), np.float32)
     matrix = _native.dense_matrix(np.zeros(8 * 32 * 4, np.uint8), "f32", 8, 32)
     with pytest.raises(ValueError, match="width of the output is 32, expected 8"):
-        program.linear(False, x, [matrix], x, None)
+        program.linear(False, x, [matrix], None, x, None)
     with pytest.raises(ValueError, match="width of the activations is 8, expected 32"):
-        program.linear(False, out, [matrix], out, None)
+        program.linear(False, out, [matrix], None, out, None)
+    with pytest.raises(ValueError, match="length of the bias is 7, expected 8"):
+        program.linear(False, x, [matrix], np.zeros(7, np.float32), out, None)
     with pytest.raises(TypeError):
-        program.linear(False, x.astype(np.float64), [matrix], out, None)  # type: ignore[arg-type]
+        program.linear(False, x.astype(np.float64), [matrix], None, out, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bytes of the matrix is 10"):
         _native.dense_matrix(np.zeros(10, np.uint8), "f16", 8, 32)
     with pytest.raises(ValueError, match="no multiple of 32"):

@@ -26,7 +26,7 @@ def chain(threads: int, steps: int, size: int = 64) -> _native.Program:
     program = _native.Program(threads, 8)
     weights, x, y = matrix(size, size), np.ones((4, size), np.float32), np.empty((4, size), np.float32)
     for _ in range(steps):
-        program.linear(False, x, [weights], y, None)
+        program.linear(False, x, [weights], None, y, None)
         program.softcap(False, y, x, 1.0)
     return program
 

@@ -45,7 +45,13 @@ class Program:
     def gated_activation(self, over_rows: bool, x: _Floats, out: _Floats, activation: str) -> None: ...
     def softcap(self, over_rows: bool, x: _Floats, out: _Floats, cap: float) -> None: ...
     def linear(
-        self, over_rows: bool, x: _Floats, weights: Sequence[Matrix], out: _Floats, residual: _Floats | None
+        self,
+        over_rows: bool,
+        x: _Floats,
+        weights: Sequence[Matrix],
+        bias: _Floats | None,
+        out: _Floats,
+        residual: _Floats | None,
     ) -> None: ...
     def gated_linear(
         self, over_rows: bool, x: _Floats, weights: Sequence[Matrix], out: _Floats, activation: str

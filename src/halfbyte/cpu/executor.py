@@ -180,9 +180,11 @@ class CpuExecutor:
 
     @_lower.register
     def _(self, step: ops.Linear) -> None:
-        matrices, residual = [self._matrix(name) for name in step.weights], self._optional(step.residual)
-        a = self._arrays
-        self._program.linear(self._follows_rows(step, step.x), a[step.x], matrices, a[step.out], residual)
+        a, matrices = self._arrays, [self._matrix(name) for name in step.weights]
+        bias = np.concatenate([self._vector(name) for name in step.bias]) if step.bias else None
+        self._program.linear(
+            self._follows_rows(step, step.x), a[step.x], matrices, bias, a[step.out], self._optional(step.residual)
+        )
 
     @_lower.register
     def _(self, step: ops.GatedLinear) -> None:

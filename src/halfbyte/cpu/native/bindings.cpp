@@ -46,6 +46,7 @@ Floats floats(const FloatTable& array) { return table<float>(array); }
 Floats floats(const std::optional<FloatTable>& array) { return array ? floats(*array) : Floats{}; }
 State state(const Ints& array) { return {array.data(), array.size()}; }
 Weights weights(const ConstFloats& array) { return {array.data(), array.size()}; }
+Weights weights(const std::optional<ConstFloats>& array) { return array ? weights(*array) : Weights{}; }
 
 Cache cache(const CacheArray& array) {
     const bool half = array.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
@@ -165,10 +166,11 @@ void bind_elementwise(nb::class_<PyProgram>& program) {
 void bind_products(nb::class_<PyProgram>& program) {
     program.def("packed_matrix", packed_matrix, "codes"_v, "scales"_v, "zeros"_v.none(), "rows"_a, "columns"_a, "group"_a, "bits"_a);
     program.def("block_matrix", block_matrix, "blocks"_v, "format"_a, "rows"_a, "columns"_a);
-    program.def("linear", [](PyProgram& p, bool over_rows, FloatTable x, std::vector<MatrixPtr> w, FloatTable out,
-                             std::optional<FloatTable> residual) {
-        p.add(make_linear(axis(over_rows), floats(x), std::move(w), floats(out), floats(residual)), x, out, residual);
-    }, "over_rows"_a, "x"_v, "weights"_a, "out"_v, "residual"_v.none());
+    program.def("linear", [](PyProgram& p, bool over_rows, FloatTable x, std::vector<MatrixPtr> w,
+                             std::optional<ConstFloats> bias, FloatTable out, std::optional<FloatTable> residual) {
+        p.add(make_linear(axis(over_rows), floats(x), std::move(w), weights(bias), floats(out), floats(residual)),
+              x, bias, out, residual);
+    }, "over_rows"_a, "x"_v, "weights"_a, "bias"_v.none(), "out"_v, "residual"_v.none());
     program.def("gated_linear", [](PyProgram& p, bool over_rows, FloatTable x, std::vector<MatrixPtr> w, FloatTable out,
                                    const std::string& name) {
         p.add(make_gated_linear(axis(over_rows), floats(x), std::move(w), floats(out), activation(name)), x, out);

@@ -1,4 +1,4 @@
-// Products with weight matrices: plain, onto a residual, and gated.
+// Products with weight matrices: plain, with a bias, onto a residual, and gated.
 //
 // Activations are laid out for the kernels by all threads together; then each thread streams the rows of the weights that
 // it gets, once, and finishes its part of the output while it is at hand.
@@ -141,8 +141,8 @@ void for_row(int64_t count, const Use& use) {
 
 class Linear final : public Step {
 public:
-    Linear(Axis axis, Floats x, Stack weights, Floats out, Floats residual)
-        : Step(axis), x_(x), weights_(std::move(weights)), out_(out), residual_(residual) {}
+    Linear(Axis axis, Floats x, Stack weights, Weights bias, Floats out, Floats residual)
+        : Step(axis), x_(x), weights_(std::move(weights)), bias_(bias), out_(out), residual_(residual) {}
 
     Scratch scratch(int) const override { return product_scratch(weights_, x_.rows); }
 
@@ -157,18 +157,24 @@ public:
 private:
     void store(const float* products, int64_t token, Range rows) const {
         float* out = out_.row(token) + rows.begin;
+        const float* bias = bias_.empty() ? nullptr : bias_.data() + rows.begin;
+        const float* residual = residual_.data ? residual_.row(token) + rows.begin : nullptr;
         for_row(rows.size(), [&](auto count) {
-            if (!residual_.data) {
+            if (!bias && !residual) {
                 std::memcpy(out, products, count * sizeof(float));
-                return;
+            } else if (!bias) {
+                for (int64_t i = 0; i < count; ++i) out[i] = residual[i] + products[i];
+            } else if (!residual) {
+                for (int64_t i = 0; i < count; ++i) out[i] = products[i] + bias[i];
+            } else {
+                for (int64_t i = 0; i < count; ++i) out[i] = residual[i] + (products[i] + bias[i]);
             }
-            const float* residual = residual_.row(token) + rows.begin;
-            for (int64_t i = 0; i < count; ++i) out[i] = residual[i] + products[i];
         });
     }
 
     Floats x_;
     Stack weights_;
+    Weights bias_;
     Floats out_, residual_;
 };
 
@@ -223,16 +229,17 @@ private:
 
 }  // namespace
 
-StepPtr make_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Floats residual) {
+StepPtr make_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Weights bias, Floats out, Floats residual) {
     Stack stack(std::move(weights));
     require_equal(x.columns, stack.columns(), "width of the activations");
     require_equal(out.columns, stack.rows(), "width of the output");
     require_equal(out.rows, x.rows, "rows of the output");
+    if (!bias.empty()) require_equal(bias.size(), stack.rows(), "length of the bias");
     if (residual.data) {
         require_equal(residual.columns, out.columns, "width of the residual");
         require_equal(residual.rows, out.rows, "rows of the residual");
     }
-    return std::make_unique<Linear>(axis, x, std::move(stack), out, residual);
+    return std::make_unique<Linear>(axis, x, std::move(stack), bias, out, residual);
 }
 
 StepPtr make_gated_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Activation activation) {

@@ -36,8 +36,8 @@ StepPtr make_add(Axis, Floats x, Floats y, Floats out);
 StepPtr make_gated_activation(Axis, Floats x, Floats out, Activation);
 StepPtr make_softcap(Axis, Floats x, Floats out, float cap);
 
-// linear.cpp; `residual.data` is null where there is none
-StepPtr make_linear(Axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Floats residual);
+// linear.cpp; `bias` is empty and `residual.data` null where there is none
+StepPtr make_linear(Axis, Floats x, std::vector<MatrixPtr> weights, Weights bias, Floats out, Floats residual);
 StepPtr make_gated_linear(Axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Activation);
 
 // norm.cpp

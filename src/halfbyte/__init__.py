@@ -18,6 +18,7 @@ from halfbyte.errors import ContextFullError, HalfbyteError
 
 if TYPE_CHECKING:
     from halfbyte.model import Generation, Model, Stream, Token, load
+    from halfbyte.options import RunOptions
     from halfbyte.runtime import SamplingParams
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Generation",
     "HalfbyteError",
     "Model",
+    "RunOptions",
     "SamplingParams",
     "Stream",
     "Token",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "Generation": "model",
     "Model": "model",
+    "RunOptions": "options",
     "SamplingParams": "runtime",
     "Stream": "model",
     "Token": "model",

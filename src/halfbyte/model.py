@@ -9,18 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 from halfbyte.checkpoint.folder import is_gguf, open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
-from halfbyte.devices import Progress, choose_device, make_decoder, prepare
-from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
+from halfbyte.errors import UsageError
+from halfbyte.executors import Progress, factory
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import Executor, Plan
+from halfbyte.options import LoadOptions, RunOptions
+from halfbyte.placement import Placed, place_first
 from halfbyte.runtime import Engine, SamplingParams, TokenOutput
 from halfbyte.text import TextStream, Tokenizer
 
@@ -158,6 +158,7 @@ class Model:
     Attributes:
         name: How it was asked for.
         path: Its folder or GGUF file.
+        options: How it runs: as asked for, on the device that was chosen.
         device: Where it runs; `why_device` says why there.
         nbytes: Bytes of its weights as stored on the device.
         load_s: Seconds that loading took.
@@ -165,21 +166,22 @@ class Model:
     """
 
     def __init__(
-        self, *, name: str, path: Path, spec: ModelSpec, plan: Plan, executor: Executor, tokenizer: Tokenizer,
-        device: str, why_device: str, load_s: float, notes: tuple[str, ...] = (),
+        self, *, name: str, path: Path, spec: ModelSpec, tokenizer: Tokenizer, placed: Placed, load_s: float,
+        notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = path
         self.spec = spec
-        self.plan = plan
         self.tokenizer = tokenizer
-        self.device = device
-        self.why_device = why_device
+        self.options = placed.options
+        self.plan = placed.plan
+        self.executor = placed.executor
+        self.device = placed.options.device
+        self.why_device = placed.why
         self.load_s = load_s
         self.notes = notes
-        self.executor = executor
-        self._decoder = make_decoder(device, executor)
-        self.engine = Engine(executor, rope_switch=spec.rope_switch, decoder=self._decoder)
+        self._decoder = factory(self.device).decoder(self.executor)
+        self.engine = Engine(self.executor, rope_switch=spec.rope_switch, decoder=self._decoder)
 
     @property
     def nbytes(self) -> int:
@@ -269,77 +271,47 @@ class Model:
 
     def close(self) -> None:
         """Let go of weights and caches."""
-        if close := getattr(self.executor, "close", None):
-            close()
+        self.executor.close()
         del self.engine, self.executor, self._decoder
 
 
 def load(
     model: str | Path | None = None,
-    device: str = "auto",
+    options: RunOptions | str | None = None,
     *,
-    gpu: int | None = None,
     revision: str | None = None,
     offline: bool = False,
-    context: int | None = None,
-    sequences: int = 1,
-    logit_rows: int = 8,
-    weights: str | None = None,
-    kv_dtype: str = "f16",
-    activations: str | None = None,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **changes: Unpack[LoadOptions],
 ) -> Model:
     """Load a model.
 
     Args:
         model: A folder, a GGUF file, a hub id (`org/name`), or None for the pocket model that comes with the package.
-        device: `cpu`, `gpu` (through WebGPU), `reference` (NumPy: slow, for checking), or `auto`: the GPU where there
-            is a real one that computes the right thing and has room for the model, else the CPU.
-        gpu: Which GPU, as `halfbyte doctor` counts them; the first real one if None.
+        options: How to run it: `RunOptions`, or only the name of a device.
         revision: Branch, tag or commit of a hub id.
         offline: Use only what was downloaded before.
-        context: Most tokens of a conversation; by default the model's own limit, or less if its cache would
-            take more than half of the memory that is free.
-        sequences: Most conversations at once.
-        logit_rows: Most tokens of a batch whose logits can be had; more than `sequences` only for evaluation.
-        weights: Store matrices in this format while loading, such as `q4g32`; as they are if None.
-        kv_dtype: The cache's numbers, `f16` or `f32`.
-        activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32 (the CPU's way unless told
-            otherwise), or `f32`, slower and exact.
-        threads: Processor threads; all that this process may use if None.
-        progress: Called as progress(what, done, all) while weights go to a GPU and its kernels are made.
+        progress: Called as progress(what, done, all) while weights are prepared and a GPU's kernels are compiled.
+        **changes: Fields of `RunOptions`, such as `device="gpu"` or `context=4096`, in place of those in `options`.
 
     Raises:
         ModelNotFoundError, DownloadError: There is no such model, or it could not be fetched.
         InvalidModelError, UnsupportedModelError: Its files are damaged, or of a kind Halfbyte cannot run.
-        UsageError: An argument is out of range.
+        UsageError: An option is unknown or out of range.
         DeviceError: There is no such device, or the model or the context does not fit it.
     """
     started = time.perf_counter()
-    where, why = choose_device(device, gpu=gpu, threads=threads)
+    wanted = RunOptions.of(options, **changes)
     path = locate(model, revision, offline)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
-    source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
-    prepared = partial(
-        prepare, spec=spec, source=source, context=context, sequences=sequences, rows=max(logit_rows, sequences),
-        kv_dtype=kv_dtype, threads=threads, activations=activations, gpu=gpu, progress=progress,
-    )  # fmt: skip
-    try:
-        plan, executor = prepared(where)
-    except (DeviceError, UnsupportedModelError) as error:
-        if where != "gpu" or device != "auto" or gpu is not None:
-            raise
-        where, why = "cpu", f"{why}, but {error.message}"
-        plan, executor = prepared(where)
-    if about := getattr(executor, "about", None):
-        why += f": {about}"
+    source = Runnable(Packed(checkpoint, wanted.weights) if wanted.weights else checkpoint)
+    placed = place_first(wanted, spec, source, progress=progress)
     return Model(
-        name=str(model or "pocket"), path=path, spec=spec, plan=plan, executor=executor, tokenizer=tokenizer,
-        device=where, why_device=why, load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
+        name=str(model or "pocket"), path=path, spec=spec, tokenizer=tokenizer, placed=placed,
+        load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
     )  # fmt: skip
 
 

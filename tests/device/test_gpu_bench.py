@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from halfbyte.errors import DeviceError
 from halfbyte.formats import Weight
 from halfbyte.gpu.checks import bandwidth
 from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.capabilities import BASELINE
+from halfbyte.options import RunOptions
 from halfbyte.plan import Plan
 from halfbyte.plan.plan import Tensor
 from halfbyte.report import bench as report
@@ -23,7 +23,7 @@ from halfbyte.synthetic import DISTINCT_ROWS, SyntheticWeights
 from tests.device.gpu import software_gpu, software_index
 from tests.models.tiny import tiny
 
-ONCE = Settings("gpu", repeat=1, warm_up=0, gpu=software_index())
+ONCE = Settings(RunOptions("gpu", gpu=software_index()), repeat=1, warm_up=0)
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +55,6 @@ def test_every_column_has_a_figure_on_a_gpu_and_counts_are_those_of_decoding() -
     counted = [record.samples[0].counters for record in (short, long, together)]
     assert [c["submits"] for c in counted] == [4, 8, 4], "a token a submit; one of both sequences"
     assert 2 * counted[0]["dispatches"] == counted[1]["dispatches"]
-
-
-def test_a_gpu_is_tuned_for_the_whole_model_before_it_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[object] = []
-
-    def disagreeing(*_: object) -> None:
-        raise DeviceError(f"checked after {len(done)}")
-
-    monkeypatch.setattr("halfbyte.devices._tune_first", lambda _, spec, *__: done.append(spec))
-    monkeypatch.setattr(report, "check", disagreeing)
-    with pytest.raises(DeviceError, match="checked after 1"):
-        measured(ONCE, Case(4, 2))
-    assert done == [tiny("llama-3.2-3b").spec]
 
 
 def test_one_token_at_a_time_is_a_submit_a_token() -> None:

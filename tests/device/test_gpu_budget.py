@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 import halfbyte
-from halfbyte.devices import prepare
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.device import device as device_module
 from halfbyte.gpu.device.device import open_device
@@ -18,6 +17,8 @@ from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.models.catalog import catalog_spec
+from halfbyte.options import RunOptions
+from halfbyte.placement import place
 from halfbyte.plan import Plan, make_plan
 from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import software_gpu, software_index
@@ -40,11 +41,8 @@ def have(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
 
 def planned(model: Tiny, monkeypatch: pytest.MonkeyPatch, *, context: int | None) -> Plan:
     """The plan that `load` makes for the software GPU."""
-    monkeypatch.setattr("halfbyte.devices._gpu_executor", lambda *_, **__: None)
-    return prepare(
-        "gpu", model.spec, model, context=context, sequences=1, rows=8, kv_dtype="f16", threads=None, activations=None,
-        gpu=software_index(),
-    )[0]  # fmt: skip
+    monkeypatch.setattr("halfbyte.gpu.factory.OpenGpu.build", lambda *_: None)
+    return place(RunOptions("gpu", gpu=software_index(), context=context), model.spec, model)[0]
 
 
 def test_a_model_too_large_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import wgpu
 import halfbyte
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.gguf.writer import write_gguf
-from halfbyte.devices import make_decoder
 from halfbyte.errors import DeviceError
+from halfbyte.executors import factory
 from halfbyte.model import Model
 from halfbyte.models import build_spec
 from halfbyte.quantize import quantize
@@ -131,7 +131,7 @@ def test_an_answer_can_be_cancelled_and_the_next_is_whole(gpu: Model) -> None:
 
 @pytest.mark.parametrize("each_token", [False, True])
 def test_answers_whole_or_cancelled_leave_nothing_behind(gpu: Model, each_token: bool) -> None:
-    decoder = make_decoder("gpu", gpu.executor, each_token=each_token)
+    decoder = factory("gpu").decoder(gpu.executor, each_token=each_token)
     ids = gpu.encode(PROMPT)
 
     def answer() -> dict[str, int]:

@@ -17,11 +17,9 @@ from halfbyte.gpu.run import pipelines
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
-from halfbyte.gpu.tuning import first_use
-from halfbyte.gpu.tuning.first_use import tune_first
 from halfbyte.gpu.tuning.harness import DECODE, PREFILL, SAMPLING, Harness
 from halfbyte.gpu.tuning.probe import SHORT_RUNS, Probe
-from halfbyte.gpu.tuning.store import Choices, Verdict, keep_choices, load_choices, model_key
+from halfbyte.gpu.tuning.store import load_choices
 from halfbyte.gpu.tuning.tune import tune
 from halfbyte.models.spec import ModelSpec
 from tests.models.tiny import tiny
@@ -140,30 +138,3 @@ def test_limits_are_measured(device: Device) -> None:
     assert 1e6 < found.read_bandwidth < 1e14
     assert 1e6 < found.int8_rate < 1e16
     assert all(1e-8 < seconds < 0.1 for seconds in (found.dispatch_s, found.encode_s, found.round_trip_s))
-
-
-def test_a_model_that_is_not_small_is_tuned_at_first_use_once_and_not_in_software(
-    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tunings: list[dict[str, Any]] = []
-
-    def tune(own: Device, spec: ModelSpec, formats: Any, **options: Any) -> Iterator[Verdict]:
-        tunings.append(options)
-        yield Verdict(DECODE, 4, 2e-3, 1.5e-3, True)
-        key = model_key(spec, formats, options["kv_dtype"], options["activations"])
-        keep_choices(own, Choices(verdicts={key: []}))
-
-    def asked(software: bool) -> str:
-        adapter = replace(device.adapter, type="CPU" if software else "DiscreteGPU")
-        where = Device(adapter, device.handle, device.capabilities)
-        return tune_first(where, model(), formats, tokens=TOKENS, kv_dtype="f16", activations="int8")
-
-    monkeypatch.setattr(first_use, "tune", tune)
-    monkeypatch.setattr(first_use, "open_device", lambda gpu: open_device(software=True))
-    assert asked(software=False) == ""
-    monkeypatch.setattr(first_use, "LEAST_NBYTES", 0)
-    assert asked(software=True) == ""
-    assert "25% faster" in asked(software=False)
-    assert asked(software=False) == ""
-    assert [options["short"] for options in tunings] == [True]

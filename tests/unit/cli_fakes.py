@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from halfbyte.cli.app import app
 from halfbyte.model import Generation, Token
+from halfbyte.options import RunOptions
 
 Script = Sequence[str | BaseException]
 """What a stream gives: pieces of text, or an exception to raise at that place."""
@@ -57,7 +58,7 @@ class FakeModel:
     """Answers each prompt with the next script, and notes what it was asked."""
 
     scripts: list[Script]
-    loads: list[tuple[Any, str, dict[str, Any]]] = field(default_factory=list)
+    loads: list[tuple[Any, RunOptions, dict[str, Any]]] = field(default_factory=list)
     asked: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     name: str = "fake"
@@ -76,8 +77,8 @@ def use_fake(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> FakeModel:
     """Make `halfbyte.model.load` give a model that plays these scripts, one a prompt."""
     model = FakeModel(list(scripts))
 
-    def load(name: Any = None, device: str = "auto", *, progress: Any = None, **options: Any) -> FakeModel:
-        model.loads.append((name, device, options))
+    def load(name: Any, options: RunOptions, *, progress: Any, **source: Any) -> FakeModel:
+        model.loads.append((name, options, source))
         return model
 
     monkeypatch.setattr("halfbyte.model.load", load)

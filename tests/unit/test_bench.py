@@ -13,6 +13,7 @@ import pytest
 
 from halfbyte.cpu import CpuExecutor
 from halfbyte.errors import ContextFullError, DeviceError, UsageError
+from halfbyte.options import RunOptions
 from halfbyte.plan import Batch
 from halfbyte.plan.batch import Float32
 from halfbyte.report import tables
@@ -21,7 +22,7 @@ from halfbyte.report.schema import Case, Record, Sample, cases, read
 from halfbyte.report.subject import Settings, stored, synthetic
 from tests.unit.cli_fakes import error_lines, halfbyte
 
-ONCE = Settings(repeat=1, warm_up=0, threads=1)
+ONCE = Settings(RunOptions("cpu", threads=1), repeat=1, warm_up=0)
 QUICK = ("-p", "8", "-n", "3", "-r", "1", "--warm-up", "0", "--threads", "1")
 
 
@@ -168,7 +169,7 @@ class Wrong(CpuExecutor):
 
 
 def test_no_speed_of_a_model_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.cpu.CpuExecutor", Wrong)
+    monkeypatch.setattr("halfbyte.cpu.factory.CpuExecutor", Wrong)
     with pytest.raises(DeviceError, match="pocket is not timed: on cpu it differs from the reference"):
         quick(None, Case(8, 2))
 

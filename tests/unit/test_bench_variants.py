@@ -9,6 +9,7 @@ import pytest
 
 from halfbyte.cpu.machine import describe
 from halfbyte.errors import DeviceError, UsageError
+from halfbyte.options import RunOptions
 from halfbyte.report import bench, tables
 from halfbyte.report.compare import compare
 from halfbyte.report.schema import read
@@ -27,15 +28,15 @@ def _fast_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_axes_are_combined() -> None:
     found = variants(["formats", "activations"], Settings())
     assert [s.variant for s in found] == [f"{stored} {x}" for stored in FORMATS for x in ("int8", "f32")]
-    assert (found[1].weights, found[1].activations) == ("q4g32", "f32")
-    assert [s.kernels for s in variants(["kernels"], Settings())] == list(describe().kernels)
+    assert (found[1].run.weights, found[1].run.activations) == ("q4g32", "f32")
+    assert [s.run.kernels for s in variants(["kernels"], Settings())] == list(describe().kernels)
 
 
 def test_kinds_and_devices_without_variants_are_refused() -> None:
     with pytest.raises(UsageError, match="'colours' is no kind of variant"):
         variants(["colours"], Settings())
     with pytest.raises(UsageError, match="no variants"):
-        variants(["formats"], Settings(device="reference"))
+        variants(["formats"], Settings(RunOptions("reference")))
 
 
 def test_variants_stand_side_by_side_and_one_that_fails_is_left_out(
@@ -44,7 +45,7 @@ def test_variants_stand_side_by_side_and_one_that_fails_is_left_out(
     check = bench.check
 
     def checked(subject: Subject, settings: Settings) -> object:
-        if settings.activations == "f32":
+        if settings.run.activations == "f32":
             raise DeviceError("it computes something else")
         return check(subject, settings)
 
@@ -65,6 +66,6 @@ def test_variants_stand_side_by_side_and_one_that_fails_is_left_out(
 
 def test_an_instruction_set_is_what_runs() -> None:
     subject = synthetic("llama-3.2-1b", layers=1).cut()
-    settings = variants(["kernels"], Settings(threads=1))[0]
+    settings = variants(["kernels"], Settings(RunOptions("cpu", threads=1)))[0]
     _, executor = subject.load(settings, context=8, sequences=1)
-    assert getattr(executor, "isa", None) == settings.kernels == "generic"
+    assert getattr(executor, "isa", None) == settings.run.kernels == "generic"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.errors import ContextFullError
+from halfbyte.options import RunOptions
 from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
 
 FIGURES = ["prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s"]
@@ -31,8 +32,7 @@ def test_an_answer_that_ends_a_line_gets_no_second_one(monkeypatch: pytest.Monke
 def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     halfbyte("run", "x")
-    unset = dict.fromkeys(("revision", "context", "weights", "activations", "threads", "gpu"))
-    assert model.loads == [(None, "auto", unset | {"offline": False, "kv_dtype": "f16"})]
+    assert model.loads == [(None, RunOptions(), {"revision": None, "offline": False})]
     options = model.asked[0][1]
     assert (options["temperature"], options["max_tokens"], options["stop"]) == (0.0, 256, ())
 
@@ -40,15 +40,17 @@ def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.Mo
 def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     arguments = (
-        "run x -m org/name --revision v1 --offline --device reference --weights q4g64 --kv-cache f32 --context 512 "
-        "--activations f32 --threads 3 --gpu 1 --system S -n 9 --stop END --stop ### --ignore-eos -t 0.7 --top-k 40 "
+        "run x -m org/name --revision v1 --offline --device auto --weights q4g64 --kv-cache f32 --context 512 "
+        "--activations f32 --threads 3 --batch-tokens 64 --cache-tokens 1024 --system S -n 9 --stop END --stop ### "
+        "--ignore-eos -t 0.7 --top-k 40 "
         "--top-p 0.9 --min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 "
         "--frequency-penalty 0.3 --logit-bias 5=-1.5 --logit-bias 6=2 --seed 11 --json --logprobs 2"
     )
     assert halfbyte(*arguments.split()).exit_code == 0
-    loading = {"revision": "v1", "offline": True, "context": 512, "weights": "q4g64", "kv_dtype": "f32"}
-    loading |= {"activations": "f32", "threads": 3, "gpu": 1}
-    assert model.loads == [("org/name", "reference", loading)]
+    run = RunOptions(
+        context=512, weights="q4g64", kv_dtype="f32", activations="f32", threads=3, batch_tokens=64, cache_tokens=1024
+    )
+    assert model.loads == [("org/name", run, {"revision": "v1", "offline": True})]
     assert model.asked[0][1] == {
         "system": "S", "max_tokens": 9, "stop": ("END", "###"), "raw": False, "ignore_eos": True, "temperature": 0.7,
         "top_k": 40, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.8, "repetition_penalty": 1.1, "presence_penalty": 0.2,

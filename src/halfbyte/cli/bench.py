@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
-from halfbyte.cli.loading import late_bar
+from halfbyte.cli.loading import FILES, RUN, Chosen, late_bar, takes_model
 from halfbyte.cli.output import note, print_json
 from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
@@ -92,19 +93,13 @@ app = typer.Typer(cls=_Bench, rich_markup_mode=None, help="Measure speed, or com
 
 
 @app.callback(invoke_without_command=True)
+@takes_model(*FILES, *(name for name in RUN if name not in ("context", "cache_tokens")))
 def bench(
     ctx: typer.Context,
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
+    *,
+    chosen: Chosen,
     synthetic: Synthetic = None,
     layers: Layers = None,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    kv_cache: opt.KvCacheOption = "f16",
-    activations: opt.ActivationsOption = None,
-    threads: opt.Threads = None,
     prompt_tokens: Prompts = "128",
     new_tokens: NewTokens = "32",
     depth: Depths = "0",
@@ -122,37 +117,37 @@ def bench(
     if ctx.invoked_subcommand is not None:
         return
     form = _form(markdown, csv, json)
-    if synthetic is not None and (model, revision, offline) != (None, None, False):
+    if synthetic is not None and (chosen.model, chosen.revision, chosen.offline) != (None, None, False):
         raise UsageError("--synthetic takes no weights from a model.", "Leave out --model, --revision and --offline.")
     if layers is not None and synthetic is None:
         raise UsageError("--layers goes with --synthetic.", "Leave it out: a stored model is measured whole.")
 
-    from halfbyte.devices import choose_device
+    from halfbyte.placement import choose_device
     from halfbyte.report import subject as subjects
     from halfbyte.report.bench import bench as measure
     from halfbyte.report.schema import cases
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
-    where, _ = choose_device(device, gpu=gpu, threads=threads)
-    settings = subjects.Settings(where, threads, activations, weights, kv_cache, repeat, warm_up, gpu, each_token)
+    run = replace(chosen.run, device=choose_device(chosen.run)[0])
+    settings = subjects.Settings(run, repeat, warm_up, each_token)
     from halfbyte.report.variants import variants as all_variants
 
-    chosen = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)
+    varied = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)
 
     def subject(weights: str | None) -> Subject:
         if synthetic is not None:
             return subjects.synthetic(synthetic, layers=layers, weights=weights)
-        return subjects.stored(model, revision=revision, offline=offline, weights=weights)
+        return subjects.stored(chosen.model, revision=chosen.revision, offline=chosen.offline, weights=weights)
 
     done: list[Record] = []
     with ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
         try:
-            for each in chosen:
+            for each in varied:
                 if each.variant:
                     note(f"variant {each.variant}")
                 with _passed_over(each):
-                    for record in measure(subject(each.weights), each, wanted, note, late_bar):
+                    for record in measure(subject(each.run.weights), each, wanted, note, late_bar):
                         done.append(record)
                         _keep(record, file, form)
         finally:

@@ -17,6 +17,7 @@ import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.history import line_editing
+from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import accept_any_bytes, note, print_error
 from halfbyte.cli.sampling import sampling_arguments
 from halfbyte.errors import ContextFullError, HalfbyteError
@@ -35,17 +36,10 @@ Ctrl-C stops an answer."""
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
 
 
+@takes_model(*FILES, *RUN)
 def chat(
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    kv_cache: opt.KvCacheOption = "f16",
-    activations: opt.ActivationsOption = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
+    *,
+    chosen: Chosen,
     system: opt.System = None,
     max_tokens: opt.MaxTokens = 1024,
     stop: opt.Stop = None,
@@ -65,13 +59,7 @@ def chat(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, seed=seed,
     )  # fmt: skip
-
-    from halfbyte.cli.loading import load_model
-
-    loaded = load_model(
-        model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        activations=activations, threads=threads, gpu=gpu,
-    )  # fmt: skip
+    loaded = chosen.load()
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling})
     accept_any_bytes(sys.stdin)
     interactive = sys.stdin.isatty()

@@ -39,8 +39,9 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
     """
     from halfbyte import __version__
     from halfbyte.cpu import machine
-    from halfbyte.devices import choose_device
     from halfbyte.gpu.device.adapters import find_adapters, self_test
+    from halfbyte.options import RunOptions
+    from halfbyte.placement import choose_device
     from halfbyte.report.limits import cpu_limits, gpu_limits
 
     cpu = machine.describe()
@@ -48,7 +49,7 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
     tested = [None if adapter.software else asdict(self_test(i)) for i, adapter in enumerate(adapters.found)]
     gpu = asdict(adapters)
     gpu["found"] = [found | {"self_test": result} for found, result in zip(gpu["found"], tested, strict=True)]
-    name, why = choose_device("auto")
+    name, why = choose_device(RunOptions())
     if name == "gpu" and tested[0] and tested[0]["reason"]:
         name, why = "cpu", f"{why}, but {tested[0]['reason']}"
     return {

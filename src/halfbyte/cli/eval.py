@@ -12,6 +12,7 @@ import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
+from halfbyte.cli.loading import Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -46,21 +47,21 @@ Out = Annotated[
     list[Path] | None, typer.Option(metavar="FILE", help="Write it as .md, .csv, .json or .svg; may be repeated.")
 ]
 
+_HOW = ("device", "gpu", "weights", "activations")
+
 app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure perplexity, divergence and right answers.")
 
 
 @app.command(cls=Command)
+@takes_model("model", *_HOW)
 def perplexity(
     text: Text,
-    model: opt.Model = None,
+    *,
+    chosen: Chosen,
     protocol: ProtocolOption = "windows",
     window: Window = None,
     stride: Stride = None,
     max_tokens: MaxTokens = None,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -69,27 +70,25 @@ def perplexity(
     from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
-    folder = _folder(model)
+    folder, run = _folder(chosen.model), chosen.run
     cut = _protocol(folder, protocol, window, stride)
-    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
+    scorer = Scorer(folder, cut.window, run)
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
     with _bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
-    figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model, activations)
-    _finish(folder, "perplexity", figures, store and weights is None and activations is None, json)
+    figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model)
+    _finish(folder, "perplexity", figures, store and run.weights is None and run.activations is None, json)
 
 
 @app.command(cls=Command)
+@takes_model("model", *_HOW)
 def divergence(
     text: Text,
     base: Annotated[str, typer.Option(metavar="MODEL", help="What the model was made from.")],
-    model: opt.Model = None,
+    *,
+    chosen: Chosen,
     window: Window = None,
     max_tokens: MaxTokens = None,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -101,26 +100,24 @@ def divergence(
     from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
-    folder = _folder(model)
+    folder, run = _folder(chosen.model), chosen.run
     cut = _protocol(folder, "windows", window, None)
-    scorer = Scorer(folder, cut.window, device=device, gpu=gpu, weights=weights, activations=activations)
-    original = Scorer(_folder(base), cut.window, device=device, gpu=gpu)
+    scorer = Scorer(folder, cut.window, run)
+    original = Scorer(_folder(base), cut.window, device=run.device, gpu=run.gpu)
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
     with _bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
-    figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model, activations)
-    _finish(folder, "divergence", figures, store and weights is None and activations is None, json)
+    figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model)
+    _finish(folder, "divergence", figures, store and run.weights is None and run.activations is None, json)
 
 
 @app.command(cls=Command)
+@takes_model("model", *_HOW)
 def answers(
     questions: Questions,
-    model: opt.Model = None,
+    *,
+    chosen: Chosen,
     base: Base = None,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    activations: opt.ActivationsOption = None,
     store: Store = True,
     json: opt.Json = False,
 ) -> None:
@@ -130,21 +127,24 @@ def answers(
     from halfbyte.model import load
 
     asked = read_questions(questions)
-    folder = _folder(model)
+    folder, run = _folder(chosen.model), chosen.run
     with _bar() as tick:
-        theirs = right_answers(load(_folder(base), device, gpu=gpu, sequences=AT_ONCE), asked, tick) if base else None
-        asking = load(folder, device, gpu=gpu, sequences=AT_ONCE, weights=weights, activations=activations)
+        original = load(_folder(base), device=run.device, gpu=run.gpu, sequences=AT_ONCE) if base else None
+        theirs = right_answers(original, asked, tick) if original else None
+        asking = load(folder, run, sequences=AT_ONCE)
         right = right_answers(asking, asked, tick)
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    figures = found | {"questions": questions.name} | how_it_ran(asking, activations)
-    _finish(folder, "answers", figures, store and weights is None and activations is None, json)
+    figures = found | {"questions": questions.name} | how_it_ran(asking)
+    _finish(folder, "answers", figures, store and run.weights is None and run.activations is None, json)
 
 
 @app.command(cls=Command)
+@takes_model("model", "device", "gpu")
 def table(
     text: Text,
     calibration: Calibration,
-    model: opt.Model = None,
+    *,
+    chosen: Chosen,
     methods: Methods = "bf16,rtn,awq,awq+,gptq",
     windows: Windows = "16,96,192,256,512,768,1024,1536,2048",
     group_size: GroupSize = 128,
@@ -152,8 +152,6 @@ def table(
     questions: Asked = None,
     keep: Keep = Path("quantized"),
     out: Out = None,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
 ) -> None:
     """Quantize by several methods and compare what that costs.
 
@@ -167,8 +165,8 @@ def table(
     asked = read_questions(questions) if questions else []
     with _bar() as tick:
         made = Sweep(
-            _folder(model), methods.split(","), _lengths(windows), text, calibration, group_size, keep, max_tokens,
-            device, asked, gpu,
+            _folder(chosen.model), methods.split(","), _lengths(windows), text, calibration, group_size, keep,
+            max_tokens, chosen.run, asked,
         ).run(tick)  # fmt: skip
     for file in out or []:
         file.write_text(_FORMS[file.suffix](made), encoding="utf-8")

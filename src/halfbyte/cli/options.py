@@ -81,6 +81,17 @@ Threads = Annotated[
     typer.Option(metavar="N", min=1, help="CPU threads.", show_default="one a core", rich_help_panel=_MODEL),
 ]
 
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Prompt tokens computed together.", show_default="the device's", rich_help_panel=_MODEL
+    ),
+]
+CacheTokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="KV cache, in tokens.", show_default="the context's", rich_help_panel=_MODEL),
+]
+
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.", rich_help_panel=_TEXT)]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt: no chat template.", rich_help_panel=_TEXT)]
 MaxTokens = Annotated[

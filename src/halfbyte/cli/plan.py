@@ -8,18 +8,17 @@ from typing import Annotated
 import typer
 
 from halfbyte.cli import options as opt
+from halfbyte.cli.loading import FILES, Chosen, takes_model
 from halfbyte.cli.output import print_json
 
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Most tokens of one batch.")]
 Fused = Annotated[bool, typer.Option("--fused/--unfused", help="With or without fusions.")]
 
 
+@takes_model(*FILES, "kv_dtype", "context", "cache_tokens")
 def plan(
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    kv_cache: opt.KvCacheOption = "f16",
-    context: opt.Context = None,
+    *,
+    chosen: Chosen,
     tokens: Tokens = 256,
     fused: Fused = True,
     json: opt.Json = False,
@@ -30,9 +29,13 @@ def plan(
     from halfbyte.plan import make_plan
     from halfbyte.plan.show import summary, table, to_json
 
-    checkpoint, spec = open_model(model, revision=revision, offline=offline)
+    run = chosen.run
+    checkpoint, spec = open_model(chosen.model, revision=chosen.revision, offline=chosen.offline)
     checkpoint.check(spec)
-    made = make_plan(spec, Runnable(checkpoint).format, tokens=tokens, context=context, kv_dtype=kv_cache, fused=fused)
+    made = make_plan(
+        spec, Runnable(checkpoint).format, tokens=tokens, context=run.context, kv_dtype=run.kv_dtype,
+        cache_tokens=run.cache_tokens, fused=fused,
+    )  # fmt: skip
     if json:
         print_json(to_json(made))
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfbyte.cli import options as opt
+from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import note, one_line
 
 if TYPE_CHECKING:
@@ -20,33 +21,22 @@ Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a timelin
 Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write Chrome trace JSON, for Perfetto.")]
 
 
+@takes_model(*FILES, *RUN)
 def profile(
     prompt: Prompt,
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    kv_cache: opt.KvCacheOption = "f16",
-    activations: opt.ActivationsOption = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
+    *,
+    chosen: Chosen,
     raw: opt.Raw = False,
     max_tokens: opt.MaxTokens = 32,
     html: Html = None,
     trace: Trace = None,
 ) -> None:
     """Answer a prompt and show where the time went."""
-    from halfbyte.model import load
     from halfbyte.report.profile import profile as measure
     from halfbyte.report.profile_tables import about, tables
     from halfbyte.report.tables import aligned
 
-    loaded = load(
-        model, device, gpu=gpu, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        activations=activations, threads=threads,
-    )  # fmt: skip
+    loaded = chosen.load()
     found = measure(loaded, loaded.encode(prompt, raw=raw), max_tokens=max_tokens)
     for title, rows in tables(found):
         print(f"{title}\n{aligned(rows)}\n")

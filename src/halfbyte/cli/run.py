@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfbyte.cli import options as opt
+from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_table, size
 from halfbyte.cli.prompts import Request, placed, read_requests, single_request
 from halfbyte.cli.sampling import sampling_arguments
@@ -24,18 +25,11 @@ FIGURES = ("prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads standard input.")]
 
 
+@takes_model(*FILES, *RUN)
 def run(
     prompt: Prompt = None,
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
-    device: opt.DeviceOption = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    kv_cache: opt.KvCacheOption = "f16",
-    activations: opt.ActivationsOption = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
+    *,
+    chosen: Chosen,
     system: opt.System = None,
     raw: opt.Raw = False,
     max_tokens: opt.MaxTokens = 256,
@@ -68,13 +62,8 @@ def run(
     )  # fmt: skip
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
 
-    from halfbyte.cli.loading import load_model
-
     start = time.perf_counter()
-    loaded = load_model(
-        model, device, revision=revision, offline=offline, context=context, weights=weights, kv_dtype=kv_cache,
-        activations=activations, threads=threads, gpu=gpu,
-    )  # fmt: skip
+    loaded = chosen.load()
     if verbose:
         _say_loaded(loaded, time.perf_counter() - start)
     _answer_all(loaded, requests, arguments, json=json, stats=stats, verbose=verbose)

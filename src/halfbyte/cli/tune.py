@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from halfbyte.cli import options as opt
+from halfbyte.cli.loading import FILES, Chosen, takes_model
 from halfbyte.cli.output import note, print_json
 from halfbyte.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.gpu.device.device import Device
     from halfbyte.gpu.tuning.store import Choices, Measured
+    from halfbyte.options import RunOptions
     from halfbyte.report.subject import Subject
 
 Synthetic = Annotated[
@@ -25,7 +27,9 @@ Where = Annotated[
     typer.Option("--device", metavar="auto|cpu|gpu", help="What to tune.", rich_help_panel="Model"),
 ]
 Seconds = Annotated[float, typer.Option(metavar="S", min=1, help="About how long to look.")]
-Short = Annotated[bool, typer.Option("--short", help="As at first use: the largest products and attention.")]
+Short = Annotated[
+    bool, typer.Option("--short", help="Only the largest products and attention, in at most five seconds.")
+]
 Show = Annotated[bool, typer.Option("--show", help="Show what was gained before, measure nothing.")]
 
 CPU = (
@@ -34,16 +38,12 @@ CPU = (
 )
 
 
+@takes_model(*FILES, "gpu", "weights", "kv_dtype", "activations", "batch_tokens")
 def tune(
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    offline: opt.Offline = False,
+    *,
+    chosen: Chosen,
     synthetic: Synthetic = None,
     device: Where = "auto",
-    gpu: opt.Gpu = None,
-    weights: opt.Weights = None,
-    kv_cache: opt.KvCacheOption = "f16",
-    activations: opt.ActivationsOption = None,
     seconds: Seconds = 60.0,
     short: Short = False,
     show: Show = False,
@@ -56,13 +56,15 @@ def tune(
     """
     from halfbyte.report import subject as subjects
 
-    if synthetic is not None and (model, revision, offline) != (None, None, False):
+    if synthetic is not None and (chosen.model, chosen.revision, chosen.offline) != (None, None, False):
         raise UsageError("--synthetic takes no weights from a model.", "Leave out --model, --revision and --offline.")
     if synthetic is not None:
-        subject = subjects.synthetic(synthetic, weights=weights)
+        subject = subjects.synthetic(synthetic, weights=chosen.run.weights)
     else:
-        subject = subjects.stored(model, revision=revision, offline=offline, weights=weights)
-    opened = None if device == "cpu" else _open(device, gpu)
+        subject = subjects.stored(
+            chosen.model, revision=chosen.revision, offline=chosen.offline, weights=chosen.run.weights
+        )
+    opened = None if device == "cpu" else _open(device, chosen.run.gpu)
     if opened is None:
         from halfbyte.cpu.machine import describe
 
@@ -70,8 +72,8 @@ def tune(
         return
     try:
         if not show:
-            _measure(opened, subject, kv_cache, activations or "int8", seconds, short)
-        _show(opened, subject, kv_cache, activations or "int8", json)
+            _measure(opened, subject, chosen.run, seconds, short)
+        _show(opened, subject, chosen.run, json)
     finally:
         opened.close()
 
@@ -88,9 +90,9 @@ def _open(device: str, gpu: int | None) -> Device | None:
         return None
 
 
-def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, seconds: float, short: bool) -> None:
+def _measure(device: Device, subject: Subject, run: RunOptions, seconds: float, short: bool) -> None:
     from halfbyte.cli.quantize import progress_bar
-    from halfbyte.devices import BATCH_TOKENS
+    from halfbyte.gpu.factory import FACTORY
     from halfbyte.gpu.tuning.store import Verdict
     from halfbyte.gpu.tuning.tune import SHORT_BUDGET_S, tune
     from halfbyte.report.tuning import verdict_line
@@ -103,8 +105,8 @@ def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, 
     with progress_bar() as progress:
         progress(f"{subject.name}: making ready", 0, 100)
         for result in tune(
-            device, subject.spec, subject.source.format, tokens=BATCH_TOKENS["gpu"], kv_dtype=kv_dtype,
-            activations=activations, budget_s=budget, short=short,
+            device, subject.spec, subject.source.format, tokens=run.batch_tokens or FACTORY.batch_tokens,
+            kv_dtype=run.kv_dtype, activations=run.activations or "int8", budget_s=budget, short=short,
         ):  # fmt: skip
             done = min(99, int(100 * (time.perf_counter() - began) / budget))
             if isinstance(result, Verdict):
@@ -115,7 +117,7 @@ def _measure(device: Device, subject: Subject, kv_dtype: str, activations: str, 
     note(f"{subject.name}: {found} kernels have faster sizes; it took {time.perf_counter() - began:.1f} s.")
 
 
-def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, json: bool) -> None:
+def _show(device: Device, subject: Subject, run: RunOptions, json: bool) -> None:
     from halfbyte.gpu.tuning.harness import DECODE
     from halfbyte.gpu.tuning.store import load_choices, model_key
     from halfbyte.report.limits import known_read_bandwidth
@@ -123,7 +125,7 @@ def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, jso
     from halfbyte.report.tuning import estimates, kernel_rows, limit_line, to_json, verdict_line
 
     choices = load_choices(device)
-    key = model_key(subject.spec, subject.source.format, kv_dtype, activations)
+    key = model_key(subject.spec, subject.source.format, run.kv_dtype, run.activations or "int8")
     measured, verdicts = _of(choices, key), choices.verdicts.get(key, [])
     if json:
         print_json({"device": device.name, "driver": device.adapter.driver, **to_json(measured, verdicts)}, indent=2)
@@ -135,7 +137,7 @@ def _show(device: Device, subject: Subject, kv_dtype: str, activations: str, jso
         for line in [*estimates(measured), *map(verdict_line, verdicts)]:
             print(line)
         if rate := known_read_bandwidth(device.name, device.adapter.driver):
-            about: dict[str, Any] = {"kv_dtype": kv_dtype, "short": key in choices.short, "read_bandwidth": rate}
+            about: dict[str, Any] = {"kv_dtype": run.kv_dtype, "short": key in choices.short, "read_bandwidth": rate}
             for verdict in (v for v in verdicts if v.phase == DECODE):
                 print(limit_line(verdict, subject.spec, subject.source.format, **about))
 

@@ -23,6 +23,7 @@ from halfbyte.formats.q3g import Q3G
 from halfbyte.formats.q4g import Q4G
 from halfbyte.formats.q8g import Q8G
 from halfbyte.plan import Batch, Plan, Tensor, ops
+from halfbyte.plan.batch import Timing
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
 
 Float32 = NDArray[np.float32]
@@ -81,6 +82,28 @@ class CpuExecutor:
     def isa(self) -> str:
         """The instruction set it uses."""
         return self._program.isa
+
+    @property
+    def timing(self) -> Timing | None:
+        """Each step is timed."""
+        return "steps"
+
+    @property
+    def about(self) -> str:
+        """Nothing beyond what `halfbyte doctor` says of the processor."""
+        return ""
+
+    def counters(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def busy_s(self) -> float | None:
+        """Seconds that the steps of the last run took."""
+        return float(self.step_ns().sum()) * 1e-9
+
+    def close(self) -> None:
+        """Free weights, caches and threads."""
+        self.__dict__.clear()
 
     def run(self, batch: Batch) -> Float32:
         """Run one batch; logits `[r, vocab_size]`, which the next call overwrites.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from halfbyte.errors import UsageError
 from halfbyte.evaluate.windows import Window
 from halfbyte.formats import get_format
 from halfbyte.model import Model, load
+from halfbyte.options import LoadOptions, RunOptions
 from halfbyte.plan import Batch
 
 BATCH_TOKENS = 256
@@ -36,25 +38,20 @@ class Scorer:
     Args:
         model: A folder or hub id.
         window: The longest window.
-        activations: What packed weights are multiplied with, as for `load`: by default what the device does whenever
-            it runs the model, so that this is what is judged. `f32` shows what the weights cost alone.
+        options, changes: How the model is run, as for `load`. By default that is how it always runs, so that this is
+            what is judged; `activations="f32"` shows what the weights cost alone.
     """
 
     def __init__(
         self,
         model: str | Path,
         window: int,
-        *,
-        device: str = "auto",
-        gpu: int | None = None,
-        weights: str | None = None,
-        activations: str | None = None,
+        options: RunOptions | None = None,
+        **changes: Unpack[LoadOptions],
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
-        self.model: Model = load(
-            model, device, context=window, sequences=count, logit_rows=BATCH_TOKENS, weights=weights,
-            activations=activations, gpu=gpu,
-        )  # fmt: skip
+        run = RunOptions.of(options, **changes)
+        self.model: Model = load(model, run, context=window, sequences=count, logit_rows=BATCH_TOKENS)
         vocabulary = self.model.spec.vocab_size
         self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))
         if window <= self.batch_tokens // 2:
@@ -104,11 +101,11 @@ class Scorer:
         )
 
 
-def how_it_ran(model: Model, activations: str | None) -> dict[str, str]:
+def how_it_ran(model: Model) -> dict[str, str]:
     """Where a model ran, and what its packed weights were multiplied with, for the record of a measurement."""
     packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))
     usual = "int8" if packed and model.device != "reference" else "f32"
-    return {"device": model.device, "activations": activations or usual}
+    return {"device": model.device, "activations": model.options.activations or usual}
 
 
 def _predicting(window: Window, start: int, stop: int) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from halfbyte.evaluate.texts import read_text, tokens_of
 from halfbyte.evaluate.windows import Ids, Protocol
 from halfbyte.model import load
 from halfbyte.models import build_spec
+from halfbyte.options import RunOptions
 from halfbyte.quantize import METHODS, quantize
 
 ORIGINAL = "bf16"
@@ -39,7 +40,7 @@ class Sweep:
         group_size: Of the decoder layers.
         keep: The folder with the models that the methods make; those that are there are used again.
         questions: What to ask each model, if anything.
-        gpu: Which GPU to use, where there are several.
+        run_options: How the models are run.
     """
 
     source: Path
@@ -50,9 +51,8 @@ class Sweep:
     group_size: int
     keep: Path
     max_tokens: int | None = None
-    device: str = "auto"
+    run_options: RunOptions = field(default_factory=RunOptions)
     questions: Sequence[Question] = ()
-    gpu: int | None = None
 
     def run(self, tick: Tick) -> Table:
         """The table, the original first. Its models are in memory together.
@@ -99,7 +99,7 @@ class Sweep:
         return folder
 
     def _scorer(self, folder: Path, window: int) -> Scorer:
-        return Scorer(folder, window, device=self.device, gpu=self.gpu)
+        return Scorer(folder, window, self.run_options)
 
     def _ids(self) -> Ids:
         scorer = self._scorer(self.source, min(self.windows))
@@ -123,9 +123,7 @@ class Sweep:
         if not self.questions:
             return [None] * len(folders)
         asked = list(self.questions)
-        right = [
-            right_answers(load(folder, self.device, gpu=self.gpu, sequences=AT_ONCE), asked, tick) for folder in folders
-        ]
+        right = [right_answers(load(folder, self.run_options, sequences=AT_ONCE), asked, tick) for folder in folders]
         return [compare(right[0], None), *(compare(each, right[0]) for each in right[1:])]
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor
+from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor, Runner
 from halfbyte.plan.build import build
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.plan import CacheGroup, Plan, Tensor
 
-__all__ = ["Batch", "CacheGroup", "Decoded", "Decoder", "Executor", "Plan", "Tensor", "make_plan"]
+__all__ = ["Batch", "CacheGroup", "Decoded", "Decoder", "Executor", "Plan", "Runner", "Tensor", "make_plan"]
 
 
 def make_plan(
@@ -26,6 +26,7 @@ def make_plan(
     context: int | None = None,
     block_size: int = 32,
     kv_dtype: str = "f16",
+    cache_tokens: int | None = None,
     fused: bool = True,
 ) -> Plan:
     """The plan of a model: built, fused, its memory planned.
@@ -35,15 +36,18 @@ def make_plan(
         tokens: Most tokens of one batch.
         rows: Most rows of logits of one batch.
         sequences: Most sequences of one batch.
-        context: Most positions of a sequence; the model's own if None.
+        context: Most positions of a sequence; the model's own, or `cache_tokens` if that is less, if None.
         block_size: Positions in a cache block.
         kv_dtype: `f16` or `f32`.
+        cache_tokens: Positions of all sequences together that the caches hold, at least one sequence's context;
+            `sequences` times `context` if None.
         fused: False leaves the plain ops, for comparison.
 
     Raises:
         UsageError: A capacity is out of range.
     """
-    context = spec.context if context is None else context
+    if context is None:
+        context = min(spec.context, cache_tokens or spec.context)
     if not 1 <= context <= spec.context:
         raise UsageError(f"context {context} is out of range.", f"This model takes 1 to {spec.context} tokens.")
     if kv_dtype not in ("f16", "f32"):
@@ -57,5 +61,6 @@ def make_plan(
         context=context,
         block_size=block_size,
         kv_dtype=kv_dtype,
+        cache_tokens=cache_tokens,
     )
     return plan_memory(fuse(plan) if fused else plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,8 @@ class Batch:
         }
 
 
-class Executor(Protocol):
-    """Runs one plan on one device, and owns the weights and caches there."""
+class Runner(Protocol):
+    """Runs batches of one plan: all that answering needs of an executor."""
 
     @property
     def plan(self) -> Plan:
@@ -71,6 +71,42 @@ class Executor(Protocol):
 
         The array may be reused by the next call.
         """
+        ...
+
+
+Timing = Literal["steps", "dispatches"]
+"""How an executor can be watched: by `step_ns` after each run, or by the dispatches noted inside `traced`."""
+
+
+class Executor(Runner, Protocol):
+    """Runs one plan on one device, and owns the weights and caches there.
+
+    Attributes:
+        threads: CPU threads that it computes on.
+        timing: How its steps are timed; None if they are not.
+    """
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def timing(self) -> Timing | None: ...
+
+    @property
+    def about(self) -> str:
+        """What a user should know about the device, in a few words; may be empty."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """What it has counted since it was made, such as dispatches; empty if it counts nothing."""
+        ...
+
+    def busy_s(self) -> float | None:
+        """Seconds of work in the last run; None if it does not tell, or counts `wait_s`."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights and caches; it cannot run afterwards, and closing it again does nothing."""
         ...
 
 

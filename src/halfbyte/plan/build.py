@@ -94,13 +94,14 @@ def build(
     context: int,
     block_size: int,
     kv_dtype: str,
+    cache_tokens: int | None = None,
 ) -> Plan:
     """The unfused plan of a model; see `halfbyte.plan.make_plan` for the arguments."""
     b = _Builder(spec, formats, tokens)
     for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS):
         b.tensor(name, (tokens,), "state", "i32")
     b.tensor(STATE_ROWS, (rows,), "state", "i32")
-    groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype)
+    groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype, cache_tokens)
     tables = {name: _rope_table(b, name) for name in dict.fromkeys(layer.attention.rope for layer in spec.layers)}
     x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), spec.embed_scale))
     for i, layer in enumerate(spec.layers):
@@ -113,9 +114,13 @@ def build(
 
 
 def _cache_groups(
-    b: _Builder, tokens: int, sequences: int, context: int, block_size: int, kv_dtype: str
+    b: _Builder, tokens: int, sequences: int, context: int, block_size: int, kv_dtype: str, cache_tokens: int | None
 ) -> dict[int | None, CacheGroup]:
-    """One group a window size. A window's cache is a ring of the window and one batch, where that is less than all."""
+    """One group per window size. A window's cache is a ring of the window and one batch, where that is less than all.
+
+    The pool of a group holds every sequence at its longest, or `cache_tokens` positions if that is less, but always one
+    sequence at its longest.
+    """
     layers: dict[int | None, list[int]] = {}
     for i, layer in enumerate(b.spec.layers):
         layers.setdefault(layer.attention.window, []).append(i)
@@ -125,7 +130,10 @@ def _cache_groups(
         if window is not None:
             columns = min(columns, -(-(window - 1 + tokens) // block_size) + 1)
         blocks = b.tensor(f"blocks.{window or 'all'}", (sequences, columns), "state", "i32")
-        caches = tuple(_cache(b, i, sequences * columns, block_size, kv_dtype) for i in members)
+        pool = sequences * columns
+        if cache_tokens is not None:
+            pool = min(pool, max(columns, -(-cache_tokens // block_size)))
+        caches = tuple(_cache(b, i, pool, block_size, kv_dtype) for i in members)
         groups[window] = CacheGroup(blocks, columns, window, caches)
     return groups
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
+from halfbyte.plan.batch import Timing
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
 
@@ -27,6 +28,33 @@ class ReferenceExecutor:
         self.plan = plan
         self._weights = weights
         self._caches = {t.name: np.zeros(t.shape, _DTYPES[t.dtype]) for t in plan.of_kind("cache")}
+
+    @property
+    def threads(self) -> int:
+        """Threads of its own: NumPy's are not counted."""
+        return 1
+
+    @property
+    def timing(self) -> Timing | None:
+        """Steps are not timed."""
+        return None
+
+    @property
+    def about(self) -> str:
+        """Nothing: it is the same on every machine."""
+        return ""
+
+    def counters(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def busy_s(self) -> float | None:
+        """Not told."""
+        return None
+
+    def close(self) -> None:
+        """Free the caches."""
+        self._caches.clear()
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Run one batch; logits `[r, vocab_size]`."""

@@ -8,20 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from halfbyte.devices import Progress, make_decoder
 from halfbyte.errors import ContextFullError, UsageError
+from halfbyte.executors import ExecutorFactory, Progress, factory
 from halfbyte.plan import Executor, Plan
 from halfbyte.plan.ops import Embed
 from halfbyte.report import host
 from halfbyte.report.check import Agreement, check
 from halfbyte.report.schema import Case, Record, Sample
-from halfbyte.report.subject import Settings, Subject, let_go
+from halfbyte.report.subject import Settings, Subject
 from halfbyte.runtime import Engine, SamplingParams
 from halfbyte.runtime.sequence import Sequence
 
@@ -43,14 +43,9 @@ class Loaded:
     peak_bytes: int | None
 
     @property
-    def gpu(self) -> Any:
-        """The GPU it is on, a `halfbyte.gpu.device.device.Device`; None on another device."""
-        return getattr(self.executor, "device", None)
-
-    @property
-    def threads(self) -> int:
-        """Processor threads that work."""
-        return int(getattr(self.executor, "threads", 1))
+    def factory(self) -> ExecutorFactory[Any]:
+        """What knows the device that the executor is on."""
+        return factory(self.settings.run.device)
 
 
 def bench(
@@ -67,8 +62,7 @@ def bench(
         MemoryError: The model or its cache does not fit.
         UsageError: A setting that the device has not.
     """
-    if settings.each_token and settings.device != "gpu":
-        raise UsageError(f"device {settings.device} hands back each token anyway.", "Leave out --each-token.")
+    _check_hands_back(settings)
     for case in cases:
         _check_fits(subject, case)
     loaded = _load(subject, settings, cases, say, loading)
@@ -77,7 +71,12 @@ def bench(
             say(f"{subject.name}: {case.label}")
             yield measure(loaded, case)
     finally:
-        let_go(loaded.executor)
+        loaded.executor.close()
+
+
+def _check_hands_back(settings: Settings) -> None:
+    if settings.each_token and not factory(settings.run.device).chooses_tokens:
+        raise UsageError(f"device {settings.run.device} hands back each token anyway.", "Leave out --each-token.")
 
 
 def _check_fits(subject: Subject, case: Case) -> None:
@@ -89,7 +88,6 @@ def _check_fits(subject: Subject, case: Case) -> None:
 
 
 def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading) -> Loaded:
-    subject.tune(settings)
     say(f"{subject.name}: checking against the reference")
     agreed = check(subject, settings)
     say(f"{subject.name}: loading")
@@ -107,29 +105,29 @@ def measure(loaded: Loaded, case: Case) -> Record:
 
     The peaks of memory are those of loading or of the repetitions; what measuring the bandwidth takes is left out.
     """
-    settings, gpu = loaded.settings, loaded.gpu
-    decoder = make_decoder(settings.device, loaded.executor, each_token=settings.each_token)
+    settings = loaded.settings
+    decoder = loaded.factory.decoder(loaded.executor, each_token=settings.each_token)
     engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch, decoder=decoder)
-    run = _Repetition(engine, loaded.executor, case, loaded.subject.spec.vocab_size)
+    run = _Repetition(engine, loaded, case)
     peaks = _Peaks(loaded)
     with peaks.ignored():
-        bandwidth = _bandwidth(loaded)
+        bandwidth = [loaded.factory.read_bandwidth(loaded.executor)]
     for turn in range(settings.warm_up):
         run.once(-1 - turn)
     samples = tuple(run.once(turn) for turn in range(settings.repeat))
-    gpu_s = run.gpu_seconds(settings.repeat) if gpu and gpu.capabilities.timestamps else None
+    gpu_s = run.device_seconds(settings.repeat)
     with peaks.ignored():
-        bandwidth += _bandwidth(loaded)
-    return _record(loaded, case, samples, bandwidth, *peaks.found(), gpu_s)
+        bandwidth.append(loaded.factory.read_bandwidth(loaded.executor))
+    return _record(loaded, case, samples, tuple(bandwidth), *peaks.found(), gpu_s)
 
 
 class _Peaks:
     """The most memory, of the host and of a GPU, since the model began to load."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._gpu = loaded.gpu
+        self._factory, self._executor = loaded.factory, loaded.executor
         self._host = loaded.peak_bytes
-        self._device = self._gpu.peak_nbytes if self._gpu else None
+        self._device = self._factory.peak_nbytes(self._executor)
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -137,12 +135,12 @@ class _Peaks:
         self._host, self._device = self.found()
         yield
         host.forget_peak()
-        if self._gpu:
-            self._gpu.peak_nbytes = self._gpu.allocated_nbytes
+        self._factory.forget_peak(self._executor)
 
     def found(self) -> tuple[int | None, int | None]:
         """Bytes of the host and of the GPU; None where it is not known."""
-        both = (self._host, host.peak_resident_bytes()), (self._device, self._gpu.peak_nbytes if self._gpu else None)
+        device = self._device, self._factory.peak_nbytes(self._executor)
+        both = (self._host, host.peak_resident_bytes()), device
         return tuple(max((n for n in pair if n is not None), default=None) for pair in both)  # type: ignore[return-value]
 
 
@@ -150,33 +148,16 @@ def _record(
     loaded: Loaded, case: Case, samples: tuple[Sample, ...], bandwidth: tuple[float, ...], host_bytes: int | None,
     device_bytes: int | None, gpu_s: float | None,
 ) -> Record:  # fmt: skip
-    subject, settings = loaded.subject, replace(loaded.settings, threads=loaded.threads)
+    subject, executor = loaded.subject, loaded.executor
     return Record(
         time=datetime.now(UTC).isoformat(timespec="seconds"), case=case, samples=samples, load_s=loaded.load_s,
-        bytes_per_token=decode_bytes(loaded.executor.plan, case), read_bandwidth=bandwidth,
+        bytes_per_token=decode_bytes(executor.plan, case), read_bandwidth=bandwidth,
         peak_bytes=host_bytes, check=asdict(loaded.agreement),
-        machine=host.machine() | _gpu_about(loaded.gpu), versions=host.versions(),
-        model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes}, settings=asdict(settings),
+        machine={**host.machine(), **loaded.factory.describe(executor)}, versions=host.versions(),
+        model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes},
+        settings=loaded.settings.record(threads=executor.threads),
         device_bytes=device_bytes, gpu_s=gpu_s,
     )  # fmt: skip
-
-
-def _gpu_about(gpu: Any) -> dict[str, str]:
-    """A GPU's name, driver and way there, for the record."""
-    if gpu is None:
-        return {}
-    return {"gpu": gpu.name, "gpu_driver": gpu.adapter.driver, "gpu_backend": gpu.adapter.backend}
-
-
-def _bandwidth(loaded: Loaded) -> tuple[float, ...]:
-    """The rate of the memory that holds the weights: read by a kernel, or by as many threads as the device has."""
-    if loaded.gpu:
-        from halfbyte.gpu.checks.bandwidth import read_bandwidth as read_by_gpu
-
-        return (read_by_gpu(loaded.gpu),)
-    from halfbyte.cpu.machine import read_bandwidth
-
-    return (read_bandwidth(loaded.threads),)
 
 
 def decode_bytes(plan: Plan, case: Case) -> float:
@@ -205,11 +186,11 @@ def decode_bytes(plan: Plan, case: Case) -> float:
 class _Repetition:
     """Runs a case on an engine, once at a time."""
 
-    def __init__(self, engine: Engine, executor: Executor, case: Case, vocabulary: int) -> None:
+    def __init__(self, engine: Engine, loaded: Loaded, case: Case) -> None:
         self._engine = engine
-        self._executor = executor
+        self._factory, self._executor = loaded.factory, loaded.executor
         self._case = case
-        self._vocabulary = vocabulary
+        self._vocabulary = loaded.subject.spec.vocab_size
 
     def once(self, turn: int) -> Sample:
         """One repetition with the prompts of `turn`; the depth's tokens are put into the cache before the clock."""
@@ -218,10 +199,12 @@ class _Repetition:
             self._answer([prompts[0][: self._case.depth]], 1)
         return self._answer(prompts, self._case.new_tokens)
 
-    def gpu_seconds(self, turn: int) -> float | None:
-        """A GPU's seconds a decoding step, in a repetition whose passes are timed."""
-        executor: Any = self._executor
-        with executor.timed():
+    def device_seconds(self, turn: int) -> float | None:
+        """A GPU's seconds per decoding step, in a repetition whose passes are timed; None if it has no clock."""
+        timed = self._factory.timed(self._executor)
+        if timed is None:
+            return None
+        with timed:
             sample = self.once(turn)
         return sample.counters["gpu_s"] / len(sample.step_s) if sample.step_s else None
 
@@ -240,14 +223,14 @@ class _Repetition:
         started = time.perf_counter()
         ends: list[float] = []
         device_s: list[float | None] = []
-        reading, before = 0, {}
+        reading, before = 0, dict[str, float]()
         for sequences in self._advance(prompts, new_tokens):
             ends.append(time.perf_counter())
-            device_s.append(device_seconds(self._executor))
+            device_s.append(self._executor.busy_s())
             reading += any(not sequence.generated_ids for sequence in sequences)
             if len(ends) == reading + 1:
-                before = self._counters()
-        counted = {name: value - before[name] for name, value in self._counters().items()}
+                before = self._executor.counters()
+        counted = {name: value - before[name] for name, value in self._executor.counters().items()}
         steps = np.diff(ends[reading:])
         known = [busy for busy in device_s[reading + 1 :] if busy is not None]
         busy = counted.pop("wait_s", sum(known) if len(known) == len(steps) else None)
@@ -271,10 +254,6 @@ class _Repetition:
             engine.step()
             yield sequences
 
-    def _counters(self) -> dict[str, float]:
-        counters: Any = getattr(self._executor, "counters", None)
-        return dict(counters()) if counters else {}
-
 
 def evened(steps: list[float]) -> tuple[float, ...]:
     """Times of steps where tokens that a device handed back together, within a tenth of the mean, share their time."""
@@ -285,9 +264,3 @@ def evened(steps: list[float]) -> tuple[float, ...]:
         else:
             groups.append([step])
     return tuple(sum(group) / len(group) for group in groups for _ in group)
-
-
-def device_seconds(executor: Executor) -> float | None:
-    """Seconds of work in the executor's last run; None where it does not tell."""
-    step_ns: Any = getattr(executor, "step_ns", None)
-    return float(step_ns().sum()) * 1e-9 if step_ns else None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
 from halfbyte.plan import Batch, Executor, Plan
-from halfbyte.report.subject import Settings, Subject, let_go
+from halfbyte.report.subject import Settings, Subject
 
 LARGEST_KL = 0.02
 """Nats by which a mean next-token distribution may differ from the reference's."""
@@ -66,14 +66,14 @@ def check(subject: Subject, settings: Settings) -> Agreement:
     try:
         ids, logits = greedy(executor, cut.spec.vocab_size)
     finally:
-        let_go(executor)
+        executor.close()
     expected = ReferenceExecutor(plan, cut.source).run(_batch(plan, ids[:-1], 0, rows=len(logits)))
     found = agreement(expected.astype(np.float64), logits, (len(cut.spec.layers), len(subject.spec.layers)))
     if not (found.kl <= LARGEST_KL and found.nats_lost <= MOST_NATS_LOST and found.error <= LARGEST_ERROR):
         raise DeviceError(
-            f"{subject.name} is not timed: on {settings.device} it differs from the reference by {found.kl:.3g} nats "
-            f"a token (at most {LARGEST_KL}), {found.nats_lost:.3g} at worst (at most {MOST_NATS_LOST}), its logits by "
-            f"{found.error:.1%} (at most {LARGEST_ERROR:.0%}).",
+            f"{subject.name} is not timed: on {settings.run.device} it differs from the reference by "
+            f"{found.kl:.3g} nats per token (at most {LARGEST_KL}), {found.nats_lost:.3g} at worst (at most "
+            f"{MOST_NATS_LOST}), its logits by {found.error:.1%} (at most {LARGEST_ERROR:.0%}).",
             "Please report it with the output of halfbyte doctor; --device reference gives right answers, slowly.",
         )
     return found

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
-from typing import Any
 
+from halfbyte.executors import Limits, factory
 from halfbyte.model import Model
 from halfbyte.plan import Plan
+from halfbyte.plan.batch import Timing
 from halfbyte.report.timeline import HOST, PHASES, TOKENS, Phase, Span, Turn, Watched
 from halfbyte.report.watch import Watcher
 
@@ -42,24 +43,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the device can do at most, measured.
-
-    Attributes:
-        read: Bytes a second from memory.
-        arithmetic: Operations a second, two for each product of 8-bit integers that is added up.
-    """
-
-    read: float
-    arithmetic: float
-
-
-@dataclass(frozen=True)
 class Profile:
     """One answer, watched.
 
     Attributes:
         overhead: What watching adds to an answer, as a part of its time; noise may make it negative.
+        timing: How the device's steps were timed.
         noise: Half the range of the answers that were not watched, as a part of their time.
         prompt_tokens: Tokens of the prompt.
     """
@@ -69,7 +58,7 @@ class Profile:
     overhead: float
     noise: float
     limits: Limits
-    device: str
+    timing: Timing
     prompt_tokens: int
 
     @property
@@ -92,7 +81,7 @@ class Profile:
     def covered(self, phase: Phase) -> float:
         """The operations' sum as a part of a phase: of the processor's batches, or of all the time beside a GPU."""
         whole, outside = self.seconds(phase), set(AROUND) - set(BEFORE_STEPS)
-        if self.device == "cpu":
+        if self.timing == "steps":
             whole = sum(run.end_s - run.start_s for turn in self.of(phase) for run in turn.runs)
         return sum(line.seconds for line in self.lines if line.phase == phase and line.name not in outside) / whole
 
@@ -112,7 +101,7 @@ class Profile:
         return _lines([span for span in self.spans if span.lane == HOST], lambda span: span.name)
 
     def _lines(self, key: Callable[[Span], str]) -> tuple[Line, ...]:
-        around = AROUND if self.device == "cpu" else ()
+        around = AROUND if self.timing == "steps" else ()
         wanted = [s for s in self.spans if s.lane not in (HOST, TOKENS) or (s.lane == HOST and s.name in around)]
         return _lines(wanted, key)
 
@@ -146,18 +135,7 @@ def profile(model: Model, prompt_ids: Sequence[int], *, max_tokens: int) -> Prof
         watched.append(answer.seconds)
     return Profile(
         plan=model.plan, answer=answer, overhead=median(watched) / median(plain) - 1,
-        noise=(max(plain) - min(plain)) / 2 / median(plain), limits=_limits(model.executor), device=model.device,
+        noise=(max(plain) - min(plain)) / 2 / median(plain),
+        limits=factory(model.device).limits(model.executor), timing=watcher.timing,
         prompt_tokens=len(prompt_ids),
     )  # fmt: skip
-
-
-def _limits(executor: Any) -> Limits:
-    """The limits of the device that the answer ran on, measured now."""
-    if hasattr(executor, "device"):
-        from halfbyte.gpu.checks.bandwidth import read_bandwidth as read_by_gpu
-        from halfbyte.gpu.checks.limits import int8_rate as multiplied_by_gpu
-
-        return Limits(read_by_gpu(executor.device), 2 * multiplied_by_gpu(executor.device))
-    from halfbyte.cpu.machine import int8_rate, read_bandwidth
-
-    return Limits(read_bandwidth(executor.threads), 2 * int8_rate(executor.threads, executor.isa))

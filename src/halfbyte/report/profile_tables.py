@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halfbyte.report.profile import Limits, Line, Profile
+from halfbyte.executors import Limits
+from halfbyte.report.profile import Line, Profile
 from halfbyte.report.tables import NONE
 from halfbyte.report.timeline import PHASES, Phase
 
@@ -23,7 +24,7 @@ def tables(profile: Profile) -> list[tuple[str, Rows]]:
         if profile.of(phase):
             for what, lines in (("part", profile.parts), ("operation", profile.lines)):
                 found.append((_title(profile, phase, what), _rows(profile, phase, lines, what)))
-            if profile.device == "gpu":
+            if profile.timing == "dispatches":
                 found.append((f"{phase} on the host", _host_rows(profile, phase)))
     return found
 
@@ -33,9 +34,9 @@ def about(profile: Profile) -> list[str]:
     phases = [phase for phase in PHASES if profile.of(phase)]
     covered = ", ".join(f"{profile.covered(phase):.1%} of {phase}" for phase in phases)
     rest = {
-        "cpu": "batches, with filling the state and waking the threads; the rest is the way into the core and back.",
-        "gpu": "time; in the rest the GPU waited for the host.",
-    }[profile.device]
+        "steps": "batches, with filling the state and waking the threads; the rest is the way into the core and back.",
+        "dispatches": "time; in the rest the GPU waited for the host.",
+    }[profile.timing]
     dropped = sum(span.phase == "dropped" for span in profile.spans)
     ahead = (
         [f"{dropped} operations computed tokens beyond the end of the answer; no table has them."] if dropped else []
@@ -58,7 +59,7 @@ def _title(profile: Profile, phase: Phase, what: str) -> str:
 def _rows(profile: Profile, phase: Phase, lines: Sequence[Line], what: str) -> Rows:
     seconds, mine = profile.seconds(phase), [line for line in lines if line.phase == phase]
     rest = seconds - sum(line.seconds for line in mine)
-    name = "GPU idle" if profile.device == "gpu" else "rest"
+    name = "GPU idle" if profile.timing == "dispatches" else "rest"
     last = [name, str(len(profile.of(phase))), f"{1000 * rest:.2f}", f"{rest / seconds:.1%}", NONE, NONE, NONE]
     return [[what, *_HEAD], *(_row(profile.limits, line, seconds) for line in mine), last]
 

@@ -6,18 +6,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.packed import Packed
-from halfbyte.devices import Progress, prepare, tune
-from halfbyte.formats import Format, WeightSource
+from halfbyte.executors import Progress
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
 from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.options import RunOptions
+from halfbyte.placement import FormattedSource, place
 from halfbyte.plan import Executor, Plan
 
 SMALL_NBYTES = 64_000_000
@@ -27,38 +28,26 @@ _CUT_VOCABULARY = 4096
 _CHUNK = 1 << 22
 
 
-class FormattedSource(WeightSource, Protocol):
-    """A `WeightSource` that knows each tensor's format before it is read."""
-
-    def format(self, name: str) -> Format:
-        """The format of a tensor."""
-        ...
-
-
 @dataclass(frozen=True)
 class Settings:
     """How a model is run, and how often.
 
     Attributes:
-        device: `cpu`, `gpu` or `reference`.
-        gpu: Which GPU, for device `gpu`; the first real one if None.
-        weights: Format that matrices are packed into while loading; None leaves them as they are.
-        kernels: An instruction set of the CPU's, or `no NAME`: all kernels of the GPU's but those of a kind.
+        run: How it is run; the device is not `auto`.
+        each_token: Whether a device that chooses tokens itself hands each back before it begins the next.
         variant: In words what is different about these settings, where several are measured side by side.
-        each_token: Whether device `gpu` hands each token back before it begins the next.
     """
 
-    device: str = "cpu"
-    threads: int | None = None
-    activations: str | None = None
-    weights: str | None = None
-    kv_dtype: str = "f16"
+    run: RunOptions = field(default_factory=lambda: RunOptions("cpu"))
     repeat: int = 5
     warm_up: int = 1
-    gpu: int | None = None
     each_token: bool = False
-    kernels: str | None = None
     variant: str = ""
+
+    def record(self, *, threads: int) -> dict[str, Any]:
+        """The settings as a record keeps them, in one level, with the threads that were used."""
+        mine = {name: value for name, value in vars(self).items() if name != "run"}
+        return {**asdict(self.run), **mine, "threads": threads}
 
 
 @dataclass(frozen=True)
@@ -81,25 +70,14 @@ class Subject:
     def load(
         self, settings: Settings, *, context: int, sequences: int, progress: Progress | None = None
     ) -> tuple[Plan, Executor]:
-        """A plan of its own size and what runs it, as `halfbyte.load` makes them; see `tune`.
+        """A plan of so many positions and sequences, and what runs it, as `halfbyte.load` makes them.
 
         Raises:
             DeviceError: There is no such device, or it is too small.
             UsageError: A context out of range, or an option that the device has not.
         """
-        return prepare(
-            settings.device, self.spec, self.source, context=context, sequences=sequences, rows=max(8, sequences),
-            kv_dtype=settings.kv_dtype, threads=settings.threads, activations=settings.activations, gpu=settings.gpu,
-            kernels=settings.kernels, tuned=True, progress=progress,
-        )  # fmt: skip
-
-    def tune(self, settings: Settings) -> None:
-        """Tune a GPU for the whole model, if it never met it: before anything is checked or timed."""
-        if settings.device == "gpu":
-            tune(
-                self.spec, self.source.format, gpu=settings.gpu, kv_dtype=settings.kv_dtype,
-                activations=settings.activations,
-            )  # fmt: skip
+        options = replace(settings.run, context=context, sequences=sequences)
+        return place(options, self.spec, self.source, progress=progress)
 
     def cut(self) -> Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""
@@ -156,12 +134,6 @@ def synthetic(name: str, *, layers: int | None = None, weights: str | None = Non
     weights = weights or "q4g32"
     about = {"name": name, "synthetic": True, "weights": weights, "config": catalog_config(name, layers=layers)}
     return Subject(name, spec, _random_weights(spec, weights), about, None, 0.0)
-
-
-def let_go(executor: Executor) -> None:
-    """Free what an executor has on a GPU."""
-    if close := getattr(executor, "close", None):
-        close()
 
 
 def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from halfbyte.errors import UsageError
+from halfbyte.executors import factory
 from halfbyte.report.subject import Settings
 
 FORMATS = ("q4g32", "q4g64", "q4g128", "q8g32", "f16")
 ACTIVATIONS = ("int8", "f32")
 AXES = ("formats", "activations", "kernels")
-WITHOUT = "no "
-"""Before the name of a GPU's kernel variant: it is switched off."""
+ALL_KERNELS = "all kernels"
+"""What a variant is called in which no kernels are named."""
 
 
 def variants(axes: Sequence[str], settings: Settings) -> list[Settings]:
@@ -30,9 +31,8 @@ def variants(axes: Sequence[str], settings: Settings) -> list[Settings]:
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no kind of variant.", f"They are {', '.join(AXES)}.")
-    if settings.device == "reference":
-        raise UsageError("the reference has no variants.", "Choose device cpu or gpu.")
-    made = [[_with(axis, value) for value in _values(axis, settings)] for axis in dict.fromkeys(axes)]
+    kernels = factory(settings.run.device).kernels(settings.run)
+    made = [[_with(axis, value) for value in _values(axis, kernels)] for axis in dict.fromkeys(axes)]
     combined = []
     for changes in itertools.product(*made):
         varied = settings
@@ -42,29 +42,11 @@ def variants(axes: Sequence[str], settings: Settings) -> list[Settings]:
     return combined
 
 
-def _values(axis: str, settings: Settings) -> Sequence[str]:
-    if axis == "kernels":
-        return _instruction_sets() if settings.device == "cpu" else _gpu_kernels(settings.gpu)
-    return FORMATS if axis == "formats" else ACTIVATIONS
+def _values(axis: str, kernels: Sequence[str | None]) -> Sequence[str | None]:
+    return {"formats": FORMATS, "activations": ACTIVATIONS, "kernels": kernels}[axis]
 
 
-def _with(axis: str, value: str) -> Callable[[Settings], Settings]:
+def _with(axis: str, value: str | None) -> Callable[[Settings], Settings]:
     field = {"formats": "weights", "activations": "activations", "kernels": "kernels"}[axis]
     changed: dict[str, Any] = {field: value}
-    return lambda s: replace(s, variant=f"{s.variant} {value}".strip(), **changed)
-
-
-def _instruction_sets() -> tuple[str, ...]:
-    from halfbyte.cpu.machine import describe
-
-    return describe().kernels
-
-
-def _gpu_kernels(gpu: int | None) -> list[str]:
-    from halfbyte.gpu.device.device import open_device
-    from halfbyte.gpu.shaders.variants import VARIANTS
-
-    device = open_device(gpu)
-    offered = [name for name, variant in VARIANTS.items() if variant.offered(device.capabilities) and name != "int8"]
-    device.close()
-    return ["all kernels", *(WITHOUT + name for name in offered)]
+    return lambda s: replace(s, variant=f"{s.variant} {value or ALL_KERNELS}".strip(), run=replace(s.run, **changed))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.devices import make_decoder
 from halfbyte.errors import UsageError
+from halfbyte.executors import factory
 from halfbyte.formats import Format, get_format
 from halfbyte.model import Model
-from halfbyte.plan import Batch, Executor, Plan, make_plan
-from halfbyte.plan.batch import Decoded, Float32
+from halfbyte.plan import Batch, Plan, Runner, make_plan
+from halfbyte.plan.batch import Decoded, Float32, Timing
 from halfbyte.report.parts import parts
 from halfbyte.report.timeline import HOST, TOKENS, Phase, Run, Span, Turn, Watched, filled
 from halfbyte.runtime import Engine, SamplingParams
@@ -31,14 +31,14 @@ class Watcher:
     """
 
     def __init__(self, model: Model, prompt_ids: Sequence[int], max_tokens: int) -> None:
-        executor: Any = model.executor
-        if not hasattr(executor, "step_ns") and not hasattr(executor, "hooked"):
+        timing = model.executor.timing
+        if timing is None:
             raise UsageError(f"device {model.device} does not time its steps.", "Profile with --device cpu or gpu.")
+        self.timing: Timing = timing
         self._model = model
         self._prompt_ids = prompt_ids
         self._max_tokens = max_tokens
         self._costs = _Costs(model)
-        self._gpu = hasattr(executor, "hooked")
 
     def plain(self) -> Watched:
         """An answer that nobody watches."""
@@ -46,11 +46,11 @@ class Watcher:
 
     def watched(self) -> Watched:
         """An answer, watched."""
-        return self._watched_gpu() if self._gpu else self._watched_cpu()
+        return self._watched_gpu() if self.timing == "dispatches" else self._watched_cpu()
 
     def _answer(self, noted: _Noted) -> tuple[Turn, ...]:
         model = self._model
-        decoder = make_decoder(model.device, model.executor)
+        decoder = factory(model.device).decoder(model.executor)
         noted.decoder = decoder
         engine = Engine(noted, rope_switch=model.spec.rope_switch, decoder=noted if decoder else None)
         outputs = engine.generate(
@@ -139,7 +139,7 @@ class _Noted:
         after: Called after each batch.
     """
 
-    def __init__(self, executor: Executor, after: Callable[[], None] | None = None) -> None:
+    def __init__(self, executor: Runner, after: Callable[[], None] | None = None) -> None:
         self.decoder: Any = None
         self.runs: list[Run] = []
         self.batches: list[Batch] = []

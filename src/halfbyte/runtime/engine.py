@@ -14,7 +14,7 @@ from operator import index
 import numpy as np
 
 from halfbyte.errors import ContextFullError, UsageError
-from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor, Float32, Int32
+from halfbyte.plan.batch import Batch, Decoded, Decoder, Float32, Int32, Runner
 from halfbyte.plan.plan import LOGITS, Plan
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.sampler import Sampled
@@ -49,7 +49,7 @@ class Engine:
         decoder: What decodes a sequence that is alone, where the executor can choose tokens itself.
     """
 
-    def __init__(self, executor: Executor, *, rope_switch: int | None = None, decoder: Decoder | None = None) -> None:
+    def __init__(self, executor: Runner, *, rope_switch: int | None = None, decoder: Decoder | None = None) -> None:
         self._executor = executor
         self._decoder = decoder
         self._rope_switch = rope_switch

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.run.recorder import Buffer, Recorder
-from halfbyte.plan import Plan
+from halfbyte.plan import CacheGroup, Plan
 from halfbyte.plan.batch import Int32
 
 FIRST_POSITIONS = 2048
@@ -27,7 +27,7 @@ class Caches:
         self._capacity: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         for group in plan.groups:
-            blocks = min(-(-FIRST_POSITIONS // plan.block_size), self._most(group.blocks))
+            blocks = min(-(-FIRST_POSITIONS // plan.block_size), self._most(group))
             self._capacity[group.blocks] = blocks
             for name in (name for pair in group.caches for name in pair):
                 self.buffers[name] = Buffer(device.buffer(blocks * self._block_nbytes[name], name))
@@ -37,9 +37,8 @@ class Caches:
         """Bytes in use now."""
         return sum(buffer.handle.size for buffer in self.buffers.values())
 
-    def _most(self, blocks: str) -> int:
-        sequences, columns = self._plan.tensors[blocks].shape
-        return sequences * columns
+    def _most(self, group: CacheGroup) -> int:
+        return self._plan.tensors[group.caches[0][0]].shape[0]
 
     def reserve(self, tables: Mapping[str, Int32], recorder: Recorder) -> None:
         """Make room for every block that the tables name."""
@@ -47,7 +46,7 @@ class Caches:
             needed = int(tables[group.blocks].max(initial=-1)) + 1
             capacity = self._capacity[group.blocks]
             if needed > capacity:
-                self._capacity[group.blocks] = min(max(needed, 2 * capacity), self._most(group.blocks))
+                self._capacity[group.blocks] = min(max(needed, 2 * capacity), self._most(group))
                 for name in (name for pair in group.caches for name in pair):
                     self._grow(name, self._capacity[group.blocks], recorder)
 

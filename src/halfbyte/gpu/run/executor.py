@@ -28,7 +28,7 @@ from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.plan import Batch, Plan
-from halfbyte.plan.batch import Float32, Int32
+from halfbyte.plan.batch import Float32, Int32, Timing
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
@@ -125,6 +125,20 @@ class GpuExecutor:
             columns = _columns(tokens)
             programs += [self._body(columns)[0], self._head(columns, _columns(rows))[0]]
         return programs
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that compute: none of its own, only the caller's waits."""
+        return 1
+
+    @property
+    def timing(self) -> Timing | None:
+        """Each dispatch is timed inside `traced`."""
+        return "dispatches"
+
+    def busy_s(self) -> float | None:
+        """Not told: `counters` has `wait_s`."""
+        return None
 
     @property
     def about(self) -> str:

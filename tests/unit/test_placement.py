@@ -11,10 +11,11 @@ import pytest
 
 import halfbyte
 from halfbyte import user_cache
-from halfbyte.devices import choose_device
-from halfbyte.errors import DeviceError, UsageError
+from halfbyte.errors import DeviceError
 from halfbyte.gpu.device import adapters
 from halfbyte.gpu.device.adapters import Adapter, Adapters, best_gpu, counted
+from halfbyte.options import RunOptions
+from halfbyte.placement import choose_device
 
 DISCRETE = Adapter("Real GPU", "DiscreteGPU", "Vulkan", "driver 1", ("subgroup",), {"max-buffer-size": 1 << 30})
 SOFTWARE = Adapter("llvmpipe", "CPU", "Vulkan", "driver 2")
@@ -50,12 +51,12 @@ def test_a_real_gpu_is_taken_and_its_driver_asked_once(machine: Any) -> None:
     machine.has = Adapters((DISCRETE, SOFTWARE))
     assert best_gpu() == best_gpu() == (DISCRETE, "")
     assert machine.asked == 1
-    assert choose_device("auto") == ("gpu", "Real GPU was found")
+    assert choose_device(RunOptions()) == ("gpu", "Real GPU was found")
 
 
 def test_a_software_gpu_is_never_taken(machine: Any) -> None:
     machine.has = Adapters((SOFTWARE,))
-    assert choose_device("auto") == ("cpu", "only a software GPU was found (llvmpipe).")
+    assert choose_device(RunOptions()) == ("cpu", "only a software GPU was found (llvmpipe).")
 
 
 def test_why_there_is_none_is_remembered_for_a_day(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,17 +93,9 @@ def test_without_a_device_file_linux_asks_no_driver(machine: Any, monkeypatch: p
 
 
 def test_options_of_one_device_decide() -> None:
-    assert choose_device("auto", gpu=1) == ("gpu", "GPU 1 was asked for")
-    assert choose_device("auto", threads=2) == ("cpu", "its threads were asked for")
-    assert choose_device("reference") == ("reference", "it was asked for")
-    for device, options, words in (
-        ("gpu", {"threads": 2}, "threads do not go with device gpu"),
-        ("cpu", {"gpu": 0}, "a GPU's number does not go with device cpu"),
-        ("auto", {"gpu": 0, "threads": 2}, "a GPU's number does not go with threads"),
-        ("tpu", {}, "device 'tpu' is unknown"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            choose_device(device, **options)  # type: ignore[arg-type]
+    assert choose_device(RunOptions(gpu=1)) == ("gpu", "gpu=1 was given")
+    assert choose_device(RunOptions(threads=2)) == ("cpu", "threads=2 was given")
+    assert choose_device(RunOptions("reference")) == ("reference", "it was asked for")
 
 
 def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +114,8 @@ def test_a_start_without_a_gpu_never_imports_wgpu() -> None:
     code = (
         "import sys; from halfbyte.gpu.device import adapters; adapters._nodes = lambda: iter(())\n"
         "sys.platform = 'linux'\n"
-        "from halfbyte.devices import choose_device; assert choose_device('auto')[0] == 'cpu'\n"
+        "from halfbyte.options import RunOptions; from halfbyte.placement import choose_device\n"
+        "assert choose_device(RunOptions())[0] == 'cpu'\n"
         "print(*[m for m in ('wgpu', 'halfbyte.gpu.device.device') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

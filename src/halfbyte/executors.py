@@ -1,0 +1,153 @@
+"""The executors: packages of Halfbyte with a module `factory`, found by their folder; the package's name is the device.
+
+A `factory` module offers `FACTORY`, an `ExecutorFactory`: all that the rest of Halfbyte needs to know about a device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from halfbyte.formats import WeightSource
+    from halfbyte.options import RunOptions
+    from halfbyte.plan import Decoder, Executor, Plan
+
+    E = TypeVar("E", bound=Executor, contravariant=True)
+else:
+    E = TypeVar("E", contravariant=True)
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, all): bytes of weights, then kernels."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device can do at most, measured.
+
+    Attributes:
+        read: Bytes per second from memory.
+        arithmetic: Operations per second, two for each product of 8-bit integers that is added up.
+    """
+
+    read: float
+    arithmetic: float
+
+
+class OpenDevice(Protocol):
+    """A device that is ready for one model."""
+
+    def batch_tokens(self, plan: Plan) -> int:
+        """Tokens of a batch that the device can compute together, at most the plan's."""
+        ...
+
+    def fitting_context(self, plan: Plan) -> int:
+        """Positions whose KV cache takes at most half of the memory that the rest of the plan leaves free."""
+        ...
+
+    def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> Executor:
+        """The executor of a plan, with its weights loaded; closing it closes the device.
+
+        Raises:
+            DeviceError: The plan does not fit.
+            UsageError: An option that the device does not have.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device, if nothing was built on it."""
+        ...
+
+
+class ExecutorFactory(Protocol[E]):
+    """What an executor's package offers.
+
+    Attributes:
+        batch_tokens: Most prompt tokens that are computed together, unless told otherwise.
+        rank: `auto` takes the available device of the highest rank; never one of rank 0.
+        chooses_tokens: Whether it can choose tokens itself, so that `decoder` gives one.
+    """
+
+    @property
+    def batch_tokens(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def chooses_tokens(self) -> bool: ...
+
+    def available(self) -> tuple[bool, str]:
+        """Whether the device can be used here, and what was found, or why not; takes milliseconds."""
+        ...
+
+    def open(self, options: RunOptions) -> OpenDevice:
+        """Get the device ready.
+
+        Raises:
+            DeviceError: There is no such device, or it computes wrong results.
+            UsageError: An option that the device does not have.
+        """
+        ...
+
+    def decoder(self, executor: E, *, each_token: bool = False) -> Decoder | None:
+        """What chooses tokens where the executor runs; None if the host does.
+
+        Args:
+            each_token: Whether each token is handed back before the next is begun; else several are on their way.
+        """
+        ...
+
+    def kernels(self, options: RunOptions) -> tuple[str | None, ...]:
+        """Values of the option `kernels` that can be compared here."""
+        ...
+
+    def limits(self, executor: E) -> Limits:
+        """What the device that it runs on can do at most, measured now."""
+        ...
+
+    def read_bandwidth(self, executor: E) -> float:
+        """Bytes per second that it can read from the memory with the weights, measured now."""
+        ...
+
+    def describe(self, executor: E) -> Mapping[str, str]:
+        """The device's name, driver and the like, for the record of a measurement; empty for the host's processor."""
+        ...
+
+    def peak_nbytes(self, executor: E) -> int | None:
+        """The most device memory taken since `forget_peak`; None if it is the host's."""
+        ...
+
+    def forget_peak(self, executor: E) -> None:
+        """Begin a new peak."""
+        ...
+
+    def timed(self, executor: E) -> AbstractContextManager[None] | None:
+        """Count the device's seconds inside, as the counter `gpu_s`; None if it has no clock of its own."""
+        ...
+
+
+def fitting_context(plan: Plan) -> int:
+    """Positions whose KV cache takes at most half of the host's free memory, at most the plan's."""
+    from halfbyte.cpu.machine import available_memory
+
+    room = available_memory() // 2
+    cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
+    return plan.context if cache <= room else int(plan.context * room / cache)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every device there is code for."""
+    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/factory.py")))
+
+
+def factory(name: str) -> ExecutorFactory[Any]:
+    """The factory of a device, one of `names()`."""
+    found: ExecutorFactory[Any] = importlib.import_module(f"halfbyte.{name}.factory").FACTORY
+    return found

@@ -1,0 +1,116 @@
+"""Where a model runs: the device, a plan for what it has room for, and the executor that runs the plan there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from halfbyte.errors import DeviceError, UnsupportedModelError
+from halfbyte.executors import OpenDevice, Progress, factory, names
+from halfbyte.formats import Format, WeightSource
+from halfbyte.models.spec import ModelSpec
+from halfbyte.options import AUTO, RunOptions
+from halfbyte.plan import Executor, Plan, make_plan
+
+FALLBACK = "cpu"
+"""Where a model runs if the device that `auto` chose fails."""
+
+
+class FormattedSource(WeightSource, Protocol):
+    """A `WeightSource` that knows each tensor's format before it is read."""
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor."""
+        ...
+
+
+def choose_device(options: RunOptions) -> tuple[str, str]:
+    """The device that the options mean here, and why it was chosen."""
+    if options.device != AUTO:
+        return options.device, "it was asked for"
+    if options.deciding:
+        name = options.deciding[0]
+        return options.device_of(name), f"{name}={getattr(options, name)} was given"
+    why = ""
+    for name in sorted(names(), key=lambda name: -factory(name).rank):
+        there, found = factory(name).available()
+        why = found or why
+        if there:
+            break
+    return name, why
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model ready to run.
+
+    Attributes:
+        options: How it is run; the device is the one that was chosen.
+        why: Why that device was chosen.
+    """
+
+    options: RunOptions
+    why: str
+    plan: Plan
+    executor: Executor
+
+
+def place_first(
+    options: RunOptions, spec: ModelSpec, source: FormattedSource, *, progress: Progress | None = None
+) -> Placed:
+    """A model on the device that its options mean; if that was chosen here and fails, on the CPU.
+
+    Raises:
+        UsageError, DeviceError: As `place` does.
+    """
+    device, why = choose_device(options)
+    chosen = replace(options, device=device)
+    try:
+        plan, executor = place(chosen, spec, source, progress=progress)
+    except (DeviceError, UnsupportedModelError) as error:
+        if options.device != AUTO or options.deciding or device == FALLBACK:
+            raise
+        chosen, why = replace(options, device=FALLBACK), f"{why}, but {error.message}"
+        plan, executor = place(chosen, spec, source, progress=progress)
+    return Placed(chosen, f"{why}: {executor.about}" if executor.about else why, plan, executor)
+
+
+def place(
+    options: RunOptions, spec: ModelSpec, source: FormattedSource, *, progress: Progress | None = None
+) -> tuple[Plan, Executor]:
+    """A plan that fits the device of `options` (not `auto`), and its executor with the weights of `source`.
+
+    Raises:
+        UsageError: A number is out of range for the model, or the device does not have an option.
+        DeviceError: There is no such device, or it is too small.
+    """
+    found = factory(options.device)
+    opened = found.open(options)
+    try:
+        plan = _fitting_plan(opened, spec, source, options, options.batch_tokens or found.batch_tokens)
+        return plan, opened.build(plan, source, options, progress or (lambda what, done, total: None))
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _fitting_plan(
+    opened: OpenDevice, spec: ModelSpec, source: FormattedSource, options: RunOptions, tokens: int
+) -> Plan:
+    """A plan of the size that was asked for, or else for as much of the model's context as the device has room for."""
+
+    def planned(context: int | None) -> Plan:
+        return make_plan(
+            spec, source.format, tokens=tokens, context=context, sequences=options.sequences, rows=options.rows,
+            kv_dtype=options.kv_dtype, cache_tokens=options.cache_tokens,
+        )  # fmt: skip
+
+    plan = planned(options.context)
+    if (fitting := opened.batch_tokens(plan)) < plan.tokens:
+        tokens = fitting
+        plan = planned(options.context)
+    if options.context is not None or options.cache_tokens is not None:
+        return plan
+    while plan.block_size < plan.context > (fits := opened.fitting_context(plan)):
+        plan = planned(max(plan.block_size, fits // plan.block_size * plan.block_size))
+    return plan

@@ -5,7 +5,7 @@
     python -m benchmarks.peers --model phi-4-mini --threads 2
 
 Run it from the repository's root with a Python that has Halfbyte. Environments, models and logs are kept under
-.cache/peers; JSON lines are added to benchmarks/MACHINE.jsonl.
+.cache/peers; JSON lines are added to benchmarks/results/MACHINE/peers-DATE.jsonl.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks.peers.remote import Remote
 from halfbyte.cpu import machine
 from halfbyte.models.catalog import CATALOG
 
+RESULTS = ROOT / "benchmarks" / "results"
 Files = dict[str, tuple[str, Path]]
 """The interpreter and the files of each peer that is ready."""
 
@@ -46,10 +47,10 @@ def main() -> None:
     for threads in args.threads:
         rows += _run(model, ready, threads, _tasks(args), args.repeat, failures, about)
     print(report.table(rows))
-    described = machine.describe()
+    described, now = machine.describe(), datetime.now(UTC)
     lines = report.records(
         rows,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=now.isoformat(timespec="seconds"),
         machine=asdict(described),
         model={
             "name": args.model,
@@ -59,7 +60,7 @@ def main() -> None:
         },
         about=about,
     )
-    path = args.output or ROOT / "benchmarks" / f"{_machine_name(described)}.jsonl"
+    path = args.output or RESULTS / _machine_name(described) / f"peers-{now:%Y-%m-%d}.jsonl"
     report.append(path, lines)
     print(f"{len(lines)} lines added to {path}", file=sys.stderr)
 
@@ -174,7 +175,7 @@ def _rows(
 
 
 def _machine_name(described: machine.Machine) -> str:
-    """A name for the file of this machine's results."""
+    """A name for the folder of this machine's results."""
     brand = re.sub(r"[^a-z0-9]+", "-", described.brand.lower()).strip("-")
     return f"{brand}-{described.cores}-cores"
 

@@ -91,6 +91,7 @@ def records(
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Add JSON lines to a file."""
+    """Add JSON lines to a file, made with its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -9,6 +9,7 @@ samples of the results, except those of `LLAMA_BENCH`, of which no samples exist
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -91,13 +92,18 @@ TASKS = (("prefill", 256), ("prefill", 1024), ("decode", 0), ("decode", 4096))
 
 def main() -> None:
     """Write or check every page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a page is out of date")
+    check = parser.parse_args().check
     stale = [page for page in PAGES if filled(page) != page.read_text(encoding="utf-8")]
     for page in stale:
-        if "--check" in sys.argv:
+        if check:
             print(f"{page.relative_to(ROOT)} is out of date: run python -m benchmarks.tables", file=sys.stderr)
         else:
             page.write_text(filled(page), encoding="utf-8")
-    sys.exit(bool(stale) and "--check" in sys.argv)
+    sys.exit(bool(stale) and check)
 
 
 def filled(page: Path) -> str:

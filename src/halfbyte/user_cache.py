@@ -1,6 +1,6 @@
-"""Small JSON files in the user's cache folder: what was measured once need not be measured again.
+"""Small JSON files in the user's cache folder, for what is measured once and used again.
 
-A file that is damaged or of another schema is ignored, with a sentence in the log. Writing replaces it whole.
+A file that is damaged or has another schema is ignored, with a sentence in the log. Writing replaces the whole file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halfbyte import atomic
 from halfbyte.errors import HalfbyteError
 
 
 def folder() -> Path:
-    """Halfbyte's folder among the user's caches; it may not be there yet."""
+    """Halfbyte's folder in the user's cache; it may not exist yet."""
     base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "halfbyte"
 
 
 def load(path: Path, schema: int) -> dict[str, Any]:
-    """What `store` wrote; empty if there is nothing, or nothing that can be used."""
+    """The values that `store` wrote; empty if there are none, or none that can be used."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -32,30 +33,22 @@ def load(path: Path, schema: int) -> dict[str, Any]:
         _log.warning("%s is ignored: %s.", path, error)
         return {}
     if not isinstance(found, dict) or found.get("schema") != schema or not isinstance(found.get("values"), dict):
-        _log.warning("%s is ignored: this version reads schema %s of it.", path, schema)
+        _log.warning("%s is ignored: it does not have schema %s.", path, schema)
         return {}
     values: dict[str, Any] = found["values"]
     return values
 
 
 def store(path: Path, schema: int, values: Mapping[str, Any]) -> None:
-    """Keep values that JSON can hold: either all are there afterwards, or what was before.
+    """Write values that JSON can hold: the file is complete afterwards, or as it was.
 
     Raises:
         HalfbyteError: The file cannot be written.
     """
-    import tempfile  # only who writes waits for it
-
+    text = json.dumps({"schema": schema, "values": values}, indent=1, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"schema": schema, "values": values}, file, indent=1, allow_nan=False)
-            Path(scratch).replace(path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        atomic.write(path, text)
     except OSError as error:
         raise HalfbyteError(
             f"{path} cannot be written: {error.strerror or error}.", "Free some space, or set XDG_CACHE_HOME."
@@ -63,7 +56,7 @@ def store(path: Path, schema: int, values: Mapping[str, Any]) -> None:
 
 
 def store_if_possible(path: Path, schema: int, values: Mapping[str, Any]) -> None:
-    """The same, where a file that cannot be written only means that the next start asks again."""
+    """As `store`, but a file that cannot be written is only logged: the values are then found again next time."""
     try:
         store(path, schema, values)
     except HalfbyteError as problem:

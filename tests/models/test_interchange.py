@@ -241,7 +241,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
         write_gguf(target, type(broken)(broken.model, broken.config, bad), broken.spec, small_tokenizer(), kind="q8_0")
     assert list(tmp_path.iterdir()) == []
     target.write_bytes(b"mine")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         write_gguf(target, source, spec, tokenizer, kind="f16")
     assert target.read_bytes() == b"mine"
     write_gguf(target, source, spec, tokenizer, kind="f16", overwrite=True)

@@ -13,8 +13,9 @@ import pytest
 from halfbyte.errors import UsageError
 from halfbyte.plan import Plan, Tensor, make_plan, ops
 from halfbyte.plan.plan import CacheGroup
-from halfbyte.plan.show import quantity, summary, table, to_json
+from halfbyte.plan.show import summary, table, to_json
 from halfbyte.reference import ReferenceExecutor
+from halfbyte.units import quantity
 from tests.models.tiny import FAMILIES, feed, tiny
 
 
@@ -108,7 +109,10 @@ def test_the_table_has_a_row_a_step() -> None:
     assert summary(plan).startswith(f"{len(plan.steps)} steps for 64 tokens:")
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0, "0 B"), (999, "999 B"), (1_230_000, "1.23 MB"), (5e15, "5e+03 TB")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 B"), (999, "999 B"), (999.7, "1 kB"), (999_700, "1 MB"), (1_230_000, "1.23 MB"), (5e15, "5e+03 TB")],
+)
 def test_quantities_are_short(value: float, shown: str) -> None:
     assert quantity(value, "B") == shown
 

@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("halfbyte.user_cache.json.dump", full)
+    monkeypatch.setattr("halfbyte.atomic.os.fsync", full)
     with pytest.raises(HalfbyteError, match="cannot be written: No space left on device"):
         user_cache.store(file, 1, {"a": 2})
     assert user_cache.load(file, 1) == {"a": 1}

@@ -7,23 +7,19 @@ which takes the target's name when it is complete and on the disk.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from halfbyte.atomic import new_path, sync
 from halfbyte.checkpoint.folder import INDEX_NAME, WEIGHTS_NAME, Progress
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord
-from halfbyte.errors import HalfbyteError, UsageError
+from halfbyte.errors import UsageError
 from halfbyte.formats import Format, Parts
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -82,14 +78,14 @@ def write_folder(
     """
     total = sum(tensor.format.nbytes(tensor.shape) for tensor in tensors)
     check_target(target, origin, overwrite)
-    with _disk_errors(target, total), _temporary_beside(target) as folder:
+    with new_path(target, total, overwrite=True) as folder:
+        folder.mkdir()
         records = _write_weights(folder, _shards(tensors, max_shard_bytes), parts, total, progress)
         weights = sum(int(np.prod(tensor.shape)) for tensor in tensors)
         manifest = Manifest(records, round(8 * total / max(weights, 1), 4), source, quality or {})
         for name, data in settings.items():
             _write(folder / name, data)
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
-        _put_in_place(folder, target)
     return manifest
 
 
@@ -100,60 +96,13 @@ def check_target(target: Path, origin: Path, overwrite: bool) -> None:
         UsageError: The target is taken.
     """
     if target.is_dir() and target.resolve() in (origin.resolve(), *origin.resolve().parents):
-        raise UsageError(f"{target} is where the source model lies.", "Name another folder.")
+        raise UsageError(f"{target} is where the source model lies.", "Choose another folder.")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not overwrite or not (target / MANIFEST_NAME).is_file():
-        hint = "Remove it or name another." if overwrite else "Name another, or say that it may be overwritten."
-        kind = "a folder that is not Halfbyte's" if overwrite else "there already"
-        raise UsageError(f"{target} is {kind}.", hint)
-
-
-@contextmanager
-def _disk_errors(target: Path, needed: int) -> Iterator[None]:
-    """Operating system errors as one-line errors."""
-    try:
-        parent = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.is_dir())
-        if shutil.disk_usage(parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HalfbyteError(
-                f"The disk of {target} is full: the model needs {needed / 1e6:,.1f} MB.",
-                "Free some space or name a folder on another disk.",
-            ) from error
-        raise HalfbyteError(
-            f"{target} cannot be written: {error.strerror or error}.", "Check the folder and its permissions."
-        ) from error
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A new folder on the same disk, with the permissions of any new folder; gone at the end unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        folder = outer / target.name
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Give the finished folder the target's name; what was there comes back if that fails."""
-    _sync_folder(folder)
-    old = folder.parent / "old"
-    if target.exists():
-        target.rename(old)
-    try:
-        folder.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
-    _sync_folder(target.parent)
+    if not overwrite:
+        raise UsageError(f"{target} already exists.", "Choose another name or pass --overwrite.")
+    if not (target / MANIFEST_NAME).is_file():
+        raise UsageError(f"{target} is not a model folder written by Halfbyte.", "Choose another name.")
 
 
 def _shards(tensors: Sequence[Outgoing], max_bytes: int) -> list[list[Outgoing]]:
@@ -187,7 +136,7 @@ def _write_weights(
                 done += tensor.format.nbytes(tensor.shape)
                 if progress is not None:
                     progress(tensor.name, done, total)
-            _sync(file)
+            sync(file)
         weight_map |= dict.fromkeys(places, file_name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -237,20 +186,4 @@ def _write_tensor(
 def _write(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
-        _sync(file)
-
-
-def _sync(file: BinaryIO) -> None:
-    """Have what was written on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk, where the system can do that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(file)

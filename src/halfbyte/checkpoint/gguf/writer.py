@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from halfbyte.checkpoint.atomic import new_path
+from halfbyte.atomic import new_path
 from halfbyte.checkpoint.foreign import block_format, ungrouped
 from halfbyte.checkpoint.gguf.file import DEFAULT_ALIGNMENT, MAGIC, TYPES, Value
 from halfbyte.checkpoint.gguf.names import (

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.atomic import new_path
+from halfbyte.atomic import new_path
 from halfbyte.checkpoint.folder import CONFIG_NAME, WEIGHTS_NAME
 from halfbyte.checkpoint.gguf.writer import Progress, Source
 from halfbyte.checkpoint.layouts.autoawq import AutoAwq

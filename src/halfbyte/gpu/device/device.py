@@ -22,7 +22,7 @@ from halfbyte.errors import DeviceError, UsageError
 from halfbyte.gpu.device import ffi
 from halfbyte.gpu.device.adapters import Adapter, counted, described
 from halfbyte.gpu.shaders.capabilities import Capabilities
-from halfbyte.plan.show import quantity
+from halfbyte.units import quantity
 
 FEATURES = (
     "shader-f16",

@@ -15,7 +15,7 @@ from halfbyte.gpu.device.memory import free_vulkan_memory
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
-from halfbyte.plan.show import quantity
+from halfbyte.units import quantity
 
 USABLE = 0.95
 """Share of the free memory that is counted on: the driver takes some itself."""

@@ -122,8 +122,8 @@ def test_quantize_writes_a_folder_that_show_understands(shell_29m: Path, tmp_pat
     assert result.exit_code == 0
     facts = json.loads(halfbyte("models", "show", str(target), "--json").stdout)
     assert facts["formats"] == {"q4g64z": 33, "bf16": 17}
-    assert f"{facts['bits_per_weight']:.3f} bits a weight" in result.stdout
-    assert "is there already" in error_lines(halfbyte("quantize", str(shell_29m), str(target)))[0]
+    assert f"{facts['bits_per_weight']:.3f} bits per weight" in result.stdout
+    assert "already exists" in error_lines(halfbyte("quantize", str(shell_29m), str(target)))[0]
     assert halfbyte("quantize", str(shell_29m), str(target), "--overwrite").exit_code == 0
     assert json.loads(halfbyte("models", "show", str(target), "--json").stdout)["formats"] == {"q4g32": 33, "bf16": 17}
 

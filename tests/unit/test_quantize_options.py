@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,11 +50,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(source: Path, target: Path, text: Path, *options: str) -> dict[str, str]:
     """The formats that the command line gave each tensor; nothing lies beside the folder."""
-    calibration = ["--calibration", str(text), "--calibration-tokens", "512"]
-    result = halfbyte("quantize", str(source), str(target), *options, *calibration)
+    result = halfbyte("quantize", str(source), str(target), *options, *calibrated(text, *options))
     assert result.exit_code == 0, result.output
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     return formats_in(target)
+
+
+def calibrated(text: Path, *options: str) -> list[str]:
+    """The options that name the calibration text, where the others need one."""
+    needed = "--budget" in options or {"awq", "awq+", "gptq"} & set(options)
+    return ["--calibration", str(text), "--calibration-tokens", "512"] if needed else []
 
 
 def formats_in(target: Path) -> dict[str, str]:
@@ -69,8 +75,10 @@ def formats_in(target: Path) -> dict[str, str]:
 def test_every_method_writes_every_format(untied: Path, text: Path, tmp_path: Path, method: Method) -> None:
     for bits, group, zero_points in itertools.product((3, 4, 8), (32, 64, 128), (True, False)):
         target = tmp_path / f"{bits}-{group}-{zero_points}"
-        options = {"bits": bits, "group_size": group, "zero_points": zero_points}
-        command(str(untied), target, method=method, calibration=text, calibration_tokens=512, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"bits": bits, "group_size": group, "zero_points": zero_points}
+        if method != "rtn":
+            options |= {"calibration": text, "calibration_tokens": 512}
+        command(str(untied), target, method=method, **options)  # type: ignore[arg-type]
         formats = formats_in(target)
         body = f"q{bits}g{group}{'z' if zero_points and bits < 8 else ''}"
         ends = {"awq": "f32", "awq+": f"q4g32{'z' if zero_points else ''}"}.get(method, body)
@@ -141,26 +149,28 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--embed-group-size", "32", "--head-group-size", "64"], "cannot have 64 and that 32"),
     (["--embed-bits", "16", "--embed-group-size", "64"], "16 bits, without groups"),
     (["--method", "awq", "--head-group-size", "64"], "16 bits, without groups"),
-    ([*GPTQ, "--clip"], "gptq clips in its own way"),
-    (["--method", "awq+", "--clip"], "awq+ clips in its own way"),
-    (["--awq-scales"], "before rtn"),
-    (["--method", "awq", "--awq-scales"], "before awq"),
-    (["--refine", "4"], "4 steps of refining"),
-    (["--method", "awq", "--budget", "4.5"], "goes with rtn and gptq"),
-    ([*GPTQ, "--budget", "2"], "2.0 bits a weight is out of range"),
-    ([*GPTQ, "--budget", "nan"], "nan bits a weight is out of range"),
+    ([*GPTQ, "--clip"], "--clip only applies to rtn; gptq"),
+    (["--method", "awq+", "--clip"], "--clip only applies to rtn; awq+"),
+    (["--awq-scales"], "only applies to gptq, not to rtn"),
+    (["--method", "awq", "--awq-scales"], "only applies to gptq, not to awq"),
+    (["--refine", "4"], "--refine 4"),
+    (["--method", "awq", "--budget", "4.5"], "only applies to rtn and gptq, not to awq"),
+    ([*GPTQ, "--budget", "2"], "2.0 bits per weight is out of range"),
+    ([*GPTQ, "--budget", "nan"], "nan bits per weight is out of range"),
     ([*GPTQ, "--budget", "3"], "too small even for 3 bits"),
-    ([*GPTQ, "--budget", "9", "--bits", "4"], "A budget chooses"),
-    ([*GPTQ, "--budget", "9", "--group-size", "64"], "A budget chooses"),
-    ([*GPTQ, "--budget", "9", "--symmetric"], "A budget chooses"),
-    ([*GPTQ, "--budget", "9", "--head-bits", "8"], "A budget chooses"),
+    ([*GPTQ, "--budget", "9", "--bits", "4"], "--budget chooses"),
+    ([*GPTQ, "--budget", "9", "--group-size", "64"], "--budget chooses"),
+    ([*GPTQ, "--budget", "9", "--symmetric"], "--budget chooses"),
+    ([*GPTQ, "--budget", "9", "--head-bits", "8"], "--budget chooses"),
+    (["--calibration", __file__], "rtn does not use calibration text"),
+    (["--calibration-tokens", "512"], "--calibration-tokens has no effect without --calibration"),
 ]
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail as soon as a step of work is reported."""
-    monkeypatch.setattr("rich.progress.Progress.update", lambda *_, **values: pytest.fail(f"work has begun: {values}"))
+    monkeypatch.setattr("halfbyte.cli.progress._lines", lambda: lambda *step: pytest.fail(f"work has begun: {step}"))
 
 
 @pytest.mark.usefixtures("no_work")
@@ -168,7 +178,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_meant_is_refused_before_any_work(
     tied: Path, text: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
-    result = halfbyte("quantize", str(tied), str(tmp_path / "q"), *options, "--calibration", str(text))
+    result = halfbyte("quantize", str(tied), str(tmp_path / "q"), *options, *calibrated(text, *options))
     assert result.exit_code == UsageError.exit_code
     assert words in error_lines(result)[0]
     assert list(tmp_path.iterdir()) == []
@@ -193,8 +203,8 @@ def test_a_taken_target_and_too_little_memory_are_seen_before_any_work(
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "note").touch()
     asked = ["quantize", str(tied), str(tmp_path / "q"), *GPTQ, "--calibration", str(text)]
-    assert "is there already" in error_lines(halfbyte(*asked))[0]
-    assert "not Halfbyte's" in error_lines(halfbyte(*asked, "--overwrite"))[0]
+    assert "already exists" in error_lines(halfbyte(*asked))[0]
+    assert "not a model folder written by Halfbyte" in error_lines(halfbyte(*asked, "--overwrite"))[0]
     monkeypatch.setattr("halfbyte.cpu.machine.available_memory", lambda: 1000)
     asked[2] = str(tmp_path / "new")
     assert "Refining this model takes" in error_lines(halfbyte(*asked, "--refine", "2"))[0]

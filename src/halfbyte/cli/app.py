@@ -8,7 +8,7 @@ import typer
 
 from halfbyte.cli.bench import app as bench
 from halfbyte.cli.chat import chat
-from halfbyte.cli.command import Command, Group, show_tracebacks
+from halfbyte.cli.command import EXIT_CODES, Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
 from halfbyte.cli.eval import app as eval_app
 from halfbyte.cli.export import export
@@ -43,17 +43,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=EXIT_CODES)
 def halfbyte(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show tracebacks of errors.", callback=show_tracebacks, expose_value=False),
+        typer.Option("--debug", help="Show the traceback of an error.", callback=show_tracebacks, expose_value=False),
     ] = False,
 ) -> None:
     """Run 4-bit language models on this machine.
 
-    `halfbyte run "How do I extract a tar archive?"` answers from a small model that comes with the package.
+    `halfbyte run "How do I extract a tar archive?"` answers with a small model that comes with the package.
     """

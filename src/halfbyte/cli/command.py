@@ -1,8 +1,4 @@
-"""How every command behaves: grouped help, `--debug` anywhere, and errors as one line and an exit code.
-
-Exit codes: those of `halfbyte.errors`; 70 for a bug in Halfbyte, 71 when memory and 74 when the disk or
-a file fails, 130 after Ctrl-C.
-"""
+"""How every command behaves: grouped help, `--debug` anywhere, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,13 +10,19 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from halfbyte.cli.output import accept_any_bytes, print_error
+from halfbyte.cli.output import EXIT_FILE, accept_any_bytes, note, print_error
+from halfbyte.cli.usage import explained, refuse_extra
 from halfbyte.errors import HalfbyteError
 
 EXIT_BUG = 70
 EXIT_MEMORY = 71
-EXIT_FILE = 74
 EXIT_INTERRUPTED = 130
+
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 other errors; 2 wrong usage; 3 model not found; 4 invalid model; 5 unsupported model; "
+    "6 context full; 7 device error; 8 download failed; 9 chat template error; 70 bug in Halfbyte; 71 out of memory; "
+    "74 file or disk error; 130 interrupted (Ctrl-C); 143 terminated."
+)
 
 _DEBUG = "halfbyte.debug"
 
@@ -36,12 +38,19 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return with_debug(ctx, super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        wanted, ctx.allow_extra_args = ctx.allow_extra_args, True
+        rest: list[str] = super().parse_args(ctx, args)
+        if rest and not wanted:
+            refuse_extra(ctx, rest)
+        return rest
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         write_options(self.get_params(ctx), ctx, formatter)
 
 
 class Group(TyperGroup):
-    """A command of commands; without arguments it shows its help. The outermost one turns errors into exit codes."""
+    """A group of commands; without arguments it shows its help. The outermost one turns errors into exit codes."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return with_debug(ctx, super().get_params(ctx))
@@ -52,6 +61,11 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if ctx.parent is not None:
+                raise
+            note("Interrupted.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             if ctx.parent is None and ctx.meta.get(_DEBUG) and not isinstance(error, typer.Exit | typer.TyperException):
                 traceback.print_exc()
@@ -94,13 +108,13 @@ def report(error: Exception) -> int:
             print_error(error.message, error.hint)
             return error.exit_code
         case typer.TyperException():
-            print_error(error.format_message(), _usage_hint(error))
+            print_error(*explained(error))
             return error.exit_code
         case typer.Abort():
-            print_error("stopped.")
+            print_error("no answer was given.")
             return EXIT_INTERRUPTED
         case MemoryError():
-            print_error("there is not enough memory.", "Use a smaller model, a smaller --context, or --kv-cache f16.")
+            print_error("there is not enough memory.", "Use a smaller model or a smaller --context.")
             return EXIT_MEMORY
         case OSError():
             print_error(*_file_error(error))
@@ -113,13 +127,8 @@ def report(error: Exception) -> int:
             return EXIT_BUG
 
 
-def _usage_hint(error: typer.TyperException) -> str:
-    ctx = getattr(error, "ctx", None)
-    return f"See '{ctx.command_path} --help'." if ctx else ""
-
-
 def _file_error(error: OSError) -> tuple[str, str]:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}.", "Free some space and run the same command again."
-    return f"{error.strerror or error}{where}.", "Check that the path is right and may be used."
+    return f"{error.strerror or error}{where}.", "Check the path and its permissions."

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfbyte.cli import options as opt
-from halfbyte.cli.output import print_json, print_pairs, size
+from halfbyte.cli.output import print_json, print_pairs
+from halfbyte.units import quantity, size
 
 if TYPE_CHECKING:
     from halfbyte.cpu.machine import Machine
@@ -149,7 +150,9 @@ def _tested(number: int, found: dict[str, Any] | None) -> str:
 def _cpu_limits(found: dict[str, Any]) -> list[str]:
     """What the processor could do at most, one thread and all of them."""
     kinds = (("reads", "read_bandwidth", "B/s"), ("copies", "copy_bandwidth", "B/s"), ("multiplies", "int8_rate", "/s"))
-    rates = [f"{verb} {_rate(found[name], unit)} ({_rate(found[f'all_{name}'], unit)})" for verb, name, unit in kinds]
+    rates = [
+        f"{verb} {quantity(found[name], unit)} ({quantity(found[f'all_{name}'], unit)})" for verb, name, unit in kinds
+    ]
     count = found["threads"]
     return [
         f"CPU, one thread ({count} thread{'s' * (count != 1)}): {', '.join(rates[:2])}, {rates[2]} 8-bit products",
@@ -163,21 +166,12 @@ def _gpu_limits(found: dict[str, Any]) -> list[str]:
         return [f"{found['name']}: not measured: {found['error']}"]
     limits = found["limits"]
     return [
-        f"{found['name']}: reads {_rate(limits['read_bandwidth'], 'B/s')}, "
-        f"copies {_rate(limits['copy_bandwidth'], 'B/s')}, "
-        f"multiplies {_rate(limits['int8_rate'], '/s')} 8-bit products",
+        f"{found['name']}: reads {quantity(limits['read_bandwidth'], 'B/s')}, "
+        f"copies {quantity(limits['copy_bandwidth'], 'B/s')}, "
+        f"multiplies {quantity(limits['int8_rate'], '/s')} 8-bit products",
         f"a dispatch takes {limits['dispatch_s'] * 1e6:.2f} µs, to record it {limits['encode_s'] * 1e6:.2f} µs, "
         f"a submit read back {limits['round_trip_s'] * 1e6:.0f} µs; measured {_when(found['measured'])}",
     ]
-
-
-def _rate(value: float, unit: str) -> str:
-    """Three digits with a decimal prefix: `4.28 TB/s`."""
-    for prefix in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} T{unit}"
 
 
 def _when(iso: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,7 @@ from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_pairs
+from halfbyte.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from halfbyte.evaluate.table import Table
@@ -74,7 +74,7 @@ def perplexity(
     cut = _protocol(folder, protocol, window, stride)
     scorer = Scorer(folder, cut.window, run)
     ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
-    with _bar() as tick:
+    with progress_bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
     figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model)
     _finish(folder, "perplexity", figures, store and run.weights is None and run.activations is None, json)
@@ -105,7 +105,7 @@ def divergence(
     scorer = Scorer(folder, cut.window, run)
     original = Scorer(_folder(base), cut.window, device=run.device, gpu=run.gpu)
     ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
-    with _bar() as tick:
+    with progress_bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
     figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model)
     _finish(folder, "divergence", figures, store and run.weights is None and run.activations is None, json)
@@ -128,7 +128,7 @@ def answers(
 
     asked = read_questions(questions)
     folder, run = _folder(chosen.model), chosen.run
-    with _bar() as tick:
+    with progress_bar() as tick:
         original = load(_folder(base), device=run.device, gpu=run.gpu, sequences=AT_ONCE) if base else None
         theirs = right_answers(original, asked, tick) if original else None
         asking = load(folder, run, sequences=AT_ONCE)
@@ -163,7 +163,7 @@ def table(
     if unknown := [file for file in out or [] if file.suffix not in _FORMS]:
         raise typer.BadParameter(f"{unknown[0]} must end in {', '.join(_FORMS)}.")
     asked = read_questions(questions) if questions else []
-    with _bar() as tick:
+    with progress_bar() as tick:
         made = Sweep(
             _folder(chosen.model), methods.split(","), _lengths(windows), text, calibration, group_size, keep,
             max_tokens, chosen.run, asked,
@@ -217,12 +217,3 @@ def _finish(folder: Path, name: str, figures: dict[str, Any], store: bool, json:
         print_pairs(
             [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in figures.items()]
         )
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """What to call with (what, done, all); draws on standard error if that is a terminal."""
-    from halfbyte.cli.quantize import progress_bar
-
-    with progress_bar() as progress:
-        yield progress

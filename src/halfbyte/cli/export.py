@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from halfbyte.cli.output import note, print_pairs, size
-from halfbyte.cli.quantize import progress_bar
+from halfbyte.cli.output import note, print_pairs
+from halfbyte.cli.progress import progress_bar
+from halfbyte.units import size
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id.")]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="File (gguf) or folder to write.")]

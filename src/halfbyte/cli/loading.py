@@ -105,7 +105,7 @@ class _Late:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._draw is None and sys.stderr.isatty() and time.perf_counter() - self._began > PATIENCE_S:
-            from halfbyte.cli.quantize import progress_bar
+            from halfbyte.cli.progress import progress_bar
 
             self._draw = self._stack.enter_context(progress_bar())
         if self._draw is not None:

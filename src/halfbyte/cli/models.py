@@ -10,7 +10,8 @@ import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
-from halfbyte.cli.output import note, print_json, print_pairs, print_table, size
+from halfbyte.cli.output import note, print_json, print_pairs, print_table
+from halfbyte.units import size
 
 if TYPE_CHECKING:
     from halfbyte.checkpoint.folder import Checkpoint

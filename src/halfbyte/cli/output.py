@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 import typer
 
+EXIT_FILE = 74
+"""The exit code after a file or disk failed."""
+
 
 def print_error(message: str, hint: str = "") -> None:
     """`error: message` and, on a line of its own, what to do."""
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True, color=_colour())
     typer.echo(one_line(message), err=True)
     if hint:
         typer.echo(one_line(hint), err=True)
 
 
 def note(text: str) -> None:
-    """A remark that is no part of the answer."""
-    typer.secho(one_line(text), dim=True, err=True)
+    """Print a remark that is not part of the answer."""
+    typer.secho(one_line(text), dim=True, err=True, color=_colour())
+
+
+def _colour() -> bool | None:
+    """False where the user or the terminal wants no colours (no-color.org); else None: only on a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
 def one_line(text: str) -> str:
@@ -36,7 +47,7 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO | None = None) -> None:
-    """Columns under headers, at least one row: numbers to the right, everything else to the left."""
+    """Print columns under headers, with at least one row: numbers to the right, everything else to the left."""
     table = [list(headers), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     right = [all(map(_is_number, column)) for column in zip(*table[1:], strict=True)]
@@ -46,11 +57,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, file: 
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
-    """A label and a value a line; a repeated label is left blank."""
+    """Print a label and a value per line; a repeated label is left blank, and a terminal breaks lines between words."""
     width = max(len(label) for label, _ in pairs)
+    room = shutil.get_terminal_size().columns - width - 2 if sys.stdout.isatty() else None
     before = ""
     for label, value in pairs:
-        print(f"{'' if label == before else label:<{width}}  {value}")
+        lines = [value] if room is None else textwrap.wrap(value, max(20, room), break_on_hyphens=False)
+        for i, line in enumerate(lines or [""]):
+            print(f"{label if i == 0 and label != before else '':<{width}}  {line}")
         before = label
 
 
@@ -62,12 +76,3 @@ def accept_any_bytes(stream: TextIO) -> None:
 
 def _is_number(cell: str) -> bool:
     return cell == "-" or cell[:1].isdigit()
-
-
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, three digits: `17.4 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"

@@ -1,16 +1,23 @@
-"""`halfbyte quantize`: write a model with its matrices in few bits."""
+"""`halfbyte quantize`: write a smaller copy of a model."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from halfbyte.cli.output import print_pairs
+from halfbyte.cli.command import EXIT_INTERRUPTED
+from halfbyte.cli.output import note, print_pairs
+from halfbyte.cli.progress import progress_bar
+from halfbyte.units import size
+
+if TYPE_CHECKING:
+    from halfbyte.checkpoint.manifest import Manifest
 
 _METHOD = "Method"
 _FORMAT = "Formats"
@@ -22,21 +29,30 @@ Source = Annotated[
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")]
 Method = Annotated[
     Literal["rtn", "awq", "awq+", "gptq"],
-    typer.Option(metavar="rtn|awq|awq+|gptq", help="How to round.", rich_help_panel=_METHOD),
+    typer.Option(
+        metavar="rtn|awq|awq+|gptq", help="Quantization method; rtn needs no calibration text.", rich_help_panel=_METHOD
+    ),
 ]
-Clip = Annotated[bool, typer.Option("--clip", help="rtn: ranges of least squared error.", rich_help_panel=_METHOD)]
-AwqScales = Annotated[bool, typer.Option("--awq-scales", help="gptq: after AWQ's scales.", rich_help_panel=_METHOD)]
+Clip = Annotated[
+    bool, typer.Option("--clip", help="rtn: choose ranges by least squared error.", rich_help_panel=_METHOD)
+]
+AwqScales = Annotated[
+    bool, typer.Option("--awq-scales", help="gptq: apply AWQ's scales first.", rich_help_panel=_METHOD)
+]
 Refine = Annotated[
     int,
     typer.Option(
         metavar="N",
         min=0,
-        help="gptq, awq: steps in which scales and norms learn the original's distribution, such as 32.",
+        help="After gptq or awq, train scales and norms for N steps to match the original's output (try 32).",
         rich_help_panel=_METHOD,
     ),
 ]
 Bits = Annotated[
-    int | None, typer.Option(metavar="3|4|8", help="Bits of a weight.", show_default="4", rich_help_panel=_FORMAT)
+    int | None,
+    typer.Option(
+        metavar="3|4|8", help="Bits per weight of the decoder layers.", show_default="4", rich_help_panel=_FORMAT
+    ),
 ]
 GroupSize = Annotated[
     int | None,
@@ -51,42 +67,56 @@ ZeroPoints = Annotated[
     bool | None,
     typer.Option(
         "--zero-points/--symmetric",
-        help="A zero point a group of 3 or 4 bits, or none.",
-        show_default="none for rtn",
+        help="Store a zero point per group of 3 or 4 bits.",
+        show_default="symmetric for rtn",
         rich_help_panel=_FORMAT,
     ),
 ]
 EmbedBits = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Of the embedding table.", show_default="as --bits; awq 16; awq+ 4", rich_help_panel=_FORMAT
+        metavar="N",
+        help="Bits of the embedding table; 16 leaves it as it is.",
+        show_default="as --bits; awq 16; awq+ 4",
+        rich_help_panel=_FORMAT,
     ),
 ]
 HeadBits = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Of the output matrix.", show_default="as --bits; awq 16; awq+ 4", rich_help_panel=_FORMAT
+        metavar="N",
+        help="Bits of the output matrix; 16 leaves it as it is.",
+        show_default="as --bits; awq 16; awq+ 4",
+        rich_help_panel=_FORMAT,
     ),
 ]
 EmbedGroup = Annotated[
-    int | None, typer.Option("--embed-group-size", metavar="N", help="Of the embedding table.", rich_help_panel=_FORMAT)
+    int | None,
+    typer.Option("--embed-group-size", metavar="N", help="Group size of the embedding table.", rich_help_panel=_FORMAT),
 ]
 HeadGroup = Annotated[
-    int | None, typer.Option("--head-group-size", metavar="N", help="Of the output matrix.", rich_help_panel=_FORMAT)
+    int | None,
+    typer.Option("--head-group-size", metavar="N", help="Group size of the output matrix.", rich_help_panel=_FORMAT),
 ]
 Budget = Annotated[
     float | None,
     typer.Option(
-        metavar="BITS", help="Bits a weight of the whole file; formats follow sensitivity.", rich_help_panel=_FORMAT
+        metavar="BITS", help="Target average bits per weight; sensitive layers get more.", rich_help_panel=_FORMAT
     ),
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Text to calibrate on; all but rtn need it.", rich_help_panel=_CALIBRATION),
+    typer.Option(
+        metavar="FILE", help="Text to calibrate on; all methods but rtn need it.", rich_help_panel=_CALIBRATION
+    ),
 ]
 CalibrationTokens = Annotated[
-    int, typer.Option(metavar="N", min=512, help="Tokens of it to use.", rich_help_panel=_CALIBRATION)
+    int | None,
+    typer.Option(
+        metavar="N", min=512, help="How many of its tokens to use.", show_default="65536", rich_help_panel=_CALIBRATION
+    ),
 ]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard unfinished work of an earlier command.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if Halfbyte wrote it.")]
 
 
@@ -106,20 +136,24 @@ def quantize(
     head_group_size: HeadGroup = None,
     budget: Budget = None,
     calibration: Calibration = None,
-    calibration_tokens: CalibrationTokens = 65_536,
+    calibration_tokens: CalibrationTokens = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
 ) -> None:
-    """Write a model with its matrices in few bits.
+    """Write a smaller copy of a model, in 3, 4 or 8 bits per weight.
 
-    Interrupted, it goes on where it was when the same command is given again.
+    If interrupted, run the same command again to resume.
     """
     from halfbyte.cli.folder import model_folder
     from halfbyte.errors import UsageError
     from halfbyte.quantize import quantize
+    from halfbyte.quantize.calibration import TOKENS
     from halfbyte.quantize.options import Options
 
     if budget is not None and any(value is not None for value in (bits, group_size, zero_points)):
-        raise UsageError("A budget chooses the formats itself.", "Give --budget, or bits, group size and zero points.")
+        raise UsageError("--budget chooses the formats itself.", "Leave out --budget, or the bits and group sizes.")
+    if calibration_tokens is not None and calibration is None:
+        raise UsageError("--calibration-tokens has no effect without --calibration.", "Name a text file as well.")
     options = Options(
         method=method,
         clip=clip,
@@ -134,26 +168,39 @@ def quantize(
         head_group_size=head_group_size,
         budget=budget,
         calibration=calibration,
-        calibration_tokens=calibration_tokens,
+        calibration_tokens=TOKENS if calibration_tokens is None else calibration_tokens,
     )
     folder = model_folder(source)
     name = source if folder != Path(source) else None
-    with progress_bar() as progress:
-        manifest = quantize(folder, target, name=name, overwrite=overwrite, progress=progress, **vars(options))
-    print_pairs([("written", str(target)), ("weights", f"{manifest.bits_per_weight:.3f} bits a weight")])
+    began = time.monotonic()
+    with _resumable(target), progress_bar() as progress:
+        manifest = quantize(
+            folder, target, name=name, overwrite=overwrite, restart=restart, progress=progress, **vars(options)
+        )
+    print_pairs(_summary(target, manifest, time.monotonic() - began))
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """What to call with (what, done, all); draws on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def _resumable(target: Path) -> Iterator[None]:
+    """Say, when Ctrl-C or a signal ends the work, that it can be resumed."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        from halfbyte.quantize.work import is_resumable, work_path
 
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("")
+        if not is_resumable(work_path(target)):
+            raise
+        note("Interrupted. Run the same command again to resume.")
+        code = stopped.code if isinstance(stopped, SystemExit) else EXIT_INTERRUPTED
+        raise typer.Exit(int(code or EXIT_INTERRUPTED)) from stopped
 
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
 
-        yield advance
+def _summary(target: Path, manifest: Manifest, seconds: float) -> list[tuple[str, str]]:
+    formats = Counter(record.format for record in manifest.tensors.values())
+    nbytes = sum(file.stat().st_size for file in target.iterdir())
+    return [
+        ("written", f"{target} ({size(nbytes)}, in {seconds:.1f} s)"),
+        ("weights", f"{manifest.bits_per_weight:.3f} bits per weight"),
+        ("formats", ", ".join(f"{count} tensors in {name}" for name, count in formats.most_common())),
+        ("try it", f'halfbyte run -m {target} "How do I extract a tar archive?"'),
+    ]

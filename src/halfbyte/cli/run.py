@@ -12,10 +12,11 @@ import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
-from halfbyte.cli.output import note, print_json, print_table, size
+from halfbyte.cli.output import note, print_json, print_table
 from halfbyte.cli.prompts import Request, placed, read_requests, single_request
 from halfbyte.cli.sampling import sampling_arguments
 from halfbyte.errors import HalfbyteError, UsageError
+from halfbyte.units import size
 
 if TYPE_CHECKING:
     from halfbyte.model import Generation, Model, Token

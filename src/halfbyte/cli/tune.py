@@ -91,7 +91,7 @@ def _open(device: str, gpu: int | None) -> Device | None:
 
 
 def _measure(device: Device, subject: Subject, run: RunOptions, seconds: float, short: bool) -> None:
-    from halfbyte.cli.quantize import progress_bar
+    from halfbyte.cli.progress import progress_bar
     from halfbyte.gpu.factory import FACTORY
     from halfbyte.gpu.tuning.store import Verdict
     from halfbyte.gpu.tuning.tune import SHORT_BUDGET_S, tune

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfbyte.plan.ops import Op
 from halfbyte.plan.plan import Plan
+from halfbyte.units import quantity, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +71,7 @@ def table(plan: Plan) -> Table:
             type(step).__name__,
             _operands(plan, step.inputs),
             _operands(plan, step.outputs),
-            quantity(plan.bytes_moved(step), "B"),
+            size(plan.bytes_moved(step)),
             quantity(step.flops(plan), ""),
         )
     return shown
@@ -87,15 +88,6 @@ def summary(plan: Plan) -> str:
         f"weights {quantity(weights, 'B')}, cache for {plan.context} tokens {quantity(caches, 'B')}, "
         f"scratch {quantity(plan.arena_nbytes, 'B')}"
     )
-
-
-def quantity(value: float, unit: str) -> str:
-    """A figure with a decimal prefix: 1230000, "B" → "1.23 MB"."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000 or prefix == "T":
-            return f"{value:.3g} {prefix}{unit}".rstrip()
-        value /= 1000
-    raise ValueError(f"{value} is no finite figure")
 
 
 def _operands(plan: Plan, names: tuple[str, ...]) -> str:

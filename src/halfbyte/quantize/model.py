@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.atomic import check_space, claimed, disk_errors
 from halfbyte.checkpoint.folder import Checkpoint, Progress, open_checkpoint
 from halfbyte.checkpoint.manifest import Manifest
 from halfbyte.checkpoint.packed import Packed, Recipe, is_packed
@@ -22,6 +23,8 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.quantize import calibration as texts
 from halfbyte.quantize.options import Options
 from halfbyte.quantize.recipe import for_model, group_format, listed
+from halfbyte.quantize.work import WorkFolder, is_resumable, refuse_other_work, work_path
+from halfbyte.units import size
 
 if TYPE_CHECKING:
     from halfbyte.quantize.layerwise import Layerwise
@@ -35,30 +38,34 @@ def quantize(
     *,
     name: str | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Manifest:
     """Write a model with its matrices in few bits to the folder `target`; returns the manifest.
 
     Only tensors that text generation needs are written. The work of the calibrated methods is kept beside the target
-    until that is complete, and taken up again when the same is asked for.
+    until that is complete; the same call resumes it.
 
     Args:
         source: A folder or GGUF file.
         name: What the manifest says the model was made from; by default the source folder's name.
         overwrite: Whether a folder that Halfbyte wrote may be replaced.
+        restart: Whether unfinished work of an earlier call is discarded.
         progress: Called as progress(what, done, all): bytes while writing, layers before.
         **options: Fields of `Options`.
 
     Raises:
-        UsageError: The source is packed already, an option is out of range, or the target is taken.
+        UsageError: The source is packed already, an option is out of range, the target is taken or being written by
+            another process, or unfinished work of other options lies beside it.
+        HalfbyteError: The disk is too small or full.
         InvalidModelError: The source is damaged, or holds NaN or infinity.
         UnsupportedModelError: The source is of a kind Halfbyte cannot run.
     """
     wanted = Options(**options)
     check_target(target, source, overwrite)
     job = _Job(source, target, wanted, progress or (lambda what, done, total: None))
-    return job.run(name or source.resolve().name, overwrite)
+    return job.run(name or source.resolve().name, overwrite=overwrite, restart=restart)
 
 
 class _Job:
@@ -74,19 +81,38 @@ class _Job:
         if options.refine:
             _refuse_too_large(self.spec)
 
-    def run(self, name: str, overwrite: bool) -> Manifest:
-        manifest = self._made(Packed(self.checkpoint, self._recipe()), name, overwrite)
-        self._kept_formats.unlink(missing_ok=True)
-        return manifest
+    def run(self, name: str, *, overwrite: bool, restart: bool) -> Manifest:
+        """Write the folder, alone: while another process writes it this one is refused."""
+        path, task = work_path(self.target), self._fingerprint()
+        needed = self._disk_bytes()
+        with disk_errors(self.target, needed), claimed(self.target):
+            check_target(self.target, self.source, overwrite)
+            refuse_other_work(path, task, restart=restart)
+            check_space(self.target, needed - sum(file.stat().st_size for file in path.glob("*")))
+            if self.options.method == "rtn" and self.options.budget is None:
+                return self._round(self._recipe(None), name, overwrite)
+            work = WorkFolder(path, task)
+            try:
+                manifest = self._made(work, name, overwrite)
+            except BaseException:
+                if not is_resumable(path):
+                    work.remove()
+                raise
+            work.remove()
+            return manifest
 
-    def _made(self, packed: Packed, name: str, overwrite: bool) -> Manifest:
+    def _round(self, recipe: Recipe, name: str, overwrite: bool) -> Manifest:
+        packed = Packed(self.checkpoint, recipe)
+        return self._write(packed, {}, lambda tensor: self._rounded(packed, tensor), name, overwrite)
+
+    def _made(self, work: WorkFolder, name: str, overwrite: bool) -> Manifest:
+        recipe = self._recipe(work)
         if self.options.method == "rtn":
-            return self._write(packed, {}, lambda tensor: self._rounded(packed, tensor), name, overwrite)
+            return self._round(recipe, name, overwrite)
         from halfbyte.quantize.layerwise import Layerwise
-        from halfbyte.quantize.work import WorkFolder
 
+        packed = Packed(self.checkpoint, recipe)
         task = self._task(packed)
-        work = WorkFolder(self.target.parent / f".{self.target.name}.work", self._fingerprint(task.formats))
         layerwise = Layerwise(self.checkpoint, self.spec, task, work, self.progress)
         layerwise.run()
         made = dict(task.formats)
@@ -98,9 +124,7 @@ class _Job:
                 return refined[tensor]
             return work.parts(tensor) if tensor in made else packed.weight(tensor).parts
 
-        manifest = self._write(packed, made, parts, name, overwrite)
-        work.remove()
-        return manifest
+        return self._write(packed, made, parts, name, overwrite)
 
     def _refined(self, layerwise: Layerwise, packed: Packed) -> dict[str, Parts]:
         """What refining changes of a model that was quantized layer by layer."""
@@ -126,11 +150,11 @@ class _Job:
             overwrite=overwrite, progress=self.progress,
         )  # fmt: skip
 
-    def _recipe(self) -> Recipe:
-        """The format of each tensor, as options or the budget say."""
+    def _recipe(self, work: WorkFolder | None) -> Recipe:
+        """The format of each tensor, from the options or from what the budget buys, which is kept in `work`."""
         o = self.options
-        if o.budget is not None:
-            return listed(self._budgeted(o.budget - self._bits_of_norms()))
+        if o.budget is not None and work is not None:
+            return listed(work.formats(lambda: self._budgeted(work.path)))
         ends = [(o.embed_bits, o.embed_group_size), (o.head_bits, o.head_group_size)]
         if self.spec.embed == self.spec.lm_head:
             ends = [_first_of_each(*ends)] * 2
@@ -138,29 +162,16 @@ class _Job:
         body = group_format(o.bits, o.group_size, o.zero_points)
         return for_model(self.spec, body, o.embed_format or embed, o.head_format or head)
 
-    def _budgeted(self, budget: float) -> dict[str, str]:
-        """The formats that a budget buys, kept beside the target until that is complete: finding them takes long."""
+    def _budgeted(self, folder: Path) -> dict[str, str]:
+        """The formats that the budget buys; what does not fit in memory meanwhile goes to the folder."""
         from halfbyte.quantize.auto import auto_formats
 
-        task = {**self._fingerprint({}), "budget": budget}
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            kept = json.loads(self._kept_formats.read_bytes())
-        except (OSError, ValueError):
-            kept = {}
-        if kept.get("task") != task:
-            found = auto_formats(
-                self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), budget, self.target.parent, self.progress
-            )
-            kept = {"task": task, "formats": found}
-            temporary = self._kept_formats.with_suffix(".new")
-            temporary.write_text(json.dumps(kept))
-            temporary.replace(self._kept_formats)
-        return dict(kept["formats"])
+        return auto_formats(
+            self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), self._net_budget(), folder, self.progress
+        )
 
-    @property
-    def _kept_formats(self) -> Path:
-        return self.target.parent / f".{self.target.name}.formats.json"
+    def _net_budget(self) -> float:
+        return (self.options.budget or 0.0) - self._bits_of_norms()
 
     def _bits_of_norms(self) -> float:
         """Bits a weight that storing every norm in f32 adds, where a method changes norms."""
@@ -186,18 +197,35 @@ class _Job:
         formats |= dict.fromkeys(norms if scaled else (), get_format("f32"))
         return Task(method, formats, self._ids(self.options.calibration_tokens), scaled)
 
-    def _fingerprint(self, formats: Mapping[str, Format]) -> dict[str, Any]:
-        """What must be equal for unfinished work to be taken up."""
-        text = self.options.calibration.read_bytes() if self.options.calibration else b""
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal for unfinished work to be resumed; how results are refined or clipped may change."""
+        o = self.options
+        text = o.calibration.read_bytes() if o.calibration else b""
+        later = ("refine", "clip", "calibration", "budget")
         return {
             "source": str(self.source.resolve()),
-            "bytes": self.checkpoint.nbytes,
-            "method": self.options.method,
-            "awq_scales": self.options.awq_scales,
-            "tokens": self.options.calibration_tokens,
-            "calibration": hashlib.sha256(text).hexdigest(),
-            "formats": {name: form.name for name, form in sorted(formats.items())},
+            "source_bytes": self.checkpoint.nbytes,
+            "calibration": hashlib.sha256(text).hexdigest() if text else None,
+            "budget": None if o.budget is None else self._net_budget(),
+            **{name: value for name, value in asdict(o).items() if name not in later},
         }
+
+    def _disk_bytes(self) -> int:
+        """About the disk space that the result and the work before it take together."""
+        o, spec = self.options, self.spec
+        if o.budget is not None:
+            result = int(o.budget * spec.parameters / 8)
+        else:
+            packed = Packed(self.checkpoint, self._recipe(None))
+            result = sum(packed.format(name).nbytes(shape) for name, shape in spec.shapes.items())
+        if o.method == "rtn":
+            return result
+        from halfbyte.quantize.layerwise import SPILL_BYTES
+
+        tokens = min(o.calibration_tokens, o.calibration.stat().st_size if o.calibration else 0)
+        streams = 4 * 4 * tokens * spec.hidden_size
+        wide = 8 * tokens * (spec.hidden_size + 2 * spec.intermediate_size)
+        return 2 * result + streams + (wide if wide > SPILL_BYTES else 0)
 
     def _rounded(self, packed: Packed, tensor: str) -> Parts:
         from halfbyte.quantize.rtn import clipped
@@ -232,7 +260,10 @@ def _refuse_too_large(spec: ModelSpec) -> None:
 
     needed = needed_bytes(spec)
     if needed > available_memory():
-        raise UsageError(f"Refining this model takes {needed / 1e9:,.1f} GB of memory.", "Leave refining out.")
+        free = size(available_memory())
+        raise UsageError(
+            f"Refining this model takes {size(needed)} of memory; {free} are available.", "Leave out --refine."
+        )
 
 
 def _first_of_each(*pairs: tuple[int | None, int | None]) -> tuple[int | None, int | None]:

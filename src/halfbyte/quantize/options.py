@@ -1,4 +1,4 @@
-"""What can be asked of `quantize`; what cannot be meant is refused here, before any work."""
+"""The options of `quantize`; values that make no sense are refused here, before any work."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ METHODS: tuple[Method, ...] = ("rtn", "awq", "awq+", "gptq")
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of a model.
+    """How to quantize a model.
 
     Attributes:
-        method: `rtn`, `awq`, `awq+` (AWQ, with the table and the output matrix in 4 bits and groups of 32), `gptq`.
-        bits: 3, 4 or 8 bits a weight of the decoder layers.
+        method: `rtn`, `awq`, `awq+` (AWQ, with the embedding table and the output matrix in 4 bits and groups of 32),
+            `gptq`.
+        bits: 3, 4 or 8 bits per weight of the decoder layers.
         group_size: Weights that share a scale: 32, 64 or 128.
-        zero_points: Whether groups of 3 or 4 bits have a zero point each.
-        embed_bits, head_bits: Of the embedding table and the output matrix, 16 to leave them; by default those
-            of the layers for rtn and gptq, and 16 for awq. A tied output matrix is one with the table.
+        zero_points: Whether each group of 3 or 4 bits has a zero point.
+        embed_bits, head_bits: Bits of the embedding table and the output matrix, 16 to leave them; by default those
+            of the layers for rtn and gptq, and 16 for awq. A tied output matrix is the embedding table.
         embed_group_size, head_group_size: Their group sizes, by default that of the layers.
-        budget: Bits a weight over the whole file; formats are then chosen tensor by tensor.
-        clip: Whether `rtn` looks for the ranges with the least squared error.
-        awq_scales: Whether AWQ's scales come before GPTQ.
-        refine: Steps, of four calibration texts each, in which scales and norms learn the original's distribution.
-        calibration: A file of text; needed by all but plain rtn.
+        budget: Average bits per weight of the whole file; formats are then chosen tensor by tensor.
+        clip: Whether `rtn` searches for the ranges with the least squared error.
+        awq_scales: Whether AWQ's scales are applied before GPTQ.
+        refine: Steps, of four calibration texts each, that train scales and norms to match the original's output.
+        calibration: A text file; needed by all methods but plain rtn, which takes none.
         calibration_tokens: How many of its tokens to use.
 
     Raises:
-        UsageError: A value is out of range, or two do not go together.
+        UsageError: A value is out of range, or two contradict each other.
     """
 
     method: Method = "rtn"
@@ -56,7 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise UsageError(f"The method {self.method!r} is unknown.", f"It is one of {', '.join(METHODS)}.")
+            raise UsageError(f"There is no method {self.method!r}.", f"Choose one of {', '.join(METHODS)}.")
         if self.bits not in (3, 4, 8):
             raise UsageError(f"{self.bits} bits are not supported.", "Choose 3, 4 or 8.")
         group_format(self.bits, self.group_size, self.zero_points)
@@ -67,7 +68,7 @@ class Options:
         self._check_calibration()
 
     def end(self, bits: int | None, group_size: int | None) -> tuple[int, int]:
-        """Bits and group size of the embedding table or the output matrix, from those asked for it."""
+        """Bits and group size of the embedding table or the output matrix, with defaults for those not given."""
         rest = {"awq": 16, "awq+": 4}.get(self.method, self.bits)
         group = 32 if self.method == "awq+" else self.group_size
         return (rest if bits is None else bits), (group if group_size is None else group_size)
@@ -76,30 +77,37 @@ class Options:
         chosen = self.end(bits, group_size)
         group_format(*chosen, self.zero_points)
         if group_size is not None and chosen[0] == 16:
-            raise UsageError(f"The {what} is left in 16 bits, without groups.", "Give it bits, or no group size.")
+            raise UsageError(
+                f"The {what} stays in 16 bits, without groups.", "Give it fewer bits, or leave out its group size."
+            )
 
     def _check_method(self) -> None:
         if self.clip and self.method != "rtn":
-            raise UsageError(f"{self.method} clips in its own way.", "Leave --clip to rtn.")
+            raise UsageError(f"--clip only applies to rtn; {self.method} has its own clipping.", "Leave out --clip.")
         if self.awq_scales and self.method != "gptq":
-            raise UsageError(f"AWQ's scales cannot come before {self.method}.", "Choose --method gptq.")
+            raise UsageError(f"--awq-scales only applies to gptq, not to {self.method}.", "Choose --method gptq.")
         if self.refine < 0 or (self.refine and self.method == "rtn"):
-            raise UsageError(f"{self.refine} steps of refining do not go with {self.method}.", "Choose gptq or awq.")
+            raise UsageError(
+                f"--refine {self.refine} is not a number of steps after awq or gptq (the method is {self.method}).",
+                "Choose --method gptq or awq, or leave out --refine.",
+            )
 
     def _check_budget(self) -> None:
         if self.budget is None:
             return
         if self.method in ("awq", "awq+"):
-            raise UsageError("A budget goes with rtn and gptq.", "Choose --method gptq.")
+            raise UsageError(f"--budget only applies to rtn and gptq, not to {self.method}.", "Choose --method gptq.")
         if not 3 <= self.budget <= 16:
-            raise UsageError(f"A budget of {self.budget} bits a weight is out of range.", "It is from 3 to 16.")
+            raise UsageError(f"A budget of {self.budget} bits per weight is out of range.", "Choose 3 to 16.")
         ends = (self.embed_bits, self.head_bits, self.embed_group_size, self.head_group_size)
         if any(value is not None for value in (*ends, self.embed_format, self.head_format)):
-            raise UsageError("A budget chooses the formats itself.", "Give the budget, or bits and group sizes.")
+            raise UsageError("--budget chooses the formats itself.", "Leave out --budget, or the bits and group sizes.")
 
     def _check_calibration(self) -> None:
         if self.calibration is None and (self.method != "rtn" or self.budget is not None):
             what = self.method if self.budget is None else "A budget"
-            raise UsageError(f"{what} needs calibration text.", "Name a file with --calibration.")
+            raise UsageError(f"{what} needs calibration text.", "Name a text file with --calibration.")
+        if self.calibration is not None and self.method == "rtn" and self.budget is None:
+            raise UsageError("rtn does not use calibration text.", "Leave out --calibration, or choose --method gptq.")
         if self.calibration is not None and not self.calibration.is_file():
-            raise UsageError(f"There is no file {self.calibration}.", "Name a file of UTF-8 text with --calibration.")
+            raise UsageError(f"There is no file {self.calibration}.", "Name a UTF-8 text file with --calibration.")

@@ -38,14 +38,14 @@ def uniform(format_name: str, *, embed_format: str | None = None, head_format: s
 
 
 def listed(formats: Mapping[str, str]) -> Recipe:
-    """Formats tensor by tensor; what is not listed stays as it is stored."""
+    """A format for each listed tensor; all others stay as they are stored."""
     for name in set(formats.values()):
         get_format(name)
     return lambda name, shape: formats.get(name)
 
 
 def group_format(bits: int, group_size: int, zero_points: bool) -> str | None:
-    """The name of the format of these groups; None for 16 bits, which is to leave a tensor as it is.
+    """The name of the format with these groups; None for 16 bits, which leaves a tensor as it is.
 
     Raises:
         UsageError: There is no such format.

@@ -1,25 +1,79 @@
-"""The folder beside the target where unfinished work is kept, so that it can be taken up again.
+"""The folder `.NAME.work` beside the target NAME: unfinished work is kept there, so that it can be resumed.
 
 It holds each finished layer's parts, and the residual streams that the next layer starts from. A layer counts as
-finished when the file that says how many are is replaced, which happens last.
+finished when the file with their number is replaced, which happens last.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte import atomic
+from halfbyte.errors import UsageError
 from halfbyte.formats import Parts
 
 Array = NDArray[np.float32]
 
 _STATE = "state.json"
+
+
+_FORMATS = "formats.json"
+
+
+def work_path(target: Path) -> Path:
+    """The work folder of a target."""
+    return target.with_name(f".{target.name}.work")
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether a work folder holds anything that took time to compute."""
+    return bool(_state(path).get("finished")) or (path / _FORMATS).is_file()
+
+
+def refuse_other_work(path: Path, task: Mapping[str, Any], *, restart: bool) -> None:
+    """Refuse to begin where another task's work is unfinished.
+
+    Args:
+        restart: Whether any unfinished work is to be discarded instead.
+
+    Raises:
+        UsageError: There is such work; the message names what differs.
+    """
+    if restart or not is_resumable(path):
+        if restart or _state(path).get("task") != task:
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    kept = _state(path).get("task", {})
+    names = [name for name in {**kept, **task} if kept.get(name) != task.get(name)]
+    if names:
+        changed = ", ".join(_change(name, kept.get(name), task.get(name)) for name in names)
+        raise UsageError(
+            f"{path} holds unfinished work of a command with other options ({changed}).",
+            "Give the same options to resume it, choose another target, or pass --restart to discard it.",
+        )
+
+
+def _change(name: str, old: object, new: object) -> str:
+    """How a task differs from the one before; hashes and missing values are not worth showing."""
+    plain = name.replace("_", " ")
+    if None in (old, new) or name == "calibration":
+        return f"another {plain}"
+    return f"{plain} {old} instead of {new}"
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / _STATE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 class WorkFolder:
@@ -33,7 +87,7 @@ class WorkFolder:
     def __init__(self, path: Path, task: Mapping[str, Any]) -> None:
         self.path = path
         self._task = json.loads(json.dumps(task))
-        if self._read().get("task") != self._task:
+        if _state(path).get("task") != self._task:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
             self.finish(0)
@@ -41,20 +95,27 @@ class WorkFolder:
     @property
     def finished(self) -> int:
         """Layers that are done."""
-        return int(self._read()["finished"])
+        return int(_state(self.path)["finished"])
 
     def finish(self, layers: int) -> None:
         """Record that this many layers are done."""
-        temporary = self.path / f"{_STATE}.new"
-        temporary.write_text(json.dumps({"task": self._task, "finished": layers}))
-        temporary.replace(self.path / _STATE)
+        atomic.write(self.path / _STATE, json.dumps({"task": self._task, "finished": layers}))
+
+    def formats(self, find: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """The format of each tensor: found once, then kept."""
+        try:
+            return dict(json.loads((self.path / _FORMATS).read_bytes()))
+        except (OSError, ValueError):
+            found = find()
+            atomic.write(self.path / _FORMATS, json.dumps(found))
+            return found
 
     def save(self, name: str, parts: Parts) -> None:
         """Keep a tensor's parts."""
         np.savez(self._file(name), **{f"part{suffix}": part for suffix, part in parts.items()})  # type: ignore[arg-type]
 
     def parts(self, name: str) -> Parts:
-        """A tensor's parts again."""
+        """A tensor's parts, read back."""
         with np.load(self._file(name), allow_pickle=False) as file:
             return {key.removeprefix("part"): file[key] for key in file.files}
 
@@ -70,16 +131,9 @@ class WorkFolder:
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.npz"
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            state = json.loads((self.path / _STATE).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
-
 
 class Stream:
-    """Float32 arrays of one shape in a file, one a text: neither memory nor a memory map holds them all."""
+    """Float32 arrays of one shape in a file, one per text: neither memory nor a memory map holds them all."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._path, self._shape = path, shape
@@ -93,11 +147,11 @@ class Stream:
     def __setitem__(self, text: int, values: Array) -> None:
         with self._path.open("r+b") as file:
             file.seek(4 * self._count * text)
-            values.astype(np.float32, copy=False).tofile(file)
+            file.write(np.ascontiguousarray(values, np.float32).data)
 
 
 class Kept:
-    """Named arrays of each text, in memory or, given a path, on the disk; `fixed` ones are everybody's and not kept."""
+    """Named arrays of each text, in memory or, given a path, on the disk; `fixed` ones are shared and not kept."""
 
     def __init__(self, path: Path | None, fixed: Mapping[str, NDArray[Any]]) -> None:
         self._path, self._fixed = path, fixed

@@ -70,6 +70,21 @@ def refuse_taken(target: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"{target} already exists.", "Choose another name or pass --overwrite.")
 
 
+def refuse_unwritable(file: Path, *, overwrite: bool) -> None:
+    """Refuse, before long work, a file that could not be written at its end.
+
+    Raises:
+        UsageError: Its folder does not exist or cannot be written, or it is taken.
+    """
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"There is no folder {file.absolute().parent}.", "Make it first, or choose another name.")
+    if file.exists() and not file.is_file() and not file.is_dir():
+        return
+    refuse_taken(file, overwrite=overwrite or file.is_dir())
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise UsageError(f"{file.absolute().parent} cannot be written to.", "Choose another folder.")
+
+
 @contextmanager
 def claimed(target: Path) -> Iterator[None]:
     """Hold a target for one writer, and clear what a killed one left; claiming it again in the same thread is free.

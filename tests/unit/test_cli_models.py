@@ -63,7 +63,7 @@ def test_pull_prints_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("arguments", "answer", "code", "removed"),
-    [(["--yes"], "", 0, True), ([], "y\n", 0, True), ([], "n\n", 1, False), ([], "", 130, False)],
+    [(["--yes"], "", 0, True), ([], "y\n", 0, True), ([], "n\n", 1, False), ([], "", 2, False)],
 )
 def test_remove_asks_first(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str, code: int, removed: bool
@@ -86,7 +86,7 @@ def test_show_tells_what_a_folder_holds(shell_29m: Path) -> None:
     }  # fmt: skip
     text = halfbyte("models", "show", str(shell_29m)).stdout
     assert "29,368,832" in text
-    assert "58.7 MB, 16 bits a weight" in text
+    assert "58.7 MB, 16 bits per weight" in text
 
 
 def test_show_never_downloads() -> None:

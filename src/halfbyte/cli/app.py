@@ -8,7 +8,7 @@ import typer
 
 from halfbyte.cli.bench import app as bench
 from halfbyte.cli.chat import chat
-from halfbyte.cli.command import EXIT_CODES, Command, Group, show_tracebacks
+from halfbyte.cli.command import Command, Group, show_tracebacks
 from halfbyte.cli.doctor import doctor
 from halfbyte.cli.eval import app as eval_app
 from halfbyte.cli.export import export
@@ -43,7 +43,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=EXIT_CODES)
+@app.callback()
 def halfbyte(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
@@ -56,4 +56,15 @@ def halfbyte(
     """Run 4-bit language models on this machine.
 
     `halfbyte run "How do I extract a tar archive?"` answers with a small model that comes with the package.
+
+    \b
+    Exit codes:
+       0  success                   6  context full
+       1  any other error           7  no such device, or it failed
+       2  wrong usage               8  download failed
+       3  model not found           9  chat template failed
+       4  model damaged            70  a bug in Halfbyte
+       5  model not supported      71  out of memory
+      74  file or disk error      130  interrupted (Ctrl-C)
+                                  143  terminated (SIGTERM)
     """

@@ -10,19 +10,13 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from halfbyte.cli.output import EXIT_FILE, accept_any_bytes, note, print_error
+from halfbyte.cli.output import EXIT_FILE, accept_any_bytes, print_error
 from halfbyte.cli.usage import explained, refuse_extra
 from halfbyte.errors import HalfbyteError
 
 EXIT_BUG = 70
 EXIT_MEMORY = 71
 EXIT_INTERRUPTED = 130
-
-EXIT_CODES = (
-    "Exit codes: 0 success; 1 other errors; 2 wrong usage; 3 model not found; 4 invalid model; 5 unsupported model; "
-    "6 context full; 7 device error; 8 download failed; 9 chat template error; 70 bug in Halfbyte; 71 out of memory; "
-    "74 file or disk error; 130 interrupted (Ctrl-C); 143 terminated."
-)
 
 _DEBUG = "halfbyte.debug"
 
@@ -61,11 +55,6 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            if ctx.parent is not None:
-                raise
-            note("Interrupted.")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             if ctx.parent is None and ctx.meta.get(_DEBUG) and not isinstance(error, typer.Exit | typer.TyperException):
                 traceback.print_exc()

@@ -1,4 +1,4 @@
-"""`halfbyte eval`: what quantizing cost."""
+"""`halfbyte eval`: measure the quality of a model, and what quantizing cost."""
 
 from __future__ import annotations
 
@@ -14,38 +14,79 @@ from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_pairs
 from halfbyte.cli.progress import progress_bar
+from halfbyte.errors import HalfbyteError, UsageError
 
 if TYPE_CHECKING:
+    from halfbyte.options import RunOptions
     from halfbyte.evaluate.table import Table
     from halfbyte.evaluate.windows import Protocol
 
 ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
 
 Text = Annotated[str, typer.Option(metavar="FILE", help="UTF-8 text, or wikitext-2.")]
-Base = Annotated[str | None, typer.Option(metavar="MODEL", help="What the model was made from.")]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="The model it was made from.")]
 MaxTokens = Annotated[
-    int | None, typer.Option(metavar="N", min=2, help="First tokens of the text.", show_default="all")
+    int | None, typer.Option(metavar="N", min=2, help="Use only the first N tokens of the text.", show_default="all")
 ]
-Window = Annotated[
-    int | None, typer.Option(metavar="N", min=2, help="Tokens seen together.", show_default="2048, or 512")
+Window = Annotated[int | None, typer.Option(metavar="N", min=2, help="Tokens per window.", show_default="2048, or 512")]
+Stride = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="With --protocol sliding: tokens between windows.", show_default="a quarter"),
 ]
-Stride = Annotated[int | None, typer.Option(metavar="N", min=1, help="For sliding.", show_default="a quarter")]
 ProtocolOption = Annotated[
-    ProtocolName, typer.Option("--protocol", metavar="windows|gptq|llama.cpp|sliding", help="How the text is cut.")
+    ProtocolName,
+    typer.Option("--protocol", metavar="windows|gptq|llama.cpp|sliding", help="How the text is cut into windows."),
 ]
 Questions = Annotated[Path, typer.Option(metavar="FILE", help='JSON lines, each {"question": …, "answer": …}.')]
 Asked = Annotated[
-    Path | None, typer.Option("--questions", metavar="FILE", help="Count right answers too; JSON lines as for answers.")
+    Path | None,
+    typer.Option("--questions", metavar="FILE", help="Count right answers too; the file is that of 'eval answers'."),
 ]
-Store = Annotated[bool, typer.Option("--store/--no-store", help="Keep the result in the model's halfbyte.json.")]
+Store = Annotated[
+    bool | None,
+    typer.Option(
+        "--store/--no-store",
+        help="Keep the result in the model's halfbyte.json, or not.",
+        show_default="unless a better one is there",
+    ),
+]
 Windows = Annotated[str, typer.Option(metavar="N,N,…", help="Window lengths.")]
-Methods = Annotated[str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq, and folders made before.")]
-Keep = Annotated[Path, typer.Option(metavar="FOLDER", help="Where quantized models are kept and found again.")]
-Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibrate on.")]
-GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Of the decoder layers.")]
-Out = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="Write it as .md, .csv, .json or .svg; may be repeated.")
+Methods = Annotated[
+    str, typer.Option(metavar="NAME,…", help="bf16, rtn, awq, awq+, gptq, or folders of quantized models.")
 ]
+Keep = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Folder for the quantized models; existing ones are reused.")
+]
+Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibrate on.")]
+GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Group size of the decoder layers.")]
+Out = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Write it as .md, .csv, .json or .svg; may be repeated."),
+]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files named with --out.")]
+
+_LABELS = {
+    "ppl": "perplexity",
+    "stderr": "standard error of the perplexity",
+    "ppl_stderr": "standard error of the perplexity",
+    "ppl_base": "perplexity of the base",
+    "ppl_base_stderr": "standard error of the base's perplexity",
+    "ppl_ratio": "perplexity over the base's",
+    "kl_mean": "mean KL divergence, in nats per token",
+    "kl_stderr": "standard error of that mean",
+    "kl_p99": "99th percentile of the KL divergence",
+    "kl_max": "largest KL divergence",
+    "top1": "share of tokens with the same first choice",
+    "tokens": "tokens scored",
+    "bos": "windows begin with the BOS token",
+    "right": "right answers",
+    "total": "questions asked",
+    "base_right": "right answers of the base",
+    "kept": "right answers of both",
+    "halfbyte": "Halfbyte version",
+}
+"""Names of figures in words; the others explain themselves."""
 
 _HOW = ("device", "gpu", "weights", "activations")
 
@@ -62,53 +103,67 @@ def perplexity(
     window: Window = None,
     stride: Stride = None,
     max_tokens: MaxTokens = None,
-    store: Store = True,
+    store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """Perplexity of a text, with its standard error."""
+    """Measure the perplexity of a text, with its standard error."""
     from halfbyte.evaluate.perplexity import perplexity
+    from halfbyte.evaluate.record import about_text
     from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
-    folder, run = _folder(chosen.model), chosen.run
+    if stride is not None and protocol != "sliding":
+        raise UsageError(f"--stride has no effect with --protocol {protocol}.", "Choose --protocol sliding as well.")
+    run = chosen.run
+    _check_store(store, run)
+    folder = _folder(chosen.model)
+    content = read_text(text, joined="\n\n" if protocol == "gptq" else "\n")
     cut = _protocol(folder, protocol, window, stride)
     scorer = Scorer(folder, cut.window, run)
-    ids = tokens_of(scorer.model.tokenizer, read_text(text, joined="\n\n" if protocol == "gptq" else "\n"), max_tokens)
+    ids = tokens_of(scorer.model.tokenizer, content, max_tokens)
     with progress_bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
-    figures = asdict(found) | {"text": Path(text).name} | how_it_ran(scorer.model)
-    _finish(folder, "perplexity", figures, store and run.weights is None and run.activations is None, json)
+    conditions = about_text(content, Path(text).name) | how_it_ran(scorer.model)
+    if protocol == "sliding":
+        conditions["stride"] = cut.stride
+    _finish(folder, "perplexity", asdict(found) | conditions, _may_store(store, run), json)
 
 
 @app.command(cls=Command)
 @takes_model("model", *_HOW)
 def divergence(
     text: Text,
-    base: Annotated[str, typer.Option(metavar="MODEL", help="What the model was made from.")],
+    base: Annotated[str, typer.Option(metavar="MODEL", help="The model it was made from.")],
     *,
     chosen: Chosen,
     window: Window = None,
     max_tokens: MaxTokens = None,
-    store: Store = True,
+    store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """How far a model is from its original.
+    """Compare a quantized model with its original.
 
-    KL divergence, agreement on the likeliest token, and the perplexity ratio.
+    Prints the KL divergence from the original (in nats per token: mean, 99th percentile, maximum), the share of tokens
+    for which both have the same most likely token (top1), and both perplexities with their ratio.
     """
     from halfbyte.evaluate.divergence import divergence
+    from halfbyte.evaluate.record import about_base, about_text
     from halfbyte.evaluate.scorer import Scorer, how_it_ran
     from halfbyte.evaluate.texts import read_text, tokens_of
 
-    folder, run = _folder(chosen.model), chosen.run
+    run = chosen.run
+    _check_store(store, run)
+    folder, base_folder = _folder(chosen.model), _folder(base)
+    content = read_text(text)
     cut = _protocol(folder, "windows", window, None)
     scorer = Scorer(folder, cut.window, run)
-    original = Scorer(_folder(base), cut.window, device=run.device, gpu=run.gpu)
-    ids = tokens_of(original.model.tokenizer, read_text(text), max_tokens)
+    original = Scorer(base_folder, cut.window, device=run.device, gpu=run.gpu)
+    ids = tokens_of(original.model.tokenizer, content, max_tokens)
     with progress_bar() as tick:
         found = divergence(scorer, original, ids, cut, tick)
-    figures = asdict(found) | {"text": Path(text).name, "window": cut.window} | how_it_ran(scorer.model)
-    _finish(folder, "divergence", figures, store and run.weights is None and run.activations is None, json)
+    figures = asdict(found) | about_text(content, Path(text).name) | {"protocol": cut.name, "window": cut.window}
+    figures |= about_base(base_folder) | how_it_ran(scorer.model)
+    _finish(folder, "divergence", figures, _may_store(store, run), json)
 
 
 @app.command(cls=Command)
@@ -118,24 +173,27 @@ def answers(
     *,
     chosen: Chosen,
     base: Base = None,
-    store: Store = True,
+    store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """Questions that are answered word for word."""
+    """Count the questions that a model answers exactly right, word for word."""
     from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
+    from halfbyte.evaluate.record import about_base, about_text
     from halfbyte.evaluate.scorer import how_it_ran
     from halfbyte.model import load
 
-    asked = read_questions(questions)
     folder, run = _folder(chosen.model), chosen.run
+    _check_store(store, run)
+    asked = read_questions(questions)
     with progress_bar() as tick:
         original = load(_folder(base), device=run.device, gpu=run.gpu, sequences=AT_ONCE) if base else None
         theirs = right_answers(original, asked, tick) if original else None
         asking = load(folder, run, sequences=AT_ONCE)
         right = right_answers(asking, asked, tick)
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    figures = found | {"questions": questions.name} | how_it_ran(asking)
-    _finish(folder, "answers", figures, store and run.weights is None and run.activations is None, json)
+    figures = found | about_text(questions.read_text("utf-8"), questions.name, kind="questions")
+    figures |= (about_base(_folder(base)) if base else {}) | how_it_ran(asking)
+    _finish(folder, "answers", figures, _may_store(store, run), json)
 
 
 @app.command(cls=Command)
@@ -152,25 +210,29 @@ def table(
     questions: Asked = None,
     keep: Keep = Path("quantized"),
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Quantize by several methods and compare what that costs.
+    """Quantize by several methods and compare their quality.
 
-    Perplexities at several window lengths, divergence, and right answers.
+    The table has perplexities at several window lengths, the divergence from the original, and right answers.
     """
+    from halfbyte import atomic
     from halfbyte.evaluate.answers import read_questions
     from halfbyte.evaluate.sweep import Sweep
 
     if unknown := [file for file in out or [] if file.suffix not in _FORMS]:
-        raise typer.BadParameter(f"{unknown[0]} must end in {', '.join(_FORMS)}.")
+        raise UsageError(f"--out {unknown[0]} does not name a kind of file.", f"End it in {', '.join(_FORMS)}.")
+    for file in out or []:
+        atomic.refuse_unwritable(file, overwrite=overwrite)
     asked = read_questions(questions) if questions else []
     with progress_bar() as tick:
         made = Sweep(
             _folder(chosen.model), methods.split(","), _lengths(windows), text, calibration, group_size, keep,
             max_tokens, chosen.run, asked,
         ).run(tick)  # fmt: skip
+    print(made.markdown(), end="", flush=True)
     for file in out or []:
-        file.write_text(_FORMS[file.suffix](made), encoding="utf-8")
-    print(made.markdown(), end="")
+        atomic.write(file, _FORMS[file.suffix](made))
 
 
 _FORMS: dict[str, Callable[[Table], str]] = {
@@ -185,7 +247,9 @@ def _lengths(windows: str) -> list[int]:
     try:
         lengths = [int(part) for part in windows.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"{windows!r} is not a list of numbers.") from error
+        raise UsageError(
+            f"--windows {windows!r} is not a list of numbers.", "Write whole numbers with commas: 512,2048."
+        ) from error
     return sorted(set(lengths))
 
 
@@ -196,7 +260,7 @@ def _folder(model: str | None) -> Path:
 
 
 def _protocol(folder: Path, name: ProtocolName, window: int | None, stride: int | None) -> Protocol:
-    """The protocol, its windows no longer than the model's context where none were asked for."""
+    """The protocol; its default window is at most the model's context."""
     from halfbyte.cli.folder import open_model
     from halfbyte.evaluate.windows import protocol
 
@@ -205,15 +269,59 @@ def _protocol(folder: Path, name: ProtocolName, window: int | None, stride: int 
     return cut if window or cut.window <= spec.context else protocol(name, spec.context, stride, spec.bos_token_id)
 
 
-def _finish(folder: Path, name: str, figures: dict[str, Any], store: bool, json: bool) -> None:
-    """Keep figures beside the weights, and print them."""
-    from halfbyte.evaluate.record import record
+def _check_store(store: bool | None, run: RunOptions) -> None:
+    """Refuse --store for a measurement of something other than the folder's own model."""
+    if store and (run.weights or run.activations):
+        option = "--weights" if run.weights else "--activations"
+        raise UsageError(
+            f"--store cannot be combined with {option}: that is not how the model runs by default.",
+            f"Leave out --store or {option}.",
+        )
 
-    if store and not record(folder, name, figures):
-        note(f"{folder} is not a folder of Halfbyte's own: the result is not stored there.")
+
+def _may_store(store: bool | None, run: RunOptions) -> bool | None:
+    return False if run.weights or run.activations else store
+
+
+def _finish(folder: Path, name: str, figures: dict[str, Any], store: bool | None, json: bool) -> None:
+    """Print figures, then keep them beside the weights where that may be.
+
+    Args:
+        store: True to replace older figures, None unless those are better founded, False not to store.
+
+    Raises:
+        HalfbyteError: They were to be stored and could not be.
+    """
     if json:
         print_json(figures)
     else:
-        print_pairs(
-            [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in figures.items()]
-        )
+        shown = {key: value for key, value in figures.items() if not key.endswith("_sha256")}
+        print_pairs([(_LABELS.get(key, key.replace("_", " ")), _shown(value)) for key, value in shown.items()])
+    if store is False:
+        return
+    try:
+        _store(folder, name, figures, asked=bool(store))
+    except (HalfbyteError, OSError) as error:
+        reason = error.message if isinstance(error, HalfbyteError) else f"{folder}: {error.strerror or error}."
+        if store:
+            raise HalfbyteError(f"the result was not stored: {reason}", "Leave out --store.") from error
+        note(f"The result was not stored: {reason} (--no-store does not try.)")
+
+
+def _store(folder: Path, name: str, figures: dict[str, Any], *, asked: bool) -> None:
+    from halfbyte.evaluate import record
+
+    why_not = record.why_not_stored(folder, name, figures)
+    if not why_not or (asked and record.can_be_stored(folder)):
+        record.store(folder, name, figures)
+    elif asked:
+        raise UsageError(f"{why_not}.", "Leave out --store.")
+    else:
+        more = " --store does it anyway." * record.can_be_stored(folder)
+        note(f"The result was not stored: {why_not}.{more}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -15,20 +15,25 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder, GGU
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="File (gguf) or folder to write.")]
 Layout = Annotated[
     Literal["gguf", "awq", "gptq", "gptq_v2"],
-    typer.Option("--to", metavar="gguf|awq|gptq|gptq_v2", help="The program's layout: awq is AutoAWQ's."),
+    typer.Option("--to", metavar="gguf|awq|gptq|gptq_v2", help="File layout; awq is AutoAWQ's."),
 ]
 Kind = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="Of a GGUF file: f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k, q4_k_m, q5_k_m, stored.",
+        help="Kind of GGUF file: f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k, q4_k_m, q5_k_m; stored keeps the "
+        "formats of the source.",
         show_default="stored if quantized, else q4_k_m",
     ),
 ]
 Calibration = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Text by which rounding is weighed (an importance matrix).")
+    Path | None, typer.Option(metavar="FILE", help="Text for an importance matrix, which weighs the rounding errors.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a GGUF file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace TARGET if it is a file.")]
+
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", help="Round a quantized model a second time, into another format.")
+]
 
 
 def export(
@@ -38,8 +43,9 @@ def export(
     kind: Kind = None,
     calibration: Calibration = None,
     overwrite: Overwrite = False,
+    allow_requantize: AllowRequantize = False,
 ) -> None:
-    """Write a model as GGUF, or in AutoAWQ's or GPTQ's layout."""
+    """Write a model as GGUF, or in the layout of AutoAWQ or GPTQ."""
     from halfbyte.cli.folder import model_folder
     from halfbyte.quantize.export import export
 
@@ -53,6 +59,7 @@ def export(
             calibration=calibration,
             name=source if folder != Path(source) else None,
             overwrite=overwrite,
+            allow_requantize=allow_requantize,
             progress=progress,
         )
     for text in notes:

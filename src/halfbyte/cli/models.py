@@ -1,4 +1,4 @@
-"""`halfbyte models`: which models are here; fetch, look at and remove them."""
+"""`halfbyte models`: list, download, show and remove models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.output import note, print_json, print_pairs, print_table
+from halfbyte.errors import UsageError
 from halfbyte.units import size
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def list_models(json: opt.Json = False) -> None:
 
 @app.command(cls=Command)
 def pull(repo: Repo, revision: Revision = None) -> None:
-    """Download a model, or what is missing of it."""
+    """Download a model, or the files of it that are missing."""
     from halfbyte.checkpoint.hub import pull
 
     print(pull(repo, revision=revision))
@@ -55,14 +56,26 @@ def pull(repo: Repo, revision: Revision = None) -> None:
 
 @app.command(cls=Command)
 def remove(repo: Repo, yes: Yes = False) -> None:
-    """Delete a downloaded model."""
+    """Delete a downloaded model from the Hugging Face cache, which other programs share."""
     from halfbyte.checkpoint.hub import cached, remove
 
     cached(repo)
-    if not yes and not typer.confirm(f"Delete all downloaded revisions of {repo}?", err=True):
+    if not yes and not _confirmed(f"Delete all downloaded revisions of {repo}?"):
         note("nothing was removed.")
         raise typer.Exit(1)
     note(f"{repo} is removed: {size(remove(repo))} freed.")
+
+
+def _confirmed(question: str) -> bool:
+    """The answer to a question on the terminal.
+
+    Raises:
+        UsageError: Standard input has no answer.
+    """
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as error:
+        raise UsageError("standard input ended without an answer.", "Pass --yes to skip the question.") from error
 
 
 @app.command(cls=Command)
@@ -78,7 +91,7 @@ def show(model: Name = None, revision: Revision = None, json: opt.Json = False) 
 
 
 def describe(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
-    """What is known of a model: sizes in bytes, formats as weights stored in each."""
+    """The facts about a model: sizes in bytes, formats as the number of tensors stored in each."""
     first = spec.layers[0].attention
     formats = Counter(checkpoint.format(name).name for name in spec.shapes)
     nbytes = sum(checkpoint.format(name).nbytes(shape) for name, shape in spec.shapes.items())
@@ -108,11 +121,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("path", facts["path"]),
         ("architecture", facts["architecture"]),
         ("parameters", f"{facts['parameters']:,}"),
-        ("layers", f"{facts['layers']} of {facts['hidden_size']}"),
-        ("heads", f"{facts['heads']}, {facts['kv_heads']} for keys and values, of {facts['head_dim']}"),
+        ("layers", f"{facts['layers']}, with a hidden size of {facts['hidden_size']:,}"),
+        (
+            "heads",
+            f"{facts['heads']} query and {facts['kv_heads']} key/value heads of size {facts['head_dim']}",
+        ),
         ("vocabulary", f"{facts['vocabulary']:,} tokens"),
         ("context", f"{facts['context']:,} tokens"),
-        ("weights", f"{size(facts['bytes'])}, {facts['bits_per_weight']:g} bits a weight"),
+        ("weights", f"{size(facts['bytes'])}, {facts['bits_per_weight']:g} bits per weight"),
         ("formats", formats),
         *(("quality", f"{name}: {_figures(value)}") for name, value in facts["quality"].items()),
         *([("licence", facts["license"])] if facts["license"] else []),
@@ -120,7 +136,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figures(value: Any) -> str:
-    """Measured figures as text: of an object `name value, name value`."""
+    """Measured figures as text; those of an object as `name value, name value`, without hashes."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_figures(figure)}" for name, figure in value.items())
+        shown = {name: figure for name, figure in value.items() if not name.endswith("_sha256")}
+        return ", ".join(f"{name} {_figures(figure)}" for name, figure in shown.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -188,9 +188,8 @@ def _resumable(target: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stopped:
         from halfbyte.quantize.work import is_resumable, work_path
 
-        if not is_resumable(work_path(target)):
-            raise
-        note("Interrupted. Run the same command again to resume.")
+        again = " Run the same command again to resume." * is_resumable(work_path(target))
+        note(f"Interrupted.{again}")
         code = stopped.code if isinstance(stopped, SystemExit) else EXIT_INTERRUPTED
         raise typer.Exit(int(code or EXIT_INTERRUPTED)) from stopped
 

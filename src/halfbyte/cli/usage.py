@@ -10,16 +10,8 @@ import typer
 
 from halfbyte.errors import UsageError
 
-_MEANT = {
-    "cuda": "gpu",
-    "vulkan": "gpu",
-    "metal": "gpu",
-    "mps": "gpu",
-    "webgpu": "gpu",
-    "rocm": "gpu",
-    "numpy": "reference",
-}
-"""Values that other programs have, and ours."""
+_MEANT = dict.fromkeys(("cuda", "rocm", "vulkan", "metal", "mps", "webgpu"), "gpu") | {"numpy": "reference"}
+"""Values of other programs, and ours that they mean."""
 
 _WANTED: dict[str, Callable[[Any], str]] = {
     "greater_than_equal": lambda limits: f"must be at least {limits['ge']}",

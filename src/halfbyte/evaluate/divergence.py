@@ -1,6 +1,6 @@
 """How far a model's distribution has moved from another's, token by token on the same text.
 
-Both models run side by side, batch by batch; nothing is kept but one number a token.
+Both models run side by side, batch by batch; only a few numbers per token are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.perplexity import Tick, mean_perplexity
+from halfbyte.evaluate.perplexity import Tick, mean_perplexity, standard_error
 from halfbyte.evaluate.scorer import Float64, Scorer, log_probabilities
 from halfbyte.evaluate.windows import Ids, Protocol
 
@@ -23,15 +23,16 @@ class Divergence:
     """What distinguishes a model from its base.
 
     Attributes:
-        kl_mean, kl_p99, kl_max: Of KL(base ‖ model), in nats a token; `kl_stderr` is the mean's standard error.
-        top1: Share of tokens for which both hold the same token likeliest.
+        kl_mean, kl_p99, kl_max: Mean, 99th percentile and maximum of KL(base ‖ model), in nats per token; `kl_stderr`
+            is the mean's standard error.
+        top1: Share of tokens for which both models have the same most likely token.
         ppl, ppl_base, ppl_ratio: Perplexities on the text, and the model's over the base's; `ppl_stderr` and
-            `ppl_base_stderr` are their standard errors.
+            `ppl_base_stderr` are their standard errors. A single token has no standard errors (None).
         tokens: Tokens scored.
     """
 
     kl_mean: float
-    kl_stderr: float
+    kl_stderr: float | None
     kl_p99: float
     kl_max: float
     top1: float
@@ -39,8 +40,8 @@ class Divergence:
     ppl_base: float
     ppl_ratio: float
     tokens: int
-    ppl_stderr: float
-    ppl_base_stderr: float
+    ppl_stderr: float | None
+    ppl_base_stderr: float | None
 
 
 def divergence(
@@ -79,12 +80,12 @@ def _check_vocabularies(model: Scorer, base: Scorer) -> None:
     if model.model.spec.vocab_size != base.model.spec.vocab_size:
         sizes = f"{model.model.spec.vocab_size:,} and {base.model.spec.vocab_size:,}"
         raise UsageError(
-            f"The models' vocabularies differ: {sizes} tokens.", "Compare a model with what it was made from."
+            f"The models' vocabularies differ: {sizes} tokens.", "Compare a model with the one it was made from."
         )
 
 
 def _compare(ours: Float64, theirs: Float64, targets: np.ndarray) -> Float64:
-    """Of each token: KL, agreement on the likeliest, and both negative log-likelihoods; `[4, tokens]`."""
+    """For each token: KL, agreement on the most likely token, and both negative log-likelihoods; `[4, tokens]`."""
     each = np.arange(len(targets))
     kl = np.maximum((np.exp(theirs) * (theirs - ours)).sum(axis=1), 0)
     agree = theirs.argmax(axis=1) == ours.argmax(axis=1)
@@ -96,7 +97,7 @@ def _summary(columns: Float64) -> Divergence:
     (ppl, ppl_stderr), (ppl_base, ppl_base_stderr) = mean_perplexity(ours), mean_perplexity(theirs)
     return Divergence(
         kl_mean=float(kl.mean()),
-        kl_stderr=float(kl.std() / np.sqrt(len(kl))),
+        kl_stderr=standard_error(kl),
         kl_p99=float(np.percentile(kl, 99)),
         kl_max=float(kl.max()),
         top1=float(agree.mean()),

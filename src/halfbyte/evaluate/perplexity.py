@@ -20,7 +20,8 @@ class Perplexity:
     """A perplexity and how it was measured.
 
     Attributes:
-        stderr: The perplexity times the standard error of the mean log-likelihood, tokens taken as independent.
+        stderr: The perplexity times the standard error of the mean log-likelihood, tokens taken as independent;
+            None for a single token.
         tokens: Tokens scored.
         bos: Whether windows began with a BOS token.
     """
@@ -30,7 +31,7 @@ class Perplexity:
     bos: bool
     tokens: int
     ppl: float
-    stderr: float
+    stderr: float | None
 
 
 def perplexity(scorer: Scorer, ids: Ids, protocol: Protocol, tick: Tick = lambda what, done, total: None) -> Perplexity:
@@ -49,7 +50,12 @@ def perplexity(scorer: Scorer, ids: Ids, protocol: Protocol, tick: Tick = lambda
     return Perplexity(protocol.name, protocol.window, protocol.bos_used, total, ppl, stderr)
 
 
-def mean_perplexity(losses: Float64) -> tuple[float, float]:
-    """Perplexity and its standard error from the negative log-likelihood of each token."""
-    value = float(np.exp(losses.mean()))
-    return value, value * float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
+def mean_perplexity(losses: Float64) -> tuple[float, float | None]:
+    """Perplexity and its standard error (None for a single token) from the negative log-likelihood of each token."""
+    value, error = float(np.exp(losses.mean())), standard_error(losses)
+    return value, None if error is None else value * error
+
+
+def standard_error(values: Float64) -> float | None:
+    """The standard error of the mean; None for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

@@ -39,7 +39,7 @@ class Scorer:
         model: A folder or hub id.
         window: The longest window.
         options, changes: How the model is run, as for `load`. By default that is how it always runs, so that this is
-            what is judged; `activations="f32"` shows what the weights cost alone.
+            what is measured; `activations="f32"` shows the cost of the quantized weights alone.
     """
 
     def __init__(
@@ -102,10 +102,12 @@ class Scorer:
 
 
 def how_it_ran(model: Model) -> dict[str, str]:
-    """Where a model ran, and what its packed weights were multiplied with, for the record of a measurement."""
+    """Where a model ran, the precision of its activations, and Halfbyte's version, for the record of a measurement."""
+    from halfbyte import __version__
+
     packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))
     usual = "int8" if packed and model.device != "reference" else "f32"
-    return {"device": model.device, "activations": model.options.activations or usual}
+    return {"device": model.device, "activations": model.options.activations or usual, "halfbyte": __version__}
 
 
 def _predicting(window: Window, start: int, stop: int) -> NDArray[np.bool_]:
@@ -128,5 +130,5 @@ def log_probabilities(logits: NDArray[np.float32]) -> Float64:
     values -= values.max(axis=1, keepdims=True)
     values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
     if np.isnan(values).any():
-        raise UsageError("The model gives logits that are no numbers.", "Its weights are damaged.")
+        raise UsageError("The model computes NaN.", "Its weights are damaged: download or quantize it again.")
     return values

@@ -7,25 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.answers import AT_ONCE, Answers, Question, compare, right_answers
 from halfbyte.evaluate.divergence import Divergence, divergences
 from halfbyte.evaluate.perplexity import Tick, perplexity
+from halfbyte.evaluate.record import bits_per_weight
 from halfbyte.evaluate.scorer import Scorer
 from halfbyte.evaluate.table import Row, Table
 from halfbyte.evaluate.texts import read_text, tokens_of
 from halfbyte.evaluate.windows import Ids, Protocol
 from halfbyte.model import load
-from halfbyte.models import build_spec
 from halfbyte.options import RunOptions
 from halfbyte.quantize import METHODS, quantize
 
 ORIGINAL = "bf16"
 
-Figure = tuple[float, float]
-"""A perplexity and its standard error."""
+Figure = tuple[float, float | None]
+"""A perplexity and its standard error, which one token alone does not have."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class Sweep:
         )
         if unknown:
             raise UsageError(
-                f"The method {unknown!r} is unknown.",
-                f"Known are {', '.join((ORIGINAL, *METHODS))}, and folders of quantized models.",
+                f"There is no method {unknown!r}.",
+                f"Choose from {', '.join((ORIGINAL, *METHODS))}, and folders of quantized models.",
             )
         folders = [self.source, *(self._quantized(name, tick) for name in names)]
         ids = self._ids()
@@ -80,21 +79,29 @@ class Sweep:
         figures = zip(*columns, last, strict=True)
         shown = [ORIGINAL, *(Path(name).name for name in names)]
         rows = [
-            Row(name, _bits(folder), tuple(ppl for ppl, _ in row), tuple(stderr for _, stderr in row), apart, right)
+            Row(
+                name,
+                bits_per_weight(folder),
+                tuple(ppl for ppl, _ in row),
+                tuple(stderr for _, stderr in row),
+                apart,
+                right,
+            )
             for name, folder, row, apart, right in zip(shown, folders, figures, moved, answers, strict=True)
         ]
         return Table(tuple(self.windows), tuple(rows), self.text, len(ids))
 
     def _quantized(self, method: str, tick: Tick) -> Path:
-        """The folder of a method's model, made if it is not there yet."""
+        """The folder of a method's model, which is made if it does not exist."""
         if method not in METHODS:
             return Path(method)
         folder = self.keep / f"{self.source.name}-{method}-g{self.group_size}"
         if not folder.is_dir():
-            bits: dict[str, Any] = {} if method == "awq+" else {"embed_bits": 16, "head_bits": 16}
+            more: dict[str, Any] = {} if method == "awq+" else {"embed_bits": 16, "head_bits": 16}
+            more |= {} if method == "rtn" else {"calibration": self.calibration}
             quantize(
                 self.source, folder, method=method, group_size=self.group_size, zero_points=True,
-                calibration=self.calibration, progress=lambda what, *of: tick(f"{method}: {what}", *of), **bits,
+                progress=lambda what, *of: tick(f"{method}: {what}", *of), **more,
             )  # fmt: skip
         return folder
 
@@ -125,11 +132,3 @@ class Sweep:
         asked = list(self.questions)
         right = [right_answers(load(folder, self.run_options, sequences=AT_ONCE), asked, tick) for folder in folders]
         return [compare(right[0], None), *(compare(each, right[0]) for each in right[1:])]
-
-
-def _bits(folder: Path) -> float:
-    """Stored bits a weight, of the tensors that text generation needs."""
-    checkpoint = open_checkpoint(folder)
-    spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
-    stored = sum(checkpoint.format(name).nbytes(shape) for name, shape in spec.shapes.items())
-    return round(8 * stored / spec.parameters, 4)

@@ -27,7 +27,7 @@ class Row:
     name: str
     bits_per_weight: float
     ppl: tuple[float, ...]
-    stderr: tuple[float, ...]
+    stderr: tuple[float | None, ...]
     divergence: Divergence | None = None
     answers: Answers | None = None
 

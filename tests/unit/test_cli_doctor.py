@@ -82,7 +82,7 @@ def test_doctor_numbers_gpus_as_load_does_and_says_what_is_switched_off(two_gpus
     first, second = (next(i for i, line in enumerate(lines) if line.startswith(f"gpu {n}")) for n in (0, 1))
     assert "Test GPU (DiscreteGPU, Vulkan, driver 1)" in lines[first]
     assert lines[first + 2].strip() == "self-test: switched off: subgroups (took 0.40 s, once for this driver)"
-    assert lines[second + 2].strip() == "in software: used only when asked for, with --gpu 1"
+    assert lines[second + 2].strip() == "a software GPU: only used with --gpu 1"
     assert "gpu: Test GPU was found" in lines[-1]
 
 

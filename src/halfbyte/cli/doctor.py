@@ -1,10 +1,11 @@
-"""`halfbyte doctor`: what this machine has, what it could do at most, and what Halfbyte will use."""
+"""`halfbyte doctor`: what this machine has, how fast it could be, and what Halfbyte will use."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from halfbyte.cpu.machine import Machine
 
 PACKAGES = ("numpy", "safetensors", "tokenizers", "jinja2", "huggingface-hub", "typer", "rich", "wgpu")
+FEATURES = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "timestamp-query-inside-passes")
+"""Features of a GPU that Halfbyte makes use of."""
 
-
-Measure = Annotated[bool, typer.Option("--measure", help="Measure the limits anew, remembered ones too.")]
+Measure = Annotated[bool, typer.Option("--measure", help="Measure the limits again, even if they are known.")]
 
 
 def doctor(measure: Measure = False, json: opt.Json = False) -> None:
-    """Show what this machine has and can do, and what is used."""
+    """Show what this machine has, how fast it could be, and what Halfbyte will use."""
     findings = examine(measure=measure)
     if json:
         print_json(findings, indent=2)
@@ -33,10 +35,10 @@ def doctor(measure: Measure = False, json: opt.Json = False) -> None:
 
 
 def examine(*, measure: bool = False) -> dict[str, Any]:
-    """All findings: sizes in bytes, rates a second, times in seconds.
+    """All findings: sizes in bytes, rates per second, times in seconds.
 
     Args:
-        measure: Measure limits that are remembered too.
+        measure: Whether to measure limits that are known already.
     """
     from halfbyte import __version__
     from halfbyte.cpu import machine
@@ -81,7 +83,7 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
 
 
 def thread_limits(quota: float | None) -> dict[str, float]:
-    """What bounds the threads that can run at once: processors, this process's affinity, its container's quota."""
+    """The limits on threads that run at once: processors, this process's affinity, its container's quota."""
     limits: dict[str, float] = {"logical_processors": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         limits["affinity"] = len(os.sched_getaffinity(0))
@@ -133,22 +135,28 @@ def _adapter_lines(number: int, adapter: dict[str, Any]) -> list[tuple[str, str]
     label = f"gpu {number}"
     return [
         (label, f"{adapter['name']} ({adapter['type']}, {adapter['backend']}, {adapter['driver']}){room}"),
-        (label, f"features: {', '.join(adapter['features'])}"),
+        (label, f"features: {_features(adapter['features'])}"),
         (label, _tested(number, adapter["self_test"])),
     ]
 
 
+def _features(found: Sequence[str]) -> str:
+    """Those that Halfbyte can use, and how many there are."""
+    used = [name for name in FEATURES if name in found]
+    return f"{', '.join(used) or 'none that are used'} (--json lists all {len(found)})"
+
+
 def _tested(number: int, found: dict[str, Any] | None) -> str:
     if found is None:
-        return f"in software: used only when asked for, with --gpu {number}"
+        return f"a software GPU: only used with --gpu {number}"
     if found["reason"]:
         return f"not used: {found['reason']}"
-    off = f"switched off: {', '.join(found['off'])}" if found["off"] else "all kernel variants compute the right thing"
+    off = f"switched off: {', '.join(found['off'])}" if found["off"] else "all kernel variants are correct"
     return f"self-test: {off} (took {found['seconds']:.2f} s, once for this driver)"
 
 
 def _cpu_limits(found: dict[str, Any]) -> list[str]:
-    """What the processor could do at most, one thread and all of them."""
+    """The processor's limits, for one thread and for all."""
     kinds = (("reads", "read_bandwidth", "B/s"), ("copies", "copy_bandwidth", "B/s"), ("multiplies", "int8_rate", "/s"))
     rates = [
         f"{verb} {quantity(found[name], unit)} ({quantity(found[f'all_{name}'], unit)})" for verb, name, unit in kinds
@@ -156,12 +164,12 @@ def _cpu_limits(found: dict[str, Any]) -> list[str]:
     count = found["threads"]
     return [
         f"CPU, one thread ({count} thread{'s' * (count != 1)}): {', '.join(rates[:2])}, {rates[2]} 8-bit products",
-        f"measured {_when(found['measured'])}; --measure does it anew",
+        f"measured {_when(found['measured'])}; --measure repeats it",
     ]
 
 
 def _gpu_limits(found: dict[str, Any]) -> list[str]:
-    """What a GPU could do at most, or why that is not known."""
+    """A GPU's limits, or why they are not known."""
     if "error" in found:
         return [f"{found['name']}: not measured: {found['error']}"]
     limits = found["limits"]
@@ -169,8 +177,8 @@ def _gpu_limits(found: dict[str, Any]) -> list[str]:
         f"{found['name']}: reads {quantity(limits['read_bandwidth'], 'B/s')}, "
         f"copies {quantity(limits['copy_bandwidth'], 'B/s')}, "
         f"multiplies {quantity(limits['int8_rate'], '/s')} 8-bit products",
-        f"a dispatch takes {limits['dispatch_s'] * 1e6:.2f} µs, to record it {limits['encode_s'] * 1e6:.2f} µs, "
-        f"a submit read back {limits['round_trip_s'] * 1e6:.0f} µs; measured {_when(found['measured'])}",
+        f"a dispatch takes {limits['dispatch_s'] * 1e6:.2f} µs, recording it {limits['encode_s'] * 1e6:.2f} µs, "
+        f"a round trip to the GPU {limits['round_trip_s'] * 1e6:.0f} µs; measured {_when(found['measured'])}",
     ]
 
 

@@ -11,8 +11,8 @@ from halfbyte.cli import options as opt
 from halfbyte.cli.loading import FILES, Chosen, takes_model
 from halfbyte.cli.output import print_json
 
-Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Most tokens of one batch.")]
-Fused = Annotated[bool, typer.Option("--fused/--unfused", help="With or without fusions.")]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Largest batch, in tokens.")]
+Fused = Annotated[bool, typer.Option("--fused/--unfused", help="Merge steps that one kernel can do, or not.")]
 
 
 @takes_model(*FILES, "kv_dtype", "context", "cache_tokens")
@@ -23,11 +23,11 @@ def plan(
     fused: Fused = True,
     json: opt.Json = False,
 ) -> None:
-    """Show the steps a model is run by, with their costs."""
+    """Show the steps of a model's computation with their costs."""
     from halfbyte.checkpoint.foreign import Runnable
     from halfbyte.cli.folder import open_model
     from halfbyte.plan import make_plan
-    from halfbyte.plan.show import summary, table, to_json
+    from halfbyte.plan.show import listing, summary, table, to_json
 
     run = chosen.run
     checkpoint, spec = open_model(chosen.model, revision=chosen.revision, offline=chosen.offline)
@@ -41,8 +41,13 @@ def plan(
         return
 
     from rich.console import Console
+    from rich.measure import Measurement
 
     on_terminal = sys.stdout.isatty()
     console = Console(width=None if on_terminal else 1000, highlight=False, markup=False, soft_wrap=not on_terminal)
-    console.print(table(made))
+    shown = table(made)
+    if Measurement.get(console, console.options.update(max_width=10_000), shown).maximum <= console.width:
+        console.print(shown)
+    else:
+        print(listing(made, console.width))
     console.print(summary(made))

@@ -1,8 +1,9 @@
-"""A plan for people (a table with costs) and for programs (JSON that another executor could run)."""
+"""A plan for people (a table or a list with costs) and for programs (JSON that another executor could run)."""
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.plan.ops import Op
@@ -16,7 +17,7 @@ SCHEMA = 1
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Everything an executor needs but the weights' values.
+    """Everything that an executor needs, except the values of the weights.
 
     `steps` name their op, its attributes and the tensors they read and write; `tensors` give shape, type,
     kind and arena offset; `constants` give values; `cache_groups` tell how block tables are to be filled.
@@ -52,7 +53,7 @@ def _step(plan: Plan, step: Op) -> dict[str, Any]:
 
 
 def table(plan: Plan) -> Table:
-    """One line a step: what it computes, from which shapes, and what it costs at the plan's capacity."""
+    """One line per step: what it computes, from which shapes, and what it costs at the plan's capacity."""
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
@@ -75,6 +76,20 @@ def table(plan: Plan) -> Table:
             quantity(step.flops(plan), ""),
         )
     return shown
+
+
+def listing(plan: Plan, width: int) -> str:
+    """The same for narrow terminals: each step in a line with its costs, and under it what it reads and writes."""
+    lines = [f"{'#':>3}  {'step':<22}{'bytes':>9}{'flops':>9}"]
+    for i, step in enumerate(plan.steps):
+        costs = f"{size(plan.bytes_moved(step)):>9}{quantity(step.flops(plan), ''):>9}"
+        lines.append(f"{i:>3}  {type(step).__name__:<22}{costs}")
+        for what, names in (("reads ", step.inputs), ("writes", step.outputs)):
+            lines += textwrap.wrap(
+                _operands(plan, names), width, initial_indent=f"     {what}  ", subsequent_indent=" " * 13,
+                break_on_hyphens=False,
+            )  # fmt: skip
+    return "\n".join(lines)
 
 
 def summary(plan: Plan) -> str:

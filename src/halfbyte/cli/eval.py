@@ -17,9 +17,9 @@ from halfbyte.cli.progress import progress_bar
 from halfbyte.errors import HalfbyteError, UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.options import RunOptions
     from halfbyte.evaluate.table import Table
     from halfbyte.evaluate.windows import Protocol
+    from halfbyte.options import RunOptions
 
 ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
 

@@ -58,6 +58,26 @@ def write(path: Path, data: str | bytes) -> None:
         raise
 
 
+def append(path: Path, text: str) -> None:
+    """Append to a file so that all of the text is on the disk afterwards, or the file is as it was.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    new = not path.exists()
+    with path.open("ab", buffering=0) as file:
+        start, data = file.tell() if file.seekable() else 0, memoryview(text.encode())
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            if new:
+                path.unlink(missing_ok=True)
+            raise
+
+
 def refuse_taken(target: Path, *, overwrite: bool = False) -> None:
     """Refuse a target that is taken: any, or one that a file cannot replace.
 
@@ -74,15 +94,17 @@ def refuse_unwritable(file: Path, *, overwrite: bool) -> None:
     """Refuse, before long work, a file that could not be written at its end.
 
     Raises:
-        UsageError: Its folder does not exist or cannot be written, or it is taken.
+        UsageError: It is taken.
+        OSError: Its folder does not exist or cannot be written to.
     """
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"There is no folder {file.absolute().parent}.", "Make it first, or choose another name.")
+    folder = file.absolute().parent
     if file.exists() and not file.is_file() and not file.is_dir():
         return
     refuse_taken(file, overwrite=overwrite or file.is_dir())
-    if not os.access(file.absolute().parent, os.W_OK):
-        raise UsageError(f"{file.absolute().parent} cannot be written to.", "Choose another folder.")
+    missing = not folder.is_dir()
+    if missing or not os.access(folder, os.W_OK):
+        number = errno.ENOENT if missing else errno.EACCES
+        raise OSError(number, os.strerror(number), str(folder))
 
 
 @contextmanager

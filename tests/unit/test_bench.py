@@ -101,10 +101,10 @@ def test_lines_from_before_there_were_gpu_columns_are_read(record: Record, tmp_p
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no measurements"),
+        ("", "has no measurements"),
         ("{", "line 1: it is not JSON"),
-        ("[]", "no measurement of bench"),
-        ('{"schema": 1, "benchmark": "peers"}', "no measurement of bench"),
+        ("[]", "was not written by bench"),
+        ('{"schema": 1, "benchmark": "peers"}', "was not written by bench"),
         ('{"schema": 2, "kind": "halfbyte bench"}', "its schema is 2; this version reads 1"),
         ('{"schema": 1, "kind": "halfbyte bench"}', "a field is missing or wrong: 'time'"),
         ("\xff", "it is not UTF-8 text"),
@@ -220,13 +220,13 @@ def test_a_full_disk_is_a_sentence_and_the_row_is_shown(monkeypatch: pytest.Monk
     [
         (("--synthetic", "gpt-9"), 2, "no model 'gpt-9' in the catalog"),
         (("-m", "/no/such/folder"), 3, "/no/such/folder"),
-        (("--synthetic", "phi-4", "-m", "x"), 2, "--synthetic takes no weights"),
-        (("--layers", "2"), 2, "--layers goes with --synthetic"),
+        (("--synthetic", "phi-4", "-m", "x"), 2, "--synthetic cannot be combined with a stored model"),
+        (("--layers", "2"), 2, "--layers only applies to --synthetic"),
         (("-p", "0"), 2, "a prompt of 0 tokens, 32 new ones, depth 0 and batch 1 cannot be measured"),
         (("-p", "8,x"), 2, "'8,x' is not a list of numbers"),
         (("-p", "999999"), 6, "positions; pocket has"),
         (("--each-token", "--device", "cpu"), 2, "device cpu hands back each token anyway"),
-        (("--json", "--csv"), 2, "exclude each other"),
+        (("--json", "--csv"), 2, "cannot be combined"),
         (("compare", "/no/a", "/no/b"), 2, "cannot read '/no/a'"),
     ],
 )

@@ -1,18 +1,17 @@
-"""`halfbyte bench`: how fast a model is here; `halfbyte bench compare`: whether two measurements differ."""
+"""`halfbyte bench`: how fast a model is on this machine; `bench compare`: whether two measurements differ."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from halfbyte.cli import options as opt
+from halfbyte.atomic import append, refuse_unwritable
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import FILES, RUN, Chosen, late_bar, takes_model
 from halfbyte.cli.output import note, print_json
@@ -29,57 +28,69 @@ Form = Literal["table", "markdown", "csv", "json"]
 
 Synthetic = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Random weights in this model's shapes.", rich_help_panel="Model"),
+    typer.Option(metavar="NAME", help="Measure random weights in the shapes of this model.", rich_help_panel="Model"),
 ]
 Layers = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="With --synthetic: fewer layers.", show_default="all", rich_help_panel="Model"
+        metavar="N", min=1, help="With --synthetic: use only N layers.", show_default="all", rich_help_panel="Model"
     ),
 ]
 Prompts = Annotated[
-    str, typer.Option("--prompt-tokens", "-p", metavar="N,N,…", help="Prompt lengths.", rich_help_panel=_CASES)
+    str,
+    typer.Option("--prompt-tokens", "-p", metavar="N,N,…", help="Prompt lengths, in tokens.", rich_help_panel=_CASES),
 ]
 NewTokens = Annotated[
     str, typer.Option("--new-tokens", "-n", metavar="N,N,…", help="Tokens to generate.", rich_help_panel=_CASES)
 ]
 Depths = Annotated[
-    str, typer.Option("--depth", "-d", metavar="N,N,…", help="Tokens before the prompt.", rich_help_panel=_CASES)
+    str,
+    typer.Option(
+        "--depth", "-d", metavar="N,N,…", help="Tokens in the cache before the prompt.", rich_help_panel=_CASES
+    ),
 ]
 Batches = Annotated[
     str, typer.Option("--batch", "-b", metavar="N,N,…", help="Sequences at once.", rich_help_panel=_CASES)
 ]
 Repeat = Annotated[
-    int, typer.Option("--repeat", "-r", metavar="N", min=1, help="Repetitions of each.", rich_help_panel=_CASES)
+    int, typer.Option("--repeat", "-r", metavar="N", min=1, help="Repetitions of each case.", rich_help_panel=_CASES)
 ]
 WarmUp = Annotated[
-    int, typer.Option("--warm-up", metavar="N", min=0, help="Repetitions not counted.", rich_help_panel=_CASES)
+    int,
+    typer.Option("--warm-up", metavar="N", min=0, help="Repetitions before those that count.", rich_help_panel=_CASES),
 ]
 EachToken = Annotated[
     bool,
-    typer.Option("--each-token", help="gpu: read each token before the next is begun.", rich_help_panel=_CASES),
+    typer.Option(
+        "--each-token", help="On a GPU, read each token back before starting the next.", rich_help_panel=_CASES
+    ),
 ]
 Variants = Annotated[
     str | None,
     typer.Option(
         metavar="KIND,…",
-        help="Side by side, every combination: formats, activations, kernels.",
+        help="Compare every combination of formats, activations, kernels.",
         rich_help_panel=_CASES,
     ),
 ]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.", rich_help_panel=_OUTPUT)]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_OUTPUT)]
-Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a case.", rich_help_panel=_OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON per case.", rich_help_panel=_OUTPUT)]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print a line of JSON per comparison.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Append JSON lines as they come.", rich_help_panel=_OUTPUT),
+    typer.Option("--output", "-o", metavar="FILE", help="Append a line of JSON per case.", rich_help_panel=_OUTPUT),
 ]
-Before = Annotated[Path, typer.Argument(metavar="A", help="What bench --output wrote.")]
-After = Annotated[Path, typer.Argument(metavar="B", help="Another.")]
+Before = Annotated[Path, typer.Argument(metavar="A", help="A file written by bench --output.")]
+After = Annotated[Path, typer.Argument(metavar="B", help="A second one.")]
 
-Other = Annotated[Path, typer.Argument(metavar="OTHER", help="The folder of its checkout, or its Python.")]
-Runs = Annotated[int, typer.Option("--runs", metavar="N", min=5, help="Runs of each.")]
-Keep = Annotated[Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep their lines as a.jsonl and b.jsonl.")]
+Other = Annotated[
+    Path, typer.Argument(metavar="OTHER", help="Folder of another checkout, or the Python of its environment.")
+]
+Runs = Annotated[int, typer.Option("--runs", metavar="N", min=5, help="Runs of each build.")]
+Keep = Annotated[
+    Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep the measurements there, as a.jsonl and b.jsonl.")
+]
 
 
 class _Bench(Group):
@@ -113,14 +124,16 @@ def bench(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """Measure how fast a model reads prompts and generates tokens, after checking that it computes the right thing."""
+    """Measure how fast a model reads prompts and generates tokens, after a correctness check."""
     if ctx.invoked_subcommand is not None:
         return
     form = _form(markdown, csv, json)
     if synthetic is not None and (chosen.model, chosen.revision, chosen.offline) != (None, None, False):
-        raise UsageError("--synthetic takes no weights from a model.", "Leave out --model, --revision and --offline.")
+        raise UsageError(
+            "--synthetic cannot be combined with a stored model.", "Leave out --model, --revision and --offline."
+        )
     if layers is not None and synthetic is None:
-        raise UsageError("--layers goes with --synthetic.", "Leave it out: a stored model is measured whole.")
+        raise UsageError("--layers only applies to --synthetic.", "Leave out --layers, or add --synthetic.")
 
     from halfbyte.placement import choose_device
     from halfbyte.report import subject as subjects
@@ -139,39 +152,39 @@ def bench(
             return subjects.synthetic(synthetic, layers=layers, weights=weights)
         return subjects.stored(chosen.model, revision=chosen.revision, offline=chosen.offline, weights=weights)
 
+    if output is not None:
+        refuse_unwritable(output, overwrite=True)
     done: list[Record] = []
-    with ExitStack() as stack:
-        file = None if output is None else stack.enter_context(output.open("a", encoding="utf-8"))
-        try:
-            for each in varied:
-                if each.variant:
-                    note(f"variant {each.variant}")
-                with _passed_over(each):
-                    for record in measure(subject(each.run.weights), each, wanted, note, late_bar):
-                        done.append(record)
-                        _keep(record, file, form)
-        finally:
-            _show(done, form)
+    try:
+        for each in varied:
+            if each.variant:
+                note(f"variant {each.variant}")
+            with _passed_over(each):
+                for record in measure(subject(each.run.weights), each, wanted, note, late_bar):
+                    done.append(record)
+                    _keep(record, output, form)
+    finally:
+        _show(done, form)
     if not done:
         raise UsageError("no variant could be measured.", "The lines above say why.")
 
 
 @contextmanager
 def _passed_over(settings: Settings) -> Iterator[None]:
-    """One of several variants that a device has not, or computes wrongly, does not end the others."""
+    """If one of several variants fails, say so and go on with the others."""
     try:
         yield
     except (DeviceError, UnsupportedModelError) as error:
         if not settings.variant:
             raise
-        note(f"{settings.variant} is left out: {error.message}")
+        note(f"variant {settings.variant} is skipped: {error.message}")
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None) -> None:
     """Measure another build (A) and this one (B) in turns.
 
-    Both are compared at the end; further options are those of bench.
+    Compares both at the end. All further options are passed on to bench.
     """
     from tempfile import TemporaryDirectory
 
@@ -184,15 +197,17 @@ def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None
         a, b = folder / "a.jsonl", folder / "b.jsonl"
         for file in (a, b):
             if file.exists():
-                raise UsageError(f"{str(file)!r} exists.", "Choose another folder: older runs are no pairs.")
+                raise UsageError(
+                    f"{str(file)!r} already exists.", "Choose another folder: older runs cannot be paired."
+                )
         for done in turns.in_turns(*builds, ctx.args, (a, b), runs):
             note(f"{done} of {runs} pairs of runs")
         _print_comparison(a, b, json=False)
 
 
 @app.command(cls=Command)
-def compare(a: Before, b: After, json: opt.Json = False) -> None:
-    """Say whether B is faster than A, slower, or no different."""
+def compare(a: Before, b: After, json: JsonLines = False) -> None:
+    """Say whether B is faster than A, slower, or not different."""
     _print_comparison(a, b, json=json)
 
 
@@ -209,15 +224,12 @@ def _print_comparison(a: Path, b: Path, *, json: bool) -> None:
         else:
             print(line)
     if not json and not all(line.runs for line in found):
-        note(
-            "Repetitions within one run each: a drift of the machine, or another place in memory, would look like a "
-            "difference."
-        )
-        note("To exclude that, measure in turns: halfbyte bench against, or five runs of each into the same two files.")
+        note("Both files have a single run: a change of the machine's speed between them would look like a difference.")
+        note("To rule that out, use `halfbyte bench against`, or append five runs of each in turns to the two files.")
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between, each once.
+    """Whole numbers separated by commas, each once.
 
     Raises:
         UsageError: It is something else.
@@ -225,7 +237,7 @@ def numbers(text: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
-        raise UsageError(f"{text!r} is not a list of numbers.", "Write whole numbers with commas: 16,128.") from error
+        raise UsageError(f"{text!r} is not a list of numbers.", "Separate whole numbers by commas: 16,128.") from error
 
 
 def _form(markdown: bool, csv: bool, json: bool) -> Form:
@@ -233,23 +245,21 @@ def _form(markdown: bool, csv: bool, json: bool) -> Form:
     chosen = [form for form, wanted in forms.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(
-            f"--{chosen[0]} and --{chosen[1]} exclude each other.", "Choose one; --output keeps JSON lines."
+            f"--{chosen[0]} and --{chosen[1]} cannot be combined.", "Choose one; --output writes JSON lines."
         )
     return chosen[0] if chosen else "table"
 
 
-def _keep(record: Record, file: TextIO | None, form: Form) -> None:
-    """Write a finished case where it outlives an interruption."""
-    from halfbyte.report.schema import append
-
-    if file is not None:
-        append(file, record)
+def _keep(record: Record, output: Path | None, form: Form) -> None:
+    """Write a finished case at once, so that an interruption does not lose it."""
     if form == "json":
-        append(sys.stdout, record)
+        print(record.to_json(), flush=True)
+    if output is not None:
+        append(output, record.to_json() + "\n")
 
 
 def _show(done: list[Record], form: Form) -> None:
-    """Print what is finished, also after Ctrl-C; JSON was printed as it came."""
+    """Print the finished cases, also after Ctrl-C; JSON is printed case by case."""
     from halfbyte.report import tables
 
     texts = {"table": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}

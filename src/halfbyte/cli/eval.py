@@ -176,7 +176,7 @@ def answers(
     store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """Count the questions that a model answers exactly right, word for word."""
+    """Count the questions answered right, word for word."""
     from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
     from halfbyte.evaluate.record import about_base, about_text
     from halfbyte.evaluate.scorer import how_it_ran

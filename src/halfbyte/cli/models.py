@@ -56,7 +56,10 @@ def pull(repo: Repo, revision: Revision = None) -> None:
 
 @app.command(cls=Command)
 def remove(repo: Repo, yes: Yes = False) -> None:
-    """Delete a downloaded model from the Hugging Face cache, which other programs share."""
+    """Delete a downloaded model.
+
+    The Hugging Face cache is shared: other programs lose the model too.
+    """
     from halfbyte.checkpoint.hub import cached, remove
 
     cached(repo)

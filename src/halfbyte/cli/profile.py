@@ -1,4 +1,4 @@
-"""`halfbyte profile`: which operations an answer's time goes to; as tables, a page to look at, and a trace."""
+"""`halfbyte profile`: where the time of an answer goes, as tables, a page for the browser, and a trace."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from halfbyte.report.profile import Profile
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer.")]
-Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a timeline to look at in a browser.")]
-Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write Chrome trace JSON, for Perfetto.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a timeline as a page for the browser.")]
+Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace (JSON) for Perfetto.")]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files named with --html and --trace.")]
 
 
 @takes_model(*FILES, *RUN)
@@ -30,14 +32,20 @@ def profile(
     max_tokens: opt.MaxTokens = 32,
     html: Html = None,
     trace: Trace = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Answer a prompt and show where the time went."""
+    """Answer a prompt, print the answer, and show where the time went."""
+    from halfbyte.atomic import refuse_unwritable
     from halfbyte.report.profile import profile as measure
     from halfbyte.report.profile_tables import about, tables
     from halfbyte.report.tables import aligned
 
+    for file in (html, trace):
+        if file is not None:
+            refuse_unwritable(file, overwrite=overwrite)
     loaded = chosen.load()
     found = measure(loaded, loaded.encode(prompt, raw=raw), max_tokens=max_tokens)
+    print(f"{answer_text(loaded, found)}\n")
     for title, rows in tables(found):
         print(f"{title}\n{aligned(rows)}\n")
     for line in about(found):
@@ -45,17 +53,26 @@ def profile(
     _write(loaded, prompt, found, html, trace)
 
 
+def answer_text(loaded: Model, found: Profile) -> str:
+    """The answer that was profiled."""
+    from halfbyte.text import TextStream
+
+    stream = TextStream(loaded.tokenizer)
+    return "".join(stream.push(turn.token_id) for turn in found.answer.turns) + stream.finish()
+
+
 def _write(loaded: Model, prompt: str, found: Profile, html: Path | None, trace: Path | None) -> None:
     """The files that were asked for."""
+    from halfbyte import atomic
     from halfbyte.report.page import page
     from halfbyte.report.profile_tables import about, tables
     from halfbyte.report.trace import chrome_trace, events
 
-    happened = events(found)
+    happened, answer = events(found), answer_text(loaded, found)
     if html is not None:
         title = one_line(f"{loaded.name}: {prompt}")
-        html.write_text(page(title, about(found), tables(found), happened), encoding="utf-8")
-        note(f"{html}: {len(happened)} events, for a browser")
+        atomic.write(html, page(title, [f"Answer: {one_line(answer)}", *about(found)], tables(found), happened))
+        note(f"{html}: a page for the browser, with {len(happened)} events")
     if trace is not None:
-        trace.write_text(json.dumps(chrome_trace(happened)), encoding="utf-8")
-        note(f"{trace}: for https://ui.perfetto.dev or chrome://tracing")
+        atomic.write(trace, json.dumps(chrome_trace(happened)))
+        note(f"{trace}: open it in https://ui.perfetto.dev or chrome://tracing")

@@ -47,7 +47,7 @@ class Profile:
     """One answer, watched.
 
     Attributes:
-        overhead: What watching adds to an answer, as a part of its time; noise may make it negative.
+        overhead: Time that watching adds to an answer, as a part of its time; below `noise` it means nothing.
         timing: How the device's steps were timed.
         noise: Half the range of the answers that were not watched, as a part of their time.
         prompt_tokens: Tokens of the prompt.

@@ -1,4 +1,4 @@
-"""A profile in rows: what each operation and each part of a layer took, and how near that is to the device's limits."""
+"""A profile in rows: the time of each operation and each part of a layer, and how near it is to the device's limits."""
 
 from __future__ import annotations
 
@@ -30,30 +30,44 @@ def tables(profile: Profile) -> list[tuple[str, Rows]]:
 
 
 def about(profile: Profile) -> list[str]:
-    """What is to be known when reading the tables."""
+    """Notes for reading the tables."""
     phases = [phase for phase in PHASES if profile.of(phase)]
-    covered = ", ".join(f"{profile.covered(phase):.1%} of {phase}" for phase in phases)
+    covered = " and ".join(f"{profile.covered(phase):.1%} of {phase} time" for phase in phases)
     rest = {
-        "steps": "batches, with filling the state and waking the threads; the rest is the way into the core and back.",
-        "dispatches": "time; in the rest the GPU waited for the host.",
+        "steps": "the rest is call overhead.",
+        "dispatches": "in the rest, the GPU waited for the host.",
     }[profile.timing]
     dropped = sum(span.phase == "dropped" for span in profile.spans)
     ahead = (
-        [f"{dropped} operations computed tokens beyond the end of the answer; no table has them."] if dropped else []
+        [f"{dropped} operations computed tokens after the end of the answer; they are not in the tables."]
+        if dropped
+        else []
     )
     return [
-        f"Operations add up to {covered} {rest}",
-        f"Watching cost {profile.overhead:+.1%} of the time; answers without it varied by ±{profile.noise:.1%}.",
+        f"The rows cover {covered}; {rest}",
+        _cost(profile),
         *profile.answer.notes,
         *ahead,
-        f"Limits: memory gives {profile.limits.read / 1e9:.1f} GB/s when only read, sums of 8-bit products run at "
-        f"{profile.limits.arithmetic / 1e9:,.0f} GFLOP/s. More than 100% means that the data lay in caches.",
+        f"Limits of this device: it reads {profile.limits.read / 1e9:.1f} GB/s from memory and computes "
+        f"{profile.limits.arithmetic / 1e9:,.0f} GFLOP/s with 8-bit integers. More than 100% of the limit means that "
+        "the data came from caches.",
     ]
+
+
+def _cost(profile: Profile) -> str:
+    """What profiling added to the time of an answer, where that is more than the noise."""
+    if profile.overhead <= profile.noise:
+        return (
+            f"Profiling took no measurable time: answers without it vary by ±{profile.noise:.1%}, more than with it."
+            if profile.noise
+            else "Profiling took no measurable time."
+        )
+    return f"Profiling took {profile.overhead:.1%} more time; answers without it vary by ±{profile.noise:.1%}."
 
 
 def _title(profile: Profile, phase: Phase, what: str) -> str:
     tokens, milliseconds = profile.tokens(phase), 1000 * profile.seconds(phase)
-    return f"{phase} by {what}: {tokens} tokens in {milliseconds:.1f} ms, {milliseconds / tokens:.3f} ms a token"
+    return f"{phase} by {what}: {tokens} tokens in {milliseconds:.1f} ms, {milliseconds / tokens:.3f} ms per token"
 
 
 def _rows(profile: Profile, phase: Phase, lines: Sequence[Line], what: str) -> Rows:
@@ -74,14 +88,14 @@ def _row(limits: Limits, line: Line, seconds: float) -> list[str]:
 
 
 def of_limit(limits: Limits, line: Line) -> float:
-    """The least time that a line could take, by reading its bytes or by its operations, as a part of what it takes."""
+    """The least time that a line could take, for reading its bytes or computing, as a part of the time it took."""
     return max(line.nbytes / limits.read, line.flops / limits.arithmetic) / line.seconds
 
 
 def _host_rows(profile: Profile, phase: Phase) -> Rows:
     seconds = profile.seconds(phase)
     return [
-        ["the host", *_HEAD[:3]],
+        ["on the host", *_HEAD[:3]],
         *([line.name, str(line.calls), f"{1000 * line.seconds:.2f}", f"{line.seconds / seconds:.1%}"]
           for line in profile.host if line.phase == phase),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a measurement is on disk: JSON lines, one a case, with all that is needed to judge it later.
+"""Measurements on disk: JSON lines, one per case, with everything needed to judge it later.
 
 A line holds the raw samples; every figure is computed from them when it is shown.
 """
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from halfbyte.errors import UsageError
 from halfbyte.user_files import read_text
@@ -58,7 +58,7 @@ class Sample:
         first_token_s: Seconds from submission to the first token of any sequence.
         step_s: Seconds of each decoding step after that; a step gives one token to every sequence.
         total_s: Seconds from submission to the last token.
-        host_s: Seconds of decoding spent outside the device's work; None where the device does not tell.
+        host_s: Seconds of decoding in which the device did not work; None if it does not measure that.
         counters: What the device counted while decoding, such as dispatches; empty where it counts nothing.
     """
 
@@ -76,12 +76,12 @@ class Record:
 
     Attributes:
         time: When, in ISO 8601, UTC.
-        bytes_per_token: Weights and cache that decoding reads a token.
-        read_bandwidth: Bytes a second that the device's memory gave around this case; empty if unknown.
-        peak_bytes: The most host memory since the model began to load; None if unknown.
+        bytes_per_token: Bytes of weights and cache that decoding reads per token.
+        read_bandwidth: Bytes per second read from the device's memory, measured around this case; empty if unknown.
+        peak_bytes: Peak of host memory since the model began to load; None if unknown.
         check: How the model's tokens agreed with the reference before anything was timed.
-        device_bytes: The most memory of a GPU that weights, caches and scratch took; None where there is none.
-        gpu_s: A GPU's seconds a decoding step, of one more repetition in which they were counted; None if unknown.
+        device_bytes: Peak of GPU memory for weights, caches and scratch; None without a GPU.
+        gpu_s: GPU seconds per decoding step, from one more repetition that counts them; None if unknown.
     """
 
     time: str
@@ -104,12 +104,6 @@ class Record:
         return json.dumps({"schema": SCHEMA, "kind": KIND, **asdict(self)}, allow_nan=False)
 
 
-def append(file: TextIO, record: Record) -> None:
-    """Write a line and hand it to the system, so that it outlives this process."""
-    file.write(record.to_json() + "\n")
-    file.flush()
-
-
 def read(path: Path) -> list[Record]:
     """The records of a file.
 
@@ -119,7 +113,7 @@ def read(path: Path) -> list[Record]:
     lines = read_text(path, "Give a file that bench --output wrote.").splitlines()
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
-        raise UsageError(f"{str(path)!r} holds no measurements.", "Write some with bench --output.")
+        raise UsageError(f"{str(path)!r} has no measurements.", "Write some with bench --output.")
     return records
 
 
@@ -129,7 +123,7 @@ def _record(line: str, where: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: it is not JSON: {error}.", "Give a file that bench --output wrote.") from error
     if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise UsageError(f"{where}: it is no measurement of bench.", "Give a file that bench --output wrote.")
+        raise UsageError(f"{where}: it was not written by bench.", "Give a file that bench --output wrote.")
     if values.get("schema") != SCHEMA:
         raise UsageError(
             f"{where}: its schema is {values.get('schema')!r}; this version reads {SCHEMA}.",

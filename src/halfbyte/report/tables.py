@@ -1,6 +1,6 @@
 """Records as figures, and figures as a table for the terminal, Markdown or CSV.
 
-What a device does not tell is shown as a dash, never as zero.
+A figure that a device does not measure is shown as a dash, never as zero.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from statistics import median
 
 from halfbyte.report.schema import Record, Sample
+from halfbyte.units import size
 
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A median and, where repetitions differ, half the range between the lowest and the highest."""
+    """A median, and half the range between the lowest and the highest repetition."""
 
     value: float
     half_range: float = 0.0
@@ -43,7 +44,8 @@ class Column:
         found = self.figure(record)
         if found is None:
             return NONE
-        return f"{found.value:,.{self.digits}f}" + (f" ±{found.spread:.1%}" if self.spread else "")
+        known = self.spread and len(record.samples) > 1
+        return f"{found.value:,.{self.digits}f}" + (f" ±{found.spread:.1%}" if known else "")
 
 
 def _over(samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> Figure | None:
@@ -61,12 +63,12 @@ def prefill_ms(record: Record) -> Figure | None:
 
 
 def tokens_per_s(record: Record) -> Figure | None:
-    """Tokens of all sequences a second of decoding; the first ones belong to the prefill."""
+    """Tokens per second of decoding, of all sequences; the first tokens belong to the prefill."""
     return _over(record.samples, lambda s: record.case.batch * len(s.step_s) / sum(s.step_s) if s.step_s else None)
 
 
 def bandwidth_share(record: Record) -> Figure | None:
-    """Bytes that decoding reads a second, of those that the machine gave in the same run."""
+    """Bytes per second that decoding reads, in per cent of the bandwidth measured in the same run."""
     speed = tokens_per_s(record)
     if speed is None or not record.read_bandwidth:
         return None
@@ -74,7 +76,7 @@ def bandwidth_share(record: Record) -> Figure | None:
 
 
 def percentile_ms(percent: float) -> Callable[[Record], Figure | None]:
-    """Of all decoding steps of all repetitions, in milliseconds: the smallest that so many per cent do not exceed."""
+    """A percentile of all decoding steps of all repetitions, in milliseconds."""
 
     def found(record: Record) -> Figure | None:
         steps = sorted(1000 * s for sample in record.samples for s in sample.step_s)
@@ -85,7 +87,7 @@ def percentile_ms(percent: float) -> Callable[[Record], Figure | None]:
 
 
 def _counted(name: str) -> Callable[[Record], Figure | None]:
-    """What a device counted while decoding, a token."""
+    """What a device counted while decoding, per token."""
 
     def of(sample: Sample, batch: int) -> float | None:
         return sample.counters[name] / (batch * len(sample.step_s)) if name in sample.counters else None
@@ -133,22 +135,22 @@ COLUMNS = (
 
 
 def terminal(records: Sequence[Record]) -> str:
-    """Figures downwards, cases across; above them what is the same for all."""
+    """One row per figure, one column per case; above them a heading."""
     rows = [["", *map(label, records)]]
     rows += [[column.name, *(column.cell(record) for record in records)] for column in COLUMNS]
-    return f"{heading(records[0])}\n\n{aligned(rows)}\n"
+    return f"{_heading(records)}\n\n{aligned(rows)}\n"
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A heading and a pipe table with a line a case."""
+    """A heading and a pipe table with a line per case."""
     head = ["", *(column.name for column in COLUMNS)]
     lines = [head, ["---", *["---:"] * len(COLUMNS)]]
     lines += [[label(record), *(column.cell(record) for column in COLUMNS)] for record in records]
-    return heading(records[0]) + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _heading(records) + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def csv_text(records: Sequence[Record]) -> str:
-    """A line a case; spreads in columns of their own, unknown figures empty."""
+    """A line per case; spreads have their own columns, unknown figures are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "variant", *(name for column in COLUMNS for name in _csv_names(column))])
@@ -164,7 +166,8 @@ def _csv_names(column: Column) -> list[str]:
 
 def _csv_cells(column: Column, record: Record) -> list[float | str]:
     found = column.figure(record)
-    cells: list[float | str] = ["", ""] if found is None else [found.value, found.spread]
+    spread: float | str = found.spread if found and len(record.samples) > 1 else ""
+    cells: list[float | str] = ["", ""] if found is None else [found.value, spread]
     return cells if column.spread else cells[:1]
 
 
@@ -173,20 +176,37 @@ def label(record: Record) -> str:
     return " ".join([record.settings.get("variant", ""), record.case.label]).strip()
 
 
+def _heading(records: Sequence[Record]) -> str:
+    """The heading of the first record, and what was checked of each other variant."""
+    checks = dict.fromkeys(map(_checked, records))
+    return "\n".join([heading(records[0]), *list(checks)[1:]])
+
+
 def heading(record: Record) -> str:
-    """Model, machine and settings in a line, then what was checked."""
-    settings, check = record.settings, record.check
-    what = "random weights, " if record.model["synthetic"] else ""
+    """Model, machine and settings in a line, then the size and the correctness check in another."""
+    settings = record.settings
+    what = " (random weights)" if record.model["synthetic"] else ""
     rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
     threads = f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
     where = record.machine.get("gpu") or threads + record.machine["processor"]
     where += ", each token read back" * bool(settings.get("each_token"))
     return (
-        f"{record.model['name']} ({what}{record.model['nbytes'] / 1e6:,.0f} MB) on {settings['device']}, "
-        f"{where}{rates}; "
-        f"{len(record.samples)} repetitions, medians.\n"
-        f"Checked first: {check['same']} of {check['tokens']} tokens as the reference's, {check['kl']:.1e} nats, "
-        f"{check['layers']} of {check['all_layers']} layers."
+        f"{record.model['name']}{what} on {settings['device']}, {where}{rates}; {_repetitions(record)}.\n"
+        f"{_checked(record)}"
+    )
+
+
+def _repetitions(record: Record) -> str:
+    count = len(record.samples)
+    return f"medians of {count} repetitions" if count > 1 else "one repetition"
+
+
+def _checked(record: Record) -> str:
+    check, variant = record.check, record.settings.get("variant", "")
+    part = "" if check["layers"] == check["all_layers"] else f", on {check['layers']} of {check['all_layers']} layers"
+    return (
+        f"{f'{variant}: ' * bool(variant)}{size(record.model['nbytes'])}; correctness check passed: {check['same']} of "
+        f"{check['tokens']} tokens match the reference (KL {check['kl']:.2g} nats{part})."
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halfbyte.errors import UsageError
-from halfbyte.report.against import Build, this_build
+from halfbyte.report.against import Build, find_build, this_build
 from halfbyte.report.compare import Comparison, compare, ratio_interval, student_quantile
 from halfbyte.report.schema import Case, Record, Sample, read
 from tests.unit.cli_fakes import error_lines, halfbyte
@@ -171,9 +171,39 @@ def test_ctrl_c_keeps_the_runs_that_are_done(tmp_path: Path, monkeypatch: pytest
 def test_a_build_that_is_none_or_fails_is_a_sentence(tmp_path: Path) -> None:
     result = halfbyte("bench", "against", str(tmp_path))
     assert result.exit_code == 2
-    assert "is no build of Halfbyte" in error_lines(result)[0]
-    with pytest.raises(UsageError, match=r"bench of .* failed: .*--layers goes with --synthetic"):
+    assert "is not a build of Halfbyte" in error_lines(result)[0]
+    with pytest.raises(UsageError, match=r"bench of .* failed: .*--layers only applies to --synthetic"):
         this_build().bench(["--layers", "2"], tmp_path / "none.jsonl")
+
+
+BROKEN = """
+import sys
+print("pocket: checking against the reference", file=sys.stderr)
+sys.exit("Traceback\\nModuleNotFoundError: No module named 'halfbyte.cpu._native'")
+"""
+
+
+def test_the_reason_of_a_failure_is_what_failed_not_what_came_before(tmp_path: Path) -> None:
+    other = checkout(tmp_path / "other")
+    (other / "src" / "halfbyte" / "__main__.py").write_text(BROKEN)
+    result = halfbyte("bench", "against", str(other), "--runs", "5")
+    assert result.exit_code == 2
+    message, hint = error_lines(result)
+    assert message.endswith("failed: ModuleNotFoundError: No module named 'halfbyte.cpu._native'")
+    assert "not compiled" in hint
+
+
+def test_a_checkout_is_measured_as_its_environment_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As README installs it: the package in `.venv` is compiled, the source folder is not."""
+    other = checkout(tmp_path / "other")
+    python = other / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "path=$PYTHONPATH" "$@" >> {tmp_path}/calls\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    with pytest.raises(UsageError, match=r"failed: exit code 1\. Try it alone: env -u PYTHONPATH .*-p 8$"):
+        find_build(other).bench(["-p", "8"], tmp_path / "a.jsonl")
+    assert (tmp_path / "calls").read_text().startswith("path= -m halfbyte bench -p 8 --output")
 
 
 def test_the_command_reads_two_files(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from halfbyte.errors import UsageError
 from halfbyte.evaluate.answers import Answers, compare, read_questions
 from halfbyte.evaluate.divergence import Divergence, _compare, _summary
 from halfbyte.evaluate.perplexity import mean_perplexity
+from halfbyte.evaluate.plot import plot
 from halfbyte.evaluate.scorer import log_probabilities
 from halfbyte.evaluate.table import Row, Table
 from halfbyte.evaluate.windows import Protocol, protocol
@@ -59,6 +60,7 @@ def test_perplexity_of_known_losses() -> None:
     ppl, stderr = mean_perplexity(np.log(np.array([2.0, 8.0, 2.0, 8.0])))
     assert ppl == pytest.approx(4.0)
     assert stderr == pytest.approx(4.0 * np.std(np.log([2, 8, 2, 8]), ddof=1) / 2)
+    assert mean_perplexity(np.log(np.array([2.0]))) == (pytest.approx(2.0), None)
 
 
 def test_divergence_of_known_distributions() -> None:
@@ -97,5 +99,24 @@ def test_a_table_in_every_form() -> None:
     assert "| a<b | 4.500 | 0.0200 | 0.200 | 90.0% | 1.0233 | 8 | 7 of 9 |" in table.markdown()
     assert "a<b,4.5,74.0,0.5,33.0,0.2,0.02,0.001,0.2,1.5,0.9,1.02326,8,10,7,9" in table.csv()
     assert json.loads(table.json())["rows"][0]["ppl"] == [72.5, 32.25]
-    plot = ElementTree.fromstring(table.svg())
-    assert len(plot.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    drawn = ElementTree.fromstring(table.svg())
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+
+
+def test_a_plots_legend_lies_beside_its_curves_and_its_axes_are_named() -> None:
+    windows = (16, 256, 1024, 2048)
+    names = ["bf16", "a model with quite a long name, 5.85 bits"]
+    drawn = ElementTree.fromstring(plot(names, [[1.0] * 4, [1.061, 1.04, 0.99, 0.986]], windows, "A & B"))
+    space = "{http://www.w3.org/2000/svg}"
+    points = [p.split(",") for line in drawn.findall(f"{space}polyline") for p in line.attrib["points"].split()]
+    texts = {text.text: text.attrib for text in drawn.findall(f"{space}text")}
+    assert {"window, in tokens (logarithmic)", "perplexity / original's", "A & B"} <= texts.keys()
+    assert max(float(x) for x, _ in points) < min(float(texts[name]["x"]) for name in names)
+    ticks = {float(texts[t]["y"]): float(t) for t in texts if t and "." in t and t.replace(".", "").isdigit()}
+    assert {0.98, 1.0, 1.06, 1.08} <= set(ticks.values())
+    one = next(height for height, value in ticks.items() if value == 1.0)
+    assert {float(y) for x, y in points[:4]} == {one - 4}
+    assert [str(window) in texts for window in windows] == [True] * 4
+    assert "prefers-color-scheme: dark" in drawn.findtext(f"{space}style", "")
+    right = float(drawn.attrib["viewBox"].split()[2])
+    assert float(texts[names[1]]["x"]) + 6.5 * len(names[1]) < right

@@ -126,6 +126,8 @@ def test_the_command_writes_a_page_and_a_trace(tmp_path: Path) -> None:
     answer = result.stdout.split("\n\n")[0]
     assert answer == halfbyte("run", "What is </script>?", "-n", "2", "--threads", "1").stdout.strip()
     assert f"Answer: {answer}" in html.read_text()
+    assert "What is \\u003c/script>?" in html.read_text()
+    assert json.loads(trace.read_text())["displayTimeUnit"] == "ms"
     before = html.read_text(), trace.read_text()
     for option, file in (("--html", html), ("--trace", trace)):
         refused = halfbyte("profile", "x", "-n", "1", option, str(file))
@@ -134,8 +136,6 @@ def test_the_command_writes_a_page_and_a_trace(tmp_path: Path) -> None:
     assert before == (html.read_text(), trace.read_text())
     assert halfbyte("profile", "x", "-n", "1", "--html", str(html), "--overwrite").exit_code == 0
     assert html.read_text() != before[0]
-    assert "What is \\u003c/script>?" in html.read_text()
-    assert json.loads(trace.read_text())["displayTimeUnit"] == "ms"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def _passed_over(settings: Settings) -> Iterator[None]:
     except (DeviceError, UnsupportedModelError) as error:
         if not settings.variant:
             raise
-        note(f"variant {settings.variant} is skipped: {error.message}")
+        note(f"variant {settings.variant} is left out: {error.message}")
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -197,9 +197,7 @@ def against(ctx: typer.Context, other: Other, runs: Runs = 10, keep: Keep = None
         a, b = folder / "a.jsonl", folder / "b.jsonl"
         for file in (a, b):
             if file.exists():
-                raise UsageError(
-                    f"{str(file)!r} already exists.", "Choose another folder: older runs cannot be paired."
-                )
+                raise UsageError(f"{str(file)!r} exists.", "Choose another folder: older runs cannot be paired.")
         for done in turns.in_turns(*builds, ctx.args, (a, b), runs):
             note(f"{done} of {runs} pairs of runs")
         _print_comparison(a, b, json=False)
@@ -224,7 +222,7 @@ def _print_comparison(a: Path, b: Path, *, json: bool) -> None:
         else:
             print(line)
     if not json and not all(line.runs for line in found):
-        note("Both files have a single run: a change of the machine's speed between them would look like a difference.")
+        note("Both files have a single run: a drift of the machine between them would look like a difference.")
         note("To rule that out, use `halfbyte bench against`, or append five runs of each in turns to the two files.")
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from halfbyte.errors import UsageError
 
-_COMPILED = ("cpu/_native*", "gpu/device/_record*")
+_COMPILED = ("cpu/_native*.so", "cpu/_native*.pyd")
+_INSTALL = "python -m venv .venv && .venv/bin/pip install ."
 _PYTHONS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
 """Where the environment of a checkout usually has its Python."""
 
@@ -38,17 +39,16 @@ class Build:
         if done.returncode == 130:
             raise KeyboardInterrupt
         if done.returncode:
-            path = [f"PYTHONPATH={self.source}"] if self.source else ["env", "-u", "PYTHONPATH"]
-            alone = shlex.join([*path, self.python, "-m", "halfbyte", "bench", *options])
             raise UsageError(
                 f"bench of {self.source or self.python} failed: {_reason(done.stderr, done.returncode)}",
-                f"Try it alone: {alone}",
+                self._remedy(options),
             )
 
-    def why_unusable(self) -> str:
-        """Why this Python cannot import all of Halfbyte; empty if it can."""
-        done = self._run(["-c", "import halfbyte.cli.app, halfbyte.cpu._native"])
-        return _reason(done.stderr, done.returncode) if done.returncode else ""
+    def _remedy(self, options: Sequence[str]) -> str:
+        if self.source is not None and not _is_compiled(self.source):
+            return f"It is not compiled. In its folder: {_INSTALL}"
+        where = [f"PYTHONPATH={self.source}"] if self.source else ["-u", "PYTHONPATH"]
+        return f"Try it alone: {shlex.join(['env', *where, self.python, '-m', 'halfbyte', 'bench', *options])}"
 
     def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run this build's Python, without the folders in which the running build is found."""
@@ -68,40 +68,27 @@ def this_build() -> Build:
 
 
 def find_build(other: Path) -> Build:
-    """A build by the Python of its environment, or by the folder of its checkout.
-
-    In a checkout, an environment in `.venv` is taken first, then compiled modules in the source folder.
+    """A build by the Python of its environment, or by the folder of its checkout, whose `.venv` comes first.
 
     Raises:
-        UsageError: There is none that works; the message says why.
+        UsageError: It is neither.
     """
     if other.is_file() and os.access(other, os.X_OK):
-        return _usable(Build(str(other.absolute())))
-    sources = [source for source in (other / "src", other) if (source / "halfbyte" / "__init__.py").is_file()]
-    pythons = [other / python for python in _PYTHONS if (other / python).is_file()]
-    if pythons:
-        return _usable(Build(str(pythons[0].absolute())))
-    if not sources:
-        raise UsageError(
-            f"{str(other)!r} is not a build of Halfbyte.",
-            "Give the folder of a checkout, or the Python of an environment that has Halfbyte.",
-        )
-    package = sources[0] / "halfbyte"
-    if not all(any(package.glob(pattern)) for pattern in _COMPILED):
-        raise UsageError(
-            f"{package} is not compiled: it has no {_COMPILED[0]} or {_COMPILED[1]}.",
-            f"Install it: cd {other} && python -m venv .venv && .venv/bin/pip install .",
-        )
-    return _usable(Build(sys.executable, sources[0].resolve()))
+        return Build(str(other.absolute()))
+    for python in _PYTHONS:
+        if (other / python).is_file():
+            return Build(str((other / python).absolute()))
+    for source in (other / "src", other):
+        if (source / "halfbyte" / "__init__.py").is_file():
+            return Build(sys.executable, source.resolve())
+    raise UsageError(
+        f"{str(other)!r} is not a build of Halfbyte.",
+        "Give the folder of a checkout, or the Python of an environment that has Halfbyte.",
+    )
 
 
-def _usable(build: Build) -> Build:
-    if reason := build.why_unusable():
-        raise UsageError(
-            f"{build.source or build.python} does not have a Halfbyte that works: {reason}",
-            "Install it with this Python's pip, or name another Python.",
-        )
-    return build
+def _is_compiled(source: Path) -> bool:
+    return any(any((source / "halfbyte").glob(pattern)) for pattern in _COMPILED)
 
 
 def _reason(printed: str, code: int) -> str:

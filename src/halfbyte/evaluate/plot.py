@@ -51,7 +51,8 @@ def _style() -> str:
 
     def colours(text: str, grid: str, one: str, paper: str, lines: Sequence[str]) -> str:
         drawn = " ".join(f".c{i} {{ stroke: {colour} }}" for i, colour in enumerate(lines))
-        return f"text {{ fill: {text} }} .grid {{ stroke: {grid} }} .one {{ stroke: {one} }} .paper {{ fill: {paper} }} {drawn}"
+        ground = f"text {{ fill: {text} }} .grid {{ stroke: {grid} }} .one {{ stroke: {one} }}"
+        return f"{ground} .paper {{ fill: {paper} }} {drawn}"
 
     light = colours("#333", "#ddd", "#777", "#fff", _COLOURS)
     dark = colours("#ddd", "#30363d", "#999", "#0d1117", _DARK_COLOURS)

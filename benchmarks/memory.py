@@ -1,4 +1,4 @@
-"""Peak memory: python benchmarks/memory.py
+"""Peak memory: python -m benchmarks.memory
 
 Loads the pocket model and a synthetic model in the shape of Llama-3.2-1B (random 4-bit weights in groups of 32),
 each in a process of its own, answers 32 tokens after a prompt of 256, and compares the process's peak resident
@@ -7,6 +7,7 @@ memory with 1.2 × weights + cache + 150 MB. A JSON line each; exit code 1 if on
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from synthetic import synthetic_config, write_synthetic
+from benchmarks.synthetic import synthetic_config, write_synthetic
 
 CONTEXT = 1024
 
@@ -45,17 +46,27 @@ def measure(model: str | None) -> None:
     sys.exit(peak > limit)
 
 
-def main() -> None:
+def both() -> None:
     """Measure both models in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
         one_b = Path(folder) / "llama-3.2-1b"
         write_synthetic(one_b, synthetic_config("llama-3.2-1b"))
-        runs = [subprocess.run([sys.executable, __file__, model]).returncode for model in ("pocket", str(one_b))]
+        command = [sys.executable, "-m", "benchmarks.memory"]
+        runs = [subprocess.run([*command, model]).returncode for model in ("pocket", str(one_b))]
     sys.exit(any(runs))
 
 
+def main() -> None:
+    """Measure one model here, or both."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", help="pocket or a folder, measured in this process; both if not given")
+    model = parser.parse_args().model
+    if model is None:
+        both()
+    measure(None if model == "pocket" else model)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(None if sys.argv[1] == "pocket" else sys.argv[1])
-    else:
-        main()
+    main()

@@ -192,20 +192,17 @@ def h200_decode() -> tuple[str, Sequence[Results]]:
 
 
 def h200_prefill() -> tuple[str, Sequence[Results]]:
-    """Prefill, loading and memory on an H200."""
+    """Prefill, loading, memory and dispatches on an H200."""
     head = ["model", "512 tokens, tokens/s", "2,048 tokens, tokens/s", "first token after 512, ms", "load s"]
+    digits = {"first token ms": 0, "load s": 2, "device MB": 0, "host MB": 0}
     rows = []
     for title, _, own in _h200():
         usual = _case(own)
         speeds = [_of(_prefill_speed, usual, 0), _of(_prefill_speed, _case(own, prompt=2048), 0)]
-        rest = [
-            (COLUMNS["first token ms"], 0),
-            (COLUMNS["load s"], 2),
-            (COLUMNS["device MB"], 0),
-            (COLUMNS["host MB"], 0),
-        ]
-        rows.append([title, *speeds, *(_of(figure, usual, digits) for figure, digits in rest)])
-    return _pipe([*head, "device MB", "host MB"], rows), H200
+        cells = [_of(COLUMNS[name], usual, count) for name, count in digits.items()]
+        counted = [_of(COLUMNS["dispatches/token"], usual, 0), _of(COLUMNS["submits/token"], usual, 2)]
+        rows.append([title, *speeds, *cells, ", ".join(counted)])
+    return _pipe([*head, "device MB", "host MB", "dispatches, submits per token"], rows), H200
 
 
 def h200_formats() -> tuple[str, Sequence[Results]]:
@@ -302,7 +299,9 @@ def headline() -> tuple[str, Sequence[Results]]:
 
 def h200_llama_cpp() -> tuple[str, Sequence[Results]]:
     """Halfbyte beside llama.cpp with CUDA on an H200."""
-    head = ["tokens/s", "decode", "llama.cpp", "prefill of 512", "llama.cpp", "prefill of 2,048", "llama.cpp"]
+    head = [
+        f"{case}, {engine}" for case in ("decode", "prefill of 512", "of 2,048") for engine in ("Halfbyte", "llama.cpp")
+    ]
     own = {title: records for title, _, records in _h200()}
     rows = []
     for name, others in LLAMA_BENCH.items():
@@ -311,7 +310,7 @@ def h200_llama_cpp() -> tuple[str, Sequence[Results]]:
         ours = [_of(SPEED, usual, 0), _of(_prefill_speed, usual, 0), _of(_prefill_speed, longer, 0)]
         pairs = zip(ours, others, strict=True)
         rows.append([MODELS[name], *(cell for mine, other in pairs for cell in (mine, f"{other:,}"))])
-    return _pipe(head, rows), []
+    return _pipe(["tokens/s", *head], rows), []
 
 
 TABLES: dict[str, Callable[[], tuple[str, Sequence[Results]]]] = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from benchmarks import kernels_cpu
+from benchmarks import kernels_cpu, products
 from benchmarks.peers import measure, report
 from benchmarks.peers.catalog import HALFBYTE, PEERS
 from benchmarks.peers.environment import PeerError, reason
@@ -85,7 +85,7 @@ def test_next_tokens_of_synthetic_models_are_uncertain(name: str, tmp_path: Path
     model = SyntheticModel(name, layers=1, vocabulary=VOCABULARY, cache=tmp_path)
     checkpoint = open_checkpoint(model.source("halfbyte"))
     plan = make_plan(model.spec, checkpoint.format, tokens=8, rows=1, context=8)
-    given = kernels_cpu.batch(plan, 0, 8, np.array([7], np.int32))
+    given = products.batch(plan, 0, 8, np.array([7], np.int32))
     logits = ReferenceExecutor(plan, checkpoint).run(given)[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
@@ -211,24 +211,24 @@ def test_another_model_is_not_timed() -> None:
     assert isinstance(found["torchao"], PeerError)
 
 
-@pytest.mark.parametrize("product", kernels_cpu.products(catalog_spec("gemma-3-1b"))[:4], ids=lambda p: p.name)
+@pytest.mark.parametrize("product", products.products(catalog_spec("gemma-3-1b"))[:4], ids=lambda p: p.name)
 @pytest.mark.parametrize("form", ["q4g32", "f16"])
-def test_kernel_products_are_checked_against_the_oracle(product: kernels_cpu.Product, form: str) -> None:
-    plan, weights = kernels_cpu.product_plan(product, 3, 2, form)
+def test_kernel_products_are_checked_against_the_oracle(product: products.Product, form: str) -> None:
+    plan, weights = products.product_plan(product, 3, 2, form)
     executor = CpuExecutor(plan, weights, threads=1)
-    out = executor.run(kernels_cpu.batch(plan, 0, 3, np.arange(3, dtype=np.int32)))
-    assert kernels_cpu.error(product, plan, weights, out) < kernels_cpu.LARGEST_ERROR
+    out = executor.run(products.batch(plan, 0, 3, np.arange(3, dtype=np.int32)))
+    assert products.error(product, plan, weights, out) < kernels_cpu.LARGEST_ERROR
     spoiled = out.copy()
     spoiled[:, : out.shape[1] // 2] *= 1.1
-    assert kernels_cpu.error(product, plan, weights, spoiled) > kernels_cpu.LARGEST_ERROR
+    assert products.error(product, plan, weights, spoiled) > kernels_cpu.LARGEST_ERROR
 
 
 def test_kernel_benchmark_writes_a_line_a_product(tmp_path: Path) -> None:
     output = tmp_path / "kernels.jsonl"
-    script = [sys.executable, str(ROOT / "benchmarks" / "kernels_cpu.py")]
+    script = [sys.executable, "-m", "benchmarks.kernels_cpu"]
     options = ["--models", "gemma-3-1b", "--products", "o", "--formats", "q4g32", "--threads", "1", "--repeat", "2"]
     small = ["--out-of-cache", "1000000", "--tokens", "1", "8", "--output", str(output)]
-    done = subprocess.run([*script, "products", *options, *small], capture_output=True, text=True)
+    done = subprocess.run([*script, "products", *options, *small], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     one, many = [json.loads(line) for line in output.read_text().splitlines()]
     assert (one["product"], one["rows"], one["columns"], one["tokens"]) == ("o", 1152, 1024, 1)

@@ -118,7 +118,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_options_named_in_prose_belong_to_some_command() -> None:
-    tree = [("halfbyte",)]
+    tree: list[tuple[str, ...]] = [("halfbyte",)]
     for command in tree:
         tree += [(*command, each) for each in sorted(subcommands(*command))]
     everything = "".join(help_of(*command) for command in tree)

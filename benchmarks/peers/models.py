@@ -20,8 +20,9 @@ from typing import Any
 from benchmarks.peers.catalog import Peer
 from benchmarks.peers.environment import CACHE, run
 from benchmarks.synthetic import synthetic_config, synthetic_spec, write_synthetic
-from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.gguf.writer import write_gguf
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.formats.dense import f32_to_bf16
 from halfbyte.models.spec import ModelSpec
 from halfbyte.text.files import read_tokenizer_files

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
-from halfbyte.checkpoint.folder import is_gguf, open_checkpoint
-from halfbyte.checkpoint.foreign import Runnable
+from halfbyte.checkpoint.open import is_gguf, open_checkpoint
 from halfbyte.checkpoint.packed import Packed
+from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.errors import UsageError
 from halfbyte.executors import Progress, factory
 from halfbyte.models import build_spec

@@ -13,8 +13,8 @@ import pytest
 import wgpu
 
 import halfbyte
-from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.gguf.writer import write_gguf
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.errors import DeviceError
 from halfbyte.executors import factory
 from halfbyte.model import Model

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from halfbyte.checkpoint import open_checkpoint
-from halfbyte.checkpoint.folder import Checkpoint
-from halfbyte.checkpoint.foreign import Runnable, open_foreign
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.gguf.model import GgufCheckpoint, open_gguf
 from halfbyte.checkpoint.gguf.writer import KINDS, write_gguf
 from halfbyte.checkpoint.layouts.writer import write_foreign
 from halfbyte.checkpoint.packed import Packed
-from halfbyte.checkpoint.safetensors import SafetensorsFile
+from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError, UsageError
 from halfbyte.formats import get_format
 from halfbyte.models import build_spec
@@ -269,9 +268,7 @@ def test_quantized_folders_survive_the_trip_bit_for_bit(
     settings = {name: (shell_29m / name).read_bytes() for name in names}
     target = tmp_path / "model"
     write_foreign(target, packed, spec, settings, method=method)
-    config = json.loads((target / "config.json").read_text())
-    weights = SafetensorsFile(target / "model.safetensors")
-    read = open_foreign(target, config, {}, dict.fromkeys(weights.entries, weights))
+    read = open_checkpoint(target)
     assert spec_of(read).shapes == spec.shapes
     assert read.notes == ()
     for name in spec.shapes:

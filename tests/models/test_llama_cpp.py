@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from halfbyte.checkpoint import open_checkpoint
-from halfbyte.checkpoint.folder import Checkpoint
-from halfbyte.checkpoint.foreign import Runnable
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.gguf.file import GgufFile
 from halfbyte.checkpoint.gguf.model import open_gguf
 from halfbyte.checkpoint.gguf.writer import write_gguf
+from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.models.spec import ModelSpec
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files

@@ -54,6 +54,10 @@ def _mistral(**sizes: Any) -> Any:
     return transformers.MistralForCausalLM(transformers.MistralConfig(**sizes))
 
 
+def _qwen2(**sizes: Any) -> Any:
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
+
+
 def _gemma3(**sizes: Any) -> Any:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
@@ -98,6 +102,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **_sizes(64, 72, 4, 2, max_position_embeddings=128, sliding_window=None, rope_theta=1_000_000.0)
     ),
     "mistral-7b-v0.1": lambda: _mistral(**_sizes(64, 72, 4, 2, max_position_embeddings=128, sliding_window=17)),
+    "qwen-2.5": lambda: _qwen2(
+        **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128, rope_theta=1_000_000.0,
+                 tie_word_embeddings=True)
+    ),
+    "qwen-2-windows": lambda: _qwen2(
+        **_sizes(60, 92, 5, 5, num_hidden_layers=3, max_position_embeddings=128, use_sliding_window=True,
+                 sliding_window=13, max_window_layers=1)
+    ),
     "gemma-3-1b": lambda: _gemma3(
         **_sizes(72, 92, 4, 1, num_hidden_layers=7, head_dim=20, max_position_embeddings=128, sliding_window=19,
                  query_pre_attn_scalar=24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from halfbyte.checkpoint.foreign import ForeignCheckpoint, assemble, open_foreign, pack_words, take_apart, unpack_words
-from halfbyte.checkpoint.safetensors import SafetensorsFile
+from halfbyte.checkpoint.foreign import ForeignCheckpoint
+from halfbyte.checkpoint.layouts.grouped import join_groups, pack_words, split_groups, unpack_words
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.formats import Weight, get_format
 from halfbyte.formats.q4g import Q4G
@@ -84,8 +86,10 @@ def opened(folder: Path, settings: Any, tensors: dict[str, np.ndarray], **plain:
     stored = {f"{NAME}.{suffix}": np.ascontiguousarray(tensor) for suffix, tensor in tensors.items()}
     stored |= {name.replace("__", "."): tensor for name, tensor in plain.items()}
     save_file(stored, folder / "m.safetensors")
-    file = SafetensorsFile(folder / "m.safetensors")
-    return open_foreign(folder, {"quantization_config": settings}, {}, dict.fromkeys(file.entries, file))
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    checkpoint = open_checkpoint(folder)
+    assert isinstance(checkpoint, ForeignCheckpoint)
+    return checkpoint
 
 
 def check(checkpoint: ForeignCheckpoint, matrix: Matrix, form: str) -> Weight:
@@ -173,13 +177,12 @@ def test_scales_that_are_no_float16_numbers_are_not_rounded_silently(tmp_path: P
     assert opened(tmp_path, compressed_settings(4), tensors).format(f"{NAME}.weight").name == "f16"
 
 
-def test_plain_tensors_are_there_and_empty_biases_are_not(tmp_path: Path) -> None:
+def test_plain_tensors_are_there_too(tmp_path: Path) -> None:
     norm, bias = np.ones(8, np.float16), np.zeros(ROWS, np.float16)
     tensors = awq(Matrix(4, 64))
     checkpoint = opened(tmp_path, AWQ, {**tensors, "bias": bias}, model__norm__weight=norm)
-    assert set(checkpoint.shapes) == {f"{NAME}.weight", "model.norm.weight"}
+    assert set(checkpoint.shapes) == {f"{NAME}.weight", f"{NAME}.bias", "model.norm.weight"}
     np.testing.assert_array_equal(checkpoint.weight("model.norm.weight").decode(), norm)
-    assert f"{NAME}.bias" in opened(tmp_path, AWQ, {**tensors, "bias": bias + 1}).shapes
     with pytest.raises(InvalidModelError, match="lacks the tensor 'nothing'"):
         checkpoint.weight("nothing")
 
@@ -208,7 +211,8 @@ def test_damage_is_named(tmp_path: Path, change: dict[str, np.ndarray | None], w
     [
         ("awq", InvalidModelError, "quantization_config is 'awq'"),
         ({"quant_method": "bitsandbytes"}, UnsupportedModelError, "'bitsandbytes', which Halfbyte cannot read"),
-        ({}, UnsupportedModelError, "None, which Halfbyte cannot read"),
+        ({}, UnsupportedModelError, "nothing in it says how to read them"),
+        ({"bits": 4}, UnsupportedModelError, "None, which Halfbyte cannot read"),
         ({**AWQ, "version": "gemv"}, UnsupportedModelError, "layout 'gemv'"),
         ({**AWQ, "bits": "4"}, InvalidModelError, "bits of quantization_config is '4'"),
         ({**AWQ, "group_size": 0}, UnsupportedModelError, "groups of 0"),
@@ -217,7 +221,7 @@ def test_damage_is_named(tmp_path: Path, change: dict[str, np.ndarray | None], w
         ({**GPTQ, "group_size": None}, InvalidModelError, "group_size"),
         (compressed_settings(4) | {"format": "float-quantized"}, UnsupportedModelError, "'float-quantized'"),
         (compressed_settings(4) | {"config_groups": {}}, InvalidModelError, "no config_groups"),
-        (compressed_settings(4, input_activations={"num_bits": 8}), UnsupportedModelError, "weights of 0 bits"),
+        (compressed_settings(4, input_activations={"num_bits": 8}), UnsupportedModelError, "to W4A8 "),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tmp_path: Path, settings: Any, error: type[Exception], what: str) -> None:
@@ -236,7 +240,7 @@ def test_words_hold_codes_as_one_stream_of_bits(bits: int) -> None:
 def test_taking_apart_and_assembling_are_inverse(name: str) -> None:
     form, values = get_format(name), np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
     weight = Weight(form, values.shape, form.encode(values))
-    again = assemble(form, *take_apart(weight))  # type: ignore[arg-type]
+    again = join_groups(form, *split_groups(weight))  # type: ignore[arg-type]
     assert {key: part.tobytes() for key, part in again.items()} == {k: p.tobytes() for k, p in weight.parts.items()}
     assert isinstance(get_format("q4g32"), Q4G)
 

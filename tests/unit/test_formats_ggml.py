@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from halfbyte.checkpoint.foreign import regrouped, ungrouped
+from halfbyte.checkpoint.runnable import regrouped, ungrouped
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat

@@ -44,8 +44,8 @@ def test_phi_4_mini_as_published_before_transformers_5() -> None:
     assert spec.rope_switch == 4096
     assert spec.stop_token_ids == (200020, 199999)
     assert spec.layers[0].attention.window is None
-    assert spec.layers[31].qkv == ("model.layers.31.self_attn.qkv_proj.weight",)
-    assert spec.shapes[spec.layers[0].qkv[0]] == (5120, 3072)
+    assert spec.layers[31].qkv.weights == ("model.layers.31.self_attn.qkv_proj.weight",)
+    assert spec.shapes[spec.layers[0].qkv.weights[0]] == (5120, 3072)
     assert spec.parameters == 3_836_021_760
 
 

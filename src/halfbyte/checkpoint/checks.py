@@ -13,6 +13,7 @@ from halfbyte.errors import InvalidModelError, ModelNotFoundError
 
 MAX_JSON_BYTES = 64_000_000
 MAX_DIMENSIONS = 32
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def damaged(path: Path, what: str) -> NoReturn:
@@ -45,22 +46,42 @@ def is_shape(value: Any) -> bool:
     return bool(math.prod(max(size, 1) for size in value) < 2**56)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size.
+def read_json(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of bounded size; of a key that comes twice the last value counts, as everywhere.
+
+    Args:
+        may_be_empty: Whether a file without contents, or with null, means an empty object.
 
     Raises:
         ModelNotFoundError: The file cannot be read.
-        InvalidModelError: It is too large, not JSON, has a key twice or is not an object.
+        InvalidModelError: It is too large, not JSON, not an object, or a Git LFS pointer.
     """
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             damaged(path, f"it has {size:,} bytes, more than the {MAX_JSON_BYTES:,} that make sense")
-        document = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        data = path.read_bytes()
+        refuse_lfs_pointer(path, data)
+        document = None if may_be_empty and not data.strip() else json.loads(data)
     except OSError as error:
         raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     except (ValueError, RecursionError) as error:
         damaged(path, f"it is not valid JSON ({error})")
+    if document is None and may_be_empty:
+        return {}
     if not isinstance(document, dict):
         damaged(path, "it is not a JSON object")
     return document
+
+
+def refuse_lfs_pointer(path: Path, data: bytes) -> None:
+    """Refuse the small text that Git leaves in place of a file which Git LFS has not fetched.
+
+    Raises:
+        InvalidModelError: The data begin as such a text does.
+    """
+    if data.startswith(_LFS_POINTER):
+        raise InvalidModelError(
+            f"{path} is a Git LFS pointer: it stands for the file, which was not downloaded.",
+            "Run `git lfs pull` in its folder.",
+        )

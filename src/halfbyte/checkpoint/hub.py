@@ -19,18 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfbyte.checkpoint.folder import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    PICKLES,
-    SETTINGS,
-    WEIGHTS_NAME,
-    is_gguf,
-    open_checkpoint,
-    shard_names,
-)
+from halfbyte.checkpoint.folder import CONFIG_NAME, SETTINGS
 from halfbyte.checkpoint.gguf.choice import choose, gguf_models, label, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
+from halfbyte.checkpoint.open import is_gguf, open_checkpoint
+from halfbyte.checkpoint.shards import INDEX_NAME, PICKLES, WEIGHTS_NAME, shard_names
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
 
 logger = logging.getLogger("halfbyte")

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.checks import shown
-from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.errors import InvalidModelError
 from halfbyte.formats import Format, Parts, Weight, get_format
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import damaged, is_shape, shown, unique_keys
-from halfbyte.errors import ModelNotFoundError, UnsupportedModelError
+from halfbyte.checkpoint.mapped import map_file, release_pages
+from halfbyte.errors import UnsupportedModelError
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -58,7 +59,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = _map(path)
+        self._map = map_file(path, 8)
         self.metadata, self.entries = _header(path, self._map)
 
     def tensor(self, name: str) -> NDArray[np.generic]:
@@ -79,25 +80,8 @@ class SafetensorsFile:
 
     def release(self, name: str) -> None:
         """Give back the memory of the whole pages inside a tensor; they are read again when touched."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            entry = self.entries[name]
-            first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def _map(path: Path) -> mmap.mmap:
-    """The file as a read-only memory map."""
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_size < 8:
-                damaged(path, f"it has {path.stat().st_size} bytes, fewer than the 8 of a header length")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"There is no file {path}.", "Download the model again.") from error
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        entry = self.entries[name]
+        release_pages(self._map, entry.start, entry.stop)
 
 
 def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, str], dict[str, Entry]]:
@@ -106,7 +90,7 @@ def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, str], dict[str, Entr
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         damaged(path, f"its header claims {length:,} bytes; the file has {len(data):,}")
     header = _parse(path, data[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         damaged(path, "its __metadata__ is not a table of strings")
     body = 8 + length

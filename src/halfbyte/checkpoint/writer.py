@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from halfbyte.atomic import new_path, sync
-from halfbyte.checkpoint.folder import INDEX_NAME, WEIGHTS_NAME, Progress
+from halfbyte.checkpoint.base import Progress
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord
+from halfbyte.checkpoint.shards import INDEX_NAME, WEIGHTS_NAME
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format, Parts
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from halfbyte.checkpoint.folder import Checkpoint, open_checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.hub import resolve
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 

@@ -15,7 +15,7 @@ from halfbyte.errors import UsageError
 from halfbyte.units import size
 
 if TYPE_CHECKING:
-    from halfbyte.checkpoint.folder import Checkpoint
+    from halfbyte.checkpoint.base import Checkpoint
     from halfbyte.models.spec import ModelSpec
 
 Repo = Annotated[str, typer.Argument(metavar="ID", help="Hugging Face id, such as meta-llama/Llama-3.2-1B-Instruct.")]

@@ -24,7 +24,7 @@ def plan(
     json: opt.Json = False,
 ) -> None:
     """Show the steps of a model's computation with their costs."""
-    from halfbyte.checkpoint.foreign import Runnable
+    from halfbyte.checkpoint.runnable import Runnable
     from halfbyte.cli.folder import open_model
     from halfbyte.plan import make_plan
     from halfbyte.plan.show import listing, summary, table, to_json

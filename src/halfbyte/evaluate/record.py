@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte import atomic
-from halfbyte.checkpoint.folder import open_checkpoint
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.models import build_spec
 
 _PACKAGE = Path(__file__).resolve().parent.parent

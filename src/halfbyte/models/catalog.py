@@ -53,6 +53,13 @@ def _gemma(factor: float | None) -> dict[str, Any]:
     }
 
 
+def _qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+    return _sizes(
+        "qwen2", hidden, intermediate, layers, heads, 2, 151_936, tied=True, context=32_768, eps=1e-6, rope_theta=1e6,
+        use_sliding_window=False, sliding_window=32_768, max_window_layers=21,
+    )  # fmt: skip
+
+
 CATALOG: dict[str, dict[str, Any]] = {
     "phi-3.5-mini": _sizes(
         "phi3", 3072, 8192, 32, 32, 32, 32_064, tied=False, original_max_position_embeddings=4096,
@@ -74,6 +81,9 @@ CATALOG: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _sizes("llama", 4096, 14_336, 32, 32, 8, 128_256, tied=False, **_llama(8.0)),
     "mistral-7b-v0.3": _sizes("mistral", 4096, 14_336, 32, 32, 8, 32_768, tied=False, context=32_768, rope_theta=1e6,
         sliding_window=None),
+    "qwen-2.5-0.5b": _qwen2(896, 4864, 24, 14),
+    "qwen-2.5-1.5b": _qwen2(1536, 8960, 28, 12),
+    "qwen-2.5-3b": _qwen2(2048, 11_008, 36, 16),
 }  # fmt: skip
 
 

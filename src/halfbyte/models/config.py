@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
@@ -19,27 +20,69 @@ _REMEDY = "The file is damaged or not of this model; fetch it again."
 class Config:
     """A JSON object whose values are asked for by name and type.
 
+    It remembers what was asked for, in itself and in its sections, so that `refuse_unknown` can find the rest.
+
     Args:
         values: The object.
         where: How messages call it.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str = "config.json") -> None:
-        self.values = values
+        self._values = values
         self.where = where
+        self._known: set[str] = set()
+        self._sections: dict[str, Config] = {}
 
     def __contains__(self, key: str) -> bool:
-        return self.values.get(key) is not None
+        return self.raw(key) is not None
+
+    def mentions(self, key: str) -> bool:
+        """Whether it has the key, maybe with null."""
+        self._known.add(key)
+        return key in self._values
+
+    def raw(self, key: str) -> Any:
+        """A value as it is; None when it is absent."""
+        self._known.add(key)
+        return self._values.get(key)
+
+    def known(self, *keys: str) -> None:
+        """Keys that a family knows and needs not ask for: they do not change what it computes."""
+        self._known.update(keys)
+
+    def expect(self, key: str, value: object, consequence: str = "which Halfbyte does not support") -> None:
+        """Refuse a model whose `key` is neither absent nor this value."""
+        found = self.raw(key)
+        if found is not None and found != value:
+            raise UnsupportedModelError(f"{self.where}: {key} is {_shown(found)}, {consequence}.")
+
+    def refuse_unknown(self, harmless: Collection[str] = (), prefixes: tuple[str, ...] = ()) -> None:
+        """Refuse keys that nobody asked for: they may change what is computed. Null, false, zero and empty may not.
+
+        Args:
+            harmless: Keys that change nothing.
+            prefixes: The same, by how they begin.
+
+        Raises:
+            UnsupportedModelError: There is such a key; it is named with its value.
+        """
+        for key, value in self._values.items():
+            if key in self._known or key in harmless or key.startswith(prefixes) or not value:
+                continue
+            raise UnsupportedModelError(
+                f"{self.where}: {_shown(key)} is {_shown(value)}, which Halfbyte does not know.",
+                "It may change what the model computes. If you are sure that it does not, remove it from the file.",
+            )
+        for section in self._sections.values():
+            section.refuse_unknown(harmless, prefixes)
 
     def error(self, key: str, expected: str) -> InvalidModelError:
         """The error for a value that is not what is expected."""
-        shown = repr(self.values.get(key))
-        shown = shown if len(shown) < 60 else shown[:57] + "..."
-        return InvalidModelError(f"{self.where}: {key} is {shown}, expected {expected}.", _REMEDY)
+        return InvalidModelError(f"{self.where}: {key} is {_shown(self.raw(key))}, expected {expected}.", _REMEDY)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST) -> int:
         """An integer in `least`…`most`."""
-        value = self.values.get(key)
+        value = self.raw(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.error(key, f"an integer from {least} to {most}")
@@ -47,7 +90,7 @@ class Config:
 
     def number(self, key: str, default: float | None = None, *, least: float = 1e-30, most: float = 1e30) -> float:
         """A finite number in `least`…`most`."""
-        value = self.values.get(key)
+        value = self.raw(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise self.error(key, "a positive finite number")
@@ -55,7 +98,7 @@ class Config:
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
-        value = self.values.get(key)
+        value = self.raw(key)
         value = default if value is None else value
         if not isinstance(value, bool):
             raise self.error(key, "true or false")
@@ -63,7 +106,7 @@ class Config:
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
-        value = self.values.get(key)
+        value = self.raw(key)
         value = default if value is None else value
         if not isinstance(value, str):
             raise self.error(key, "a string")
@@ -71,22 +114,36 @@ class Config:
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         """A list of `length` positive finite numbers."""
-        value = self.values.get(key)
+        value = self.raw(key)
         if not isinstance(value, list) or len(value) != length:
             raise self.error(key, f"a list of {length} numbers")
         return tuple(Config({key: item}, self.where).number(key) for item in value)
 
-    def section(self, key: str) -> Config:
-        """An object inside this one; empty when it is absent."""
-        value = self.values.get(key)
+    def section(self, key: str, defaults: Mapping[str, Any] | None = None) -> Config:
+        """An object inside this one, the same at each call; empty when it is absent.
+
+        Args:
+            defaults: Values of keys that it does not mention.
+        """
+        value = self.raw(key)
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise self.error(key, "an object")
-        return Config(value, f"{self.where}: {key}")
+        if key not in self._sections:
+            self._sections[key] = Config({**(defaults or {}), **value}, f"{self.where}: {key}")
+        return self._sections[key]
+
+    def updated(self, other: Config) -> Config:
+        """This object with the values of another in place of its own."""
+        self.known(*self._values)
+        other.known(*other._values)
+        merged = Config({**self._values, **other._values}, other.where if other._values else self.where)
+        self._sections["updated"] = merged
+        return merged
 
     def tokens(self, key: str) -> tuple[int, ...]:
         """Token ids: an integer or a list of them; empty when absent."""
-        value = self.values.get(key)
+        value = self.raw(key)
         items = value if isinstance(value, list) else [] if value is None else [value]
         if len(items) > 1000:
             raise self.error(key, "at most 1000 token ids")
@@ -111,6 +168,11 @@ class Config:
             raise UnsupportedModelError(f"{self.where}: {key} is true, which Halfbyte does not support.")
 
 
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
 def head_sizes(
     config: Config, hidden: int, *, heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None
 ) -> tuple[int, int, int]:
@@ -124,41 +186,80 @@ def head_sizes(
     return n_heads, n_kv, config.integer("head_dim", head_dim or hidden // n_heads, least=2, most=4096)
 
 
-def parse_rope(config: Config, rope: Config, head_dim: int, context: int, default_theta: float) -> Rope:
-    """The rotary embedding that `rope` describes.
+ROPE_KEYS = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow",
+    "mscale", "mscale_all_dim", "truncate", "finetuned",
+)  # fmt: skip
+"""Keys of a description of a rotary embedding; those that its type does not have are ignored, as by transformers."""
 
-    `rope` is `rope_parameters` (transformers 5) or `rope_scaling` (before); what it lacks is looked up in
-    `config`, where older files keep it.
+
+@dataclass(frozen=True)
+class RopeRules:
+    """Where families differ in reading a description of a rotary embedding.
+
+    Attributes:
+        theta: The base where none is given.
+        partial: Whether `partial_rotary_factor` counts.
+        original: The family's `original_max_position_embeddings`, if it has one: then the description's is ignored.
     """
 
+    theta: float = 10_000.0
+    partial: bool = False
+    original: int | None = None
+
+
+USUAL_ROPE = RopeRules()
+
+
+def rope_section(config: Config) -> Config:
+    """The object that describes the rotary embedding: `rope_scaling`, the older name, before `rope_parameters`."""
+    config.known("rope_scaling", "rope_parameters")
+    return config.section("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
+
+
+def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules: RopeRules) -> Rope:
+    """The rotary embedding that `rope` describes; what it lacks is looked up in `config`, as transformers 5 does."""
+    rope.known(*ROPE_KEYS)
+
     def holder(key: str) -> Config:
-        return rope if key in rope else config
+        return rope if key in rope or key not in config else config
 
-    theta = holder("rope_theta").number("rope_theta", default_theta, most=1e12)
-    partial = holder("partial_rotary_factor").number("partial_rotary_factor", 1.0, most=1.0)
-    dim = int(head_dim * partial)
-    if dim < 2 or dim % 2:
-        key = "partial_rotary_factor"
-        raise holder(key).error(key, f"a share of head_dim ({head_dim}) that is an even number of values, not {dim}")
+    theta = holder("rope_theta").number("rope_theta", rules.theta, most=1e12)
     kind = rope.text("rope_type", rope.text("type", "default"))
-    return Rope(dim, theta, _scaling(kind, rope, holder("original_max_position_embeddings"), dim, context))
+    dim = _rotated(holder("partial_rotary_factor"), head_dim, kind, rules)
+    inside = "original_max_position_embeddings" not in config and rules.original is None
+    original = (rope if inside else config).integer(
+        "original_max_position_embeddings", rules.original or context, least=2
+    )
+    return Rope(dim, theta, _scaling(kind, rope, original, dim, context))
 
 
-def _scaling(kind: str, rope: Config, original: Config, dim: int, context: int) -> RopeScaling | None:
+def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:
+    """How many values of a head are rotated."""
+    key = "partial_rotary_factor"
+    share = holder.number(key, 1.0, most=1.0)
+    dim = int(head_dim * share)
+    if not rules.partial:
+        if kind != "default":
+            holder.expect(key, 1)
+        return head_dim
+    if dim < 2 or dim % 2:
+        raise holder.error(key, f"a share of head_dim ({head_dim}) that is an even number of values, not {dim}")
+    return dim
+
+
+def _scaling(kind: str, rope: Config, original: int, dim: int, context: int) -> RopeScaling | None:
     match kind:
         case "default":
             return None
         case "linear":
             return LinearScaling(rope.number("factor", least=1.0))
         case "llama3":
-            return Llama3Scaling(
-                rope.number("factor", least=1.0),
-                rope.number("low_freq_factor"),
-                rope.number("high_freq_factor"),
-                original.integer("original_max_position_embeddings", least=2),
-            )
+            low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+            return Llama3Scaling(rope.number("factor", least=1.0), low, high, original)
         case "longrope" | "su":
-            return _longrope(rope, original.integer("original_max_position_embeddings", least=2), dim, context)
+            return _longrope(rope, original, dim, context)
         case _:
             raise UnsupportedModelError(
                 f"{rope.where}: rope type {kind!r} is not supported.",
@@ -176,8 +277,3 @@ def _longrope(rope: Config, original: int, dim: int, context: int) -> LongRopeSc
         original,
         rope.number("attention_factor", derived),
     )
-
-
-def rope_section(config: Config) -> Config:
-    """The object that describes the rotary embedding, under its new or its old name."""
-    return config.section("rope_parameters" if "rope_parameters" in config else "rope_scaling")

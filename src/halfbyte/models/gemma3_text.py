@@ -8,21 +8,89 @@ five of six layers see a sliding window and rotate with a base of their own; emb
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats.dense import bf16_to_f32, f32_to_bf16
-from halfbyte.models.config import Config, head_sizes, parse_rope, rope_section
-from halfbyte.models.decoder import common_fields, layer_names
+from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
+from halfbyte.models.decoder import FULL, SLIDING, Stacking, common_fields, layer_names, layer_windows, shorter
+from halfbyte.models.gguf import ATTENTION, MLP, Architecture
 from halfbyte.models.spec import Attention, Layer, ModelSpec, Rope, ScalePair
+
+TIED = True
+"""Embedding table and output matrix are one unless the configuration says otherwise."""
 
 SCALE_PAIRS: tuple[ScalePair, ...] = ("v_o", "norm_gate_up", "up_down")
 """Scaling the norm before q, k and v costs Gemma 3 accuracy, as AWQ's authors found."""
 
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
+_LARGEST_LAYERS = 62
+"""Layers of Gemma 3 27B, the one whose attention scale is not that of its head size."""
+
+
+def _whole_head(hidden: int, heads: int, head_dim: int, layers: int) -> int:
+    """The size that llama.cpp takes the attention scale from: a file does not state it."""
+    return hidden // heads if layers == _LARGEST_LAYERS else head_dim
+
+
+def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
+    """Its rotary scaling is that of the global layers; without a window there are only those."""
+    layers = config["num_hidden_layers"]
+    gemma: dict[str, Any] = {
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": _whole_head(
+            config["hidden_size"], config["num_attention_heads"], config["head_dim"], layers
+        ),
+        "rope_local_base_freq": keys.number("rope.freq_base_swa", 10_000.0, most=1e12),
+    }
+    pattern = keys.raw("attention.sliding_window_pattern")
+    if config["sliding_window"] is None:
+        gemma |= {"layer_types": [FULL] * layers, "sliding_window": config["max_position_embeddings"]}
+    elif isinstance(pattern, np.ndarray):
+        gemma["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern[:1024].tolist()]
+    else:
+        gemma["sliding_window_pattern"] = keys.integer("attention.sliding_window_pattern", 6)
+    if "final_logit_softcapping" in keys:
+        gemma["final_logit_softcapping"] = keys.number("final_logit_softcapping")
+    return gemma
+
+
+def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
+    local = (spec.ropes[layer.attention.rope].theta for layer in spec.layers if layer.attention.window)
+    gemma: dict[str, Any] = {
+        "rope.freq_base_swa": next(local, 10_000.0),
+        "attention.sliding_window_pattern": np.array([layer.attention.window is not None for layer in spec.layers]),
+    }
+    return gemma | ({} if spec.logit_softcap is None else {"final_logit_softcapping": spec.logit_softcap})
+
+
+def _norm_factor(spec: ModelSpec, name: str) -> float:
+    """The norm of q takes over the attention scale, as far as it is not that of the head size."""
+    if not name.endswith("self_attn.q_norm.weight"):
+        return 1.0
+    a = spec.layers[0].attention
+    return a.scale * math.sqrt(_whole_head(spec.hidden_size, a.heads, a.head_dim, len(spec.layers)))
+
+
+GGUF = Architecture(
+    "gemma3",
+    {
+        **ATTENTION,
+        **MLP,
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    config=_from_gguf,
+    metadata=_to_gguf,
+    norm_factor=_norm_factor,
+    norm_offset=1.0,
+    rope_theta=1_000_000.0,
+    windows=True,
+)
 
 
 def build(
@@ -33,34 +101,27 @@ def build(
     Args:
         dtype: The type of the checkpoint's weights where it is not in `config` itself.
     """
-    config.refuse("attention_bias")
+    for flag in ("attention_bias", "use_bidirectional_attention"):
+        config.refuse(flag)
+    config.expect("attn_logit_softcapping", None, "which no Gemma 3 model has and Halfbyte does not support")
+    config.known("_sliding_window_pattern")
     hidden = config.integer("hidden_size", 2304)
     heads, kv_heads, head_dim = head_sizes(config, hidden, heads=8, kv_heads=4, head_dim=256)
     context = config.integer("max_position_embeddings", 131_072, least=2)
-    window = config.integer("sliding_window", 4096)
     scale = config.number("query_pre_attn_scalar", 256.0) ** -0.5
-    if "attn_logit_softcapping" in config:
-        raise UnsupportedModelError(
-            f"{config.where}: attn_logit_softcapping is set, which no Gemma 3 model has and Halfbyte does not support."
-        )
+    stacking = Stacking.of(names)
 
-    def layer(kind: str, start: str) -> Layer:
-        fields: dict[str, Any] = layer_names(start, fused=False)
-        fields["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
+    def layer(window: int | None, start: str) -> Layer:
         return Layer(
+            **{**layer_names(start, stacking), "mlp_norm": f"{start}pre_feedforward_layernorm.weight"},  # type: ignore[typeddict-item]
             attention=Attention(
-                heads,
-                kv_heads,
-                head_dim,
-                scale,
-                rope=kind,
-                window=window if kind == LOCAL and window < context else None,
-                qk_norm=(f"{start}self_attn.q_norm.weight", f"{start}self_attn.k_norm.weight"),
+                heads, kv_heads, head_dim, scale, rope=SLIDING if window else FULL, window=shorter(window, context)
             ),
+            q_norm=f"{start}self_attn.q_norm.weight",
+            k_norm=f"{start}self_attn.k_norm.weight",
             post_attention_norm=f"{start}post_attention_layernorm.weight",
             post_mlp_norm=f"{start}post_feedforward_layernorm.weight",
             scale_pairs=SCALE_PAIRS,
-            **fields,
         )
 
     return ModelSpec(
@@ -68,7 +129,7 @@ def build(
         vocab_size=config.integer("vocab_size", 262_208),
         hidden_size=hidden,
         intermediate_size=config.integer("intermediate_size", 9216),
-        layers=tuple(layer(kind, f"{prefix}layers.{i}.") for i, kind in enumerate(_layer_types(config))),
+        layers=tuple(layer(window, f"{prefix}layers.{i}.") for i, window in enumerate(_windows(config))),
         ropes=_ropes(config, head_dim, context),
         norm_eps=config.number("rms_norm_eps", 1e-6, most=1.0),
         norm_offset=1.0,
@@ -76,34 +137,34 @@ def build(
         embed_scale=_embed_scale(hidden, dtype or config.text("dtype", config.text("torch_dtype", "float32"))),
         logit_softcap=config.number("final_logit_softcapping") if "final_logit_softcapping" in config else None,
         context=context,
-        **common_fields(config, prefix, tied=True, head=head),  # type: ignore[arg-type]
+        **common_fields(config, names, prefix, tied=TIED, head=head),
     )
 
 
-def _layer_types(config: Config) -> list[str]:
-    """Local or global, a word a layer: listed, or every `sliding_window_pattern`-th global."""
-    count = config.integer("num_hidden_layers", 26, most=1024)
-    kinds = config.values.get("layer_types")
-    if kinds is None:
-        pattern = config.integer("sliding_window_pattern", 6)
-        return [LOCAL if (i + 1) % pattern else GLOBAL for i in range(count)]
-    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in (GLOBAL, LOCAL) for kind in kinds):
-        raise config.error("layer_types", f"a list of {count} of {GLOBAL!r} and {LOCAL!r}")
-    return kinds
+def _windows(config: Config) -> Sequence[int | None]:
+    """The window of each layer: as `layer_types` lists them, or none on every `sliding_window_pattern`-th."""
+    count, window = config.integer("num_hidden_layers", 26, most=1024), config.integer("sliding_window", 4096)
+    pattern = config.integer("sliding_window_pattern", 6)
+    return layer_windows(config, count, window) or [window if (i + 1) % pattern else None for i in range(count)]
 
 
 def _ropes(config: Config, head_dim: int, context: int) -> dict[str, Rope]:
-    """The global and the local rotary embedding, from either generation of configuration files."""
-    described = config.section("rope_parameters")
-    if GLOBAL in described or LOCAL in described:
-        sections = {kind: described.section(kind) for kind in (GLOBAL, LOCAL)}
-    else:
-        local = Config({"rope_theta": config.number("rope_local_base_freq", 10_000.0)}, config.where)
-        sections = {GLOBAL: rope_section(config), LOCAL: local}
-    empty = Config({}, config.where)
+    """The global and the local rotary embedding, from either generation of configuration files.
+
+    `rope_scaling` changes the global one; beside `rope_parameters` it replaces what that says of it, key by key.
+    """
+    described, scaling = config.section("rope_parameters"), config.section("rope_scaling")
+    described.expect("rope_type", "default", "where Gemma 3 has a description per kind of layer")
+    whole = described.section(FULL, defaults={"rope_theta": config.number("rope_theta", 1_000_000.0, most=1e12)})
+    local = described.section(
+        SLIDING, defaults={"rope_theta": config.number("rope_local_base_freq", 10_000.0, most=1e12)}
+    )
+    merged = whole.updated(scaling)
+    keys = ("partial_rotary_factor", "original_max_position_embeddings")
+    beside = Config({key: config.raw(key) for key in keys}, config.where)
     return {
-        GLOBAL: parse_rope(config, sections[GLOBAL], head_dim, context, 1_000_000.0),
-        LOCAL: parse_rope(empty, sections[LOCAL], head_dim, context, 10_000.0),
+        FULL: parse_rope(beside, merged, head_dim, context, RopeRules(1_000_000.0)),
+        SLIDING: parse_rope(beside, local, head_dim, context, RopeRules()),
     }
 
 

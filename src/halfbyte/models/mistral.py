@@ -1,4 +1,8 @@
-"""`mistral`: Llama with a sliding window on every layer, unless the configuration says null (from v0.2 on)."""
+"""`mistral`: Llama with a sliding window, unless the configuration says null (from v0.2 on).
+
+The window is that of every layer, or of those that `layer_types` names: then transformers' `AutoModel` takes the
+model for a Ministral.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,17 @@ from collections.abc import Collection
 
 from halfbyte.models import llama
 from halfbyte.models.config import Config
+from halfbyte.models.decoder import layer_windows
 from halfbyte.models.spec import ModelSpec
+
+GGUF = llama.GGUF
 
 
 def build(config: Config, names: Collection[str]) -> ModelSpec:
-    """The spec of a Mistral checkpoint; where `sliding_window` is not mentioned it is the first version's 4096."""
-    unlimited = "sliding_window" in config.values and config.values["sliding_window"] is None
-    return llama.build(config, names, None if unlimited else config.integer("sliding_window", 4096))
+    """The spec of a Mistral checkpoint; what it leaves out is as in the first version."""
+    unlimited = config.mentions("sliding_window") and config.raw("sliding_window") is None
+    window = None if unlimited else config.integer("sliding_window", 4096)
+    count = config.integer("num_hidden_layers", most=1024)
+    kv_heads = None if config.mentions("num_key_value_heads") else 8
+    windows = layer_windows(config, count, window) or (window,) * count
+    return llama.like_llama(config, names, windows, kv_heads=kv_heads)

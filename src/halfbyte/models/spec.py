@@ -7,7 +7,8 @@ the spec into steps. Tensor names are those of the Hugging Face checkpoint.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -113,7 +114,6 @@ class Attention:
         window: Keys a query sees, itself included; None for all.
         rope: The name of its entry in `ModelSpec.ropes`.
         softcap: Scores become `softcap · tanh(score / softcap)`, where set.
-        qk_norm: Names of the per-head norms of q and k, if any.
     """
 
     heads: int
@@ -123,30 +123,62 @@ class Attention:
     rope: str
     window: int | None = None
     softcap: float | None = None
-    qk_norm: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A product with weights, by the checkpoint names of its tensors.
+
+    Attributes:
+        weights: Matrices whose rows, stacked in that order, make the whole: one name where it is stored as one.
+        bias: A vector per matrix, added to its outputs; empty where the projection has none.
+    """
+
+    weights: tuple[str, ...]
+    bias: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its tensors."""
+        return (*self.weights, *self.bias)
 
 
 @dataclass(frozen=True)
 class Layer:
     """One decoder layer: attention half, gated MLP half, and the checkpoint names of its tensors.
 
-    `qkv` and `gate_up` name the matrices whose rows, stacked in that order, make the fused projection:
-    one name where the checkpoint is fused already. `post_attention_norm` and `post_mlp_norm` are norms
-    of a half's *output*, before it is added to the residual stream (Gemma). `scale_pairs` are those whose
-    channels may be scaled against each other before quantizing (AWQ); in `v_o` the query heads that read one
-    value head share its factors.
+    Attributes:
+        qkv, o: Projections of the attention half; `qkv` stacks query, key and value.
+        gate_up, down: Projections of the MLP half; `gate_up` stacks gate and up.
+        q_norm, k_norm: Norms of each head of q and of k, before the rotary embedding; both or none.
+        post_attention_norm, post_mlp_norm: Norms of a half's *output*, before it is added to the residual stream.
+        scale_pairs: Those whose channels may be scaled against each other before quantizing (AWQ); in `v_o` the
+            query heads that read one value head share its factors.
     """
 
     attention: Attention
     input_norm: str
-    qkv: tuple[str, ...]
-    o: str
+    qkv: Projection
+    o: Projection
     mlp_norm: str
-    gate_up: tuple[str, ...]
-    down: str
+    gate_up: Projection
+    down: Projection
+    q_norm: str | None = None
+    k_norm: str | None = None
     post_attention_norm: str | None = None
     post_mlp_norm: str | None = None
     scale_pairs: tuple[ScalePair, ...] = SCALE_PAIRS
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of other layers; tensor names do not."""
+        norms = (self.q_norm, self.k_norm, self.post_attention_norm, self.post_mlp_norm)
+        projections = (self.qkv, self.o, self.gate_up, self.down)
+        return (
+            self.attention,
+            *(norm is not None for norm in norms),
+            *((len(p.weights), bool(p.bias)) for p in projections),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,6 +221,14 @@ class ModelSpec:
     def rope_switch(self) -> int | None:
         """Tokens in total beyond which a sequence must be computed anew with the long RoPE set."""
         return next((r.switch_at for r in self.ropes.values() if r.switch_at is not None), None)
+
+    def one_of_each(self) -> ModelSpec:
+        """The model cut to the first layer of each kind, and to two layers at least where it has so many."""
+        firsts = {layer.kind: index for index, layer in reversed(list(enumerate(self.layers)))}
+        chosen = set(firsts.values())
+        others = (index for index in range(len(self.layers)) if index not in chosen)
+        chosen |= set(islice(others, max(0, 2 - len(chosen))))
+        return replace(self, layers=tuple(self.layers[index] for index in sorted(chosen)))
 
     @property
     def parameters(self) -> int:

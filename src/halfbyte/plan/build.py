@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import Format
-from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.models.spec import Layer, ModelSpec, Projection
 from halfbyte.plan.ops import (
     Add,
     Attention,
@@ -79,9 +79,10 @@ class _Builder:
             RmsNorm(x, self.weight(weight), self.rows(out, spec.hidden_size), spec.norm_eps, spec.norm_offset)
         )
 
-    def linear(self, x: str, weights: tuple[str, ...], out: str) -> str:
-        width = sum(self.spec.shapes[name][0] for name in weights)
-        return self.add(Linear(x, self.weights(weights), self.rows(out, width)))
+    def linear(self, x: str, projection: Projection, out: str) -> str:
+        width = sum(self.spec.shapes[name][0] for name in projection.weights)
+        weights, bias = self.weights(projection.weights), self.weights(projection.bias)
+        return self.add(Linear(x, weights, self.rows(out, width), bias=bias))
 
 
 def build(
@@ -161,8 +162,8 @@ def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, grou
     heads = (a.heads, a.kv_heads, a.head_dim)
     width = (a.heads + 2 * a.kv_heads) * a.head_dim
     qkv = b.linear(b.norm(x, layer.input_norm, f"{at}attention_in"), layer.qkv, f"{at}qkv")
-    if a.qk_norm:
-        q_weight, k_weight = b.weights(a.qk_norm)
+    if layer.q_norm and layer.k_norm:
+        q_weight, k_weight = b.weights((layer.q_norm, layer.k_norm))
         out = b.rows(f"{at}qkv_normed", width)
         qkv = b.add(QkNorm(*heads, qkv, q_weight, k_weight, out, b.spec.norm_eps, b.spec.norm_offset))
     qkv = b.add(Rope(*heads, qkv, table, b.rows(f"{at}qkv_rotated", width)))
@@ -174,14 +175,14 @@ def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, grou
             *heads, qkv, k, v, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, attended, a.scale, a.window, a.softcap
         )
     )
-    return _onto_residual(b, x, b.linear(attended, (layer.o,), f"{at}o"), layer.post_attention_norm, f"{at}attention")
+    return _onto_residual(b, x, b.linear(attended, layer.o, f"{at}o"), layer.post_attention_norm, f"{at}attention")
 
 
 def _mlp_half(b: _Builder, layer: Layer, at: str, x: str) -> str:
     spec = b.spec
     gate_up = b.linear(b.norm(x, layer.mlp_norm, f"{at}mlp_in"), layer.gate_up, f"{at}gate_up")
     gated = b.add(GatedActivation(gate_up, b.rows(f"{at}gated", spec.intermediate_size), spec.activation))
-    return _onto_residual(b, x, b.linear(gated, (layer.down,), f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
+    return _onto_residual(b, x, b.linear(gated, layer.down, f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
 
 
 def _onto_residual(b: _Builder, residual: str, x: str, norm: str | None, half: str) -> str:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.folder import Checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format, get_format
 from halfbyte.models.spec import ModelSpec

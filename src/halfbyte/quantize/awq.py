@@ -61,12 +61,19 @@ def scale_layer(
 
 
 def _readers(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
-    return {"norm_qkv": layer.qkv, "v_o": (layer.o,), "norm_gate_up": layer.gate_up, "up_down": (layer.down,)}[pair]
+    found = {"norm_qkv": layer.qkv, "v_o": layer.o, "norm_gate_up": layer.gate_up, "up_down": layer.down}[pair]
+    return found.weights
 
 
 def _before(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
     """The matrix that undoes a pair's factors, where that is no norm."""
-    return {"v_o": (layer.qkv[-1],), "up_down": (layer.gate_up[-1],)}.get(pair, ())
+    projection = {"v_o": layer.qkv, "up_down": layer.gate_up}.get(pair)
+    return () if projection is None else projection.weights[-1:]
+
+
+def scaled_vectors(layer: Layer) -> tuple[str, ...]:
+    """Norms and biases of a layer that the factors of its pairs change: they come before the pairs' readers."""
+    return (layer.input_norm, layer.mlp_norm, *layer.qkv.bias[-1:], *layer.gate_up.bias[-1:])
 
 
 def _tied_heads(heads: int, kv_heads: int, head_dim: int) -> NDArray[np.intp]:
@@ -82,9 +89,11 @@ def _undo(spec: ModelSpec, layer: Layer, pair: ScalePair, weights: dict[str, Arr
         offset = np.float32(spec.norm_offset)
         weights[name] = (offset + weights[name]) / factors - offset
         return
-    (name,) = _before(layer, pair)
-    weights[name] = weights[name].copy()
-    weights[name][-len(factors) :] /= factors[:, None]
+    projection = layer.qkv if pair == "v_o" else layer.gate_up
+    for name in (*projection.weights[-1:], *projection.bias[-1:]):
+        weights[name] = weights[name].copy()
+        rows = weights[name][-len(factors) :]
+        rows /= factors.reshape(-1, *[1] * (rows.ndim - 1))
 
 
 def _search(matrices: list[Array], inputs: Inputs, form: GroupFormat, tie: NDArray[np.intp] | None) -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.folder import Checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.errors import UsageError
 from halfbyte.user_files import read_text
 

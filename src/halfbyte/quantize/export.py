@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from halfbyte.atomic import claimed, refuse_unwritable
-from halfbyte.checkpoint.folder import Progress, open_checkpoint
-from halfbyte.checkpoint.foreign import block_format
+from halfbyte.checkpoint.base import Progress
 from halfbyte.checkpoint.gguf.writer import KINDS, write_gguf
 from halfbyte.checkpoint.layouts.writer import METHODS, write_foreign
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import is_packed
+from halfbyte.checkpoint.runnable import block_format
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format
 from halfbyte.models import build_spec

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.folder import Checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.ops import Linear
 from halfbyte.quantize.forward import Forward, names_of

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.folder import Checkpoint
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.formats import Format, Parts
 from halfbyte.models.spec import Layer, ModelSpec
 from halfbyte.plan.ops import Add, Linear, Op
@@ -45,8 +45,8 @@ class Task:
     """What to do to a model.
 
     Attributes:
-        formats: The format each tensor gets, by name; tensors left out stay as they are. Norms that AWQ may
-            scale must be here too.
+        formats: The format each tensor gets, by name; tensors left out stay as they are. Norms and biases that
+            AWQ may scale must be here too.
         scaled: Whether AWQ's scales come before GPTQ.
         ids: Calibration texts, `[texts, tokens]`.
     """
@@ -221,13 +221,14 @@ class _LayerTask:
         inputs = self._inputs(weights)
         forms: dict[str, GroupFormat] = {n: f for n, f in self.task.formats.items() if n in weights and is_grouped(f)}
         awq.scale_layer(self.owner.spec, self.layer, weights, inputs, forms)
-        for name in (self.layer.input_norm, self.layer.mlp_norm):
+        for name in awq.scaled_vectors(self.layer):
             if name in self.task.formats:
                 self.owner.work.save(name, self.task.formats[name].encode(weights[name]))
         if self.task.method == "gptq":
             self.scaled = weights
             return
-        unclipped = self.layer.qkv if len(self.layer.qkv) == 1 else self.layer.qkv[:2]
+        qkv = self.layer.qkv.weights
+        unclipped = qkv if len(qkv) == 1 else qkv[:2]
         for name in inputs:
             if name in self.task.formats:
                 self.owner.store(name, weights.pop(name), None if name in unclipped else inputs[name].hessian)

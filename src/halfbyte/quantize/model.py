@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.atomic import check_space, claimed, disk_errors
-from halfbyte.checkpoint.folder import Checkpoint, Progress, open_checkpoint
+from halfbyte.checkpoint.base import Checkpoint, Progress
 from halfbyte.checkpoint.manifest import Manifest
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import Packed, Recipe, is_packed
 from halfbyte.checkpoint.writer import Outgoing, check_target, write_folder
 from halfbyte.errors import UsageError
@@ -188,13 +189,14 @@ class _Job:
         return texts.read_calibration(self.checkpoint, self.options.calibration, tokens=tokens, length=length)
 
     def _task(self, packed: Packed) -> Any:
+        from halfbyte.quantize.awq import scaled_vectors
         from halfbyte.quantize.layerwise import Task
 
         method: Literal["awq", "gptq"] = "gptq" if self.options.method == "gptq" else "awq"
         scaled = method == "awq" or self.options.awq_scales
         formats: dict[str, Format] = {n: packed.format(n) for n in self.spec.shapes if is_packed(packed.format(n))}
-        norms = {name for layer in self.spec.layers for name in (layer.input_norm, layer.mlp_norm)}
-        formats |= dict.fromkeys(norms if scaled else (), get_format("f32"))
+        vectors = {name for layer in self.spec.layers for name in scaled_vectors(layer)}
+        formats |= dict.fromkeys(vectors if scaled else (), get_format("f32"))
         return Task(method, formats, self._ids(self.options.calibration_tokens), scaled)
 
     def _fingerprint(self) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from halfbyte.checkpoint.folder import open_checkpoint
-from halfbyte.checkpoint.foreign import Runnable
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import Packed
+from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.executors import Progress
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
-from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.models.spec import ModelSpec
 from halfbyte.options import RunOptions
 from halfbyte.placement import FormattedSource, place
 from halfbyte.plan import Executor, Plan
@@ -83,7 +83,7 @@ class Subject:
         """The same kernels at work on less: a layer of each kind; all of a small model."""
         if self.nbytes <= SMALL_NBYTES:
             return self
-        spec = replace(self.spec, layers=_one_of_each(self.spec.layers))
+        spec = self.spec.one_of_each()
         if self.path is None:
             spec = _smaller_vocabulary(spec)
             return replace(self, spec=spec, source=_random_weights(spec, str(self.about["weights"])))
@@ -140,12 +140,6 @@ def _random_weights(spec: ModelSpec, weights: str) -> FormattedSource:
     from halfbyte.synthetic import SyntheticWeights
 
     return SyntheticWeights(spec, weights)
-
-
-def _one_of_each(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """The first two layers, and the first with any other kind of attention."""
-    firsts = {layer.attention: layer for layer in reversed(layers)}
-    return tuple(layer for i, layer in enumerate(layers) if i < 2 or firsts[layer.attention] is layer)
 
 
 def _smaller_vocabulary(spec: ModelSpec) -> ModelSpec:

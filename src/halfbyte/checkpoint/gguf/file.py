@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import damaged, is_shape, shown
+from halfbyte.checkpoint.mapped import map_file, release_pages
 from halfbyte.errors import ModelNotFoundError, UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat
@@ -71,7 +72,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = _map(path)
+        self._map = map_file(path, 24)
         cursor = _Cursor(path, self._map)
         tensors, pairs = _counts(cursor)
         self.metadata = _metadata(cursor, pairs)
@@ -89,12 +90,8 @@ class GgufFile:
 
     def release(self, name: str) -> None:
         """Give back the memory of the whole pages inside a tensor; they are read again when touched."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            entry = self.entries[name]
-            first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        entry = self.entries[name]
+        release_pages(self._map, entry.start, entry.stop)
 
 
 def open_files(path: Path) -> list[GgufFile]:
@@ -135,19 +132,6 @@ def _check_parts(files: list[GgufFile], count: int) -> None:
     total = files[0].metadata.get("split.tensors.count")
     if total is not None and total != len(seen):
         damaged(files[0].path, f"its parts hold {len(seen):,} tensors of {shown(total)}")
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 24:
-                damaged(path, f"it has {size} bytes, fewer than the 24 of a GGUF header")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"There is no file {path}.", "Name a *.gguf file.") from error
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
 class _Cursor:

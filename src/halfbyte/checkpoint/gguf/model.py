@@ -8,35 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.checks import damaged, shown
-from halfbyte.checkpoint.folder import Checkpoint
 from halfbyte.checkpoint.gguf.file import Entry, GgufFile, open_files
-from halfbyte.checkpoint.gguf.names import (
-    ARCHITECTURES,
-    EMBED,
-    GEMMA_27B_LAYERS,
-    OUTPUT,
-    ROPE_FREQS,
-    ROPE_LONG,
-    ROPE_SHORT,
-    ROPE_TENSORS,
-    Architecture,
-    heads_of,
-    hugging_face_rows,
-)
+from halfbyte.checkpoint.gguf.names import HARMLESS, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, ROPE_TENSORS
 from halfbyte.checkpoint.gguf.tokenizer import stop_token_ids, tokenizer_files
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
+from halfbyte.models import gguf_architectures
 from halfbyte.models.config import Config
+from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
+from halfbyte.models.spec import Attention, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+"""Keys that may hold a value per layer."""
 
 
 class GgufCheckpoint(Checkpoint):
@@ -49,19 +43,19 @@ class GgufCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: Path, files: list[GgufFile]) -> None:
-        self.path, self.manifest, self.metadata = path, None, files[0].metadata
+        self.metadata = files[0].metadata
         stored = {name: file for file in files for name in file.entries}
         self._architecture = _architecture(path, self.metadata)
-        self.config = _config(path, self._architecture, self.metadata, stored)
-        self.generation_config = {"eos_token_id": self.config["eos_token_id"]}
+        config = _config(path, self._architecture, self.metadata, stored)
+        super().__init__(path, config, {"eos_token_id": config["eos_token_id"]})
         self._where = {
             self._architecture.hugging_face(name): (file, name)
             for name, file in stored.items()
             if name not in ROPE_TENSORS
         }
-        self._permuted = self._permutations()
+        self._rows = self._reordered()
 
-    @property
+    @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Logical shape of every tensor, by its Hugging Face name."""
         return {name: file.entries[stored].shape for name, (file, stored) in self._where.items()}
@@ -84,10 +78,9 @@ class GgufCheckpoint(Checkpoint):
         if self._architecture.is_shifted(name):
             values = weight.decode() - np.float32(self._architecture.norm_offset)
             return Weight(get_format("f32"), weight.shape, {"": values})
-        heads = self._permuted.get(name)
-        if heads is None:
+        rows = self._rows.get(name)
+        if rows is None:
             return weight
-        rows = hugging_face_rows(weight.shape[0], heads)
         return Weight(weight.format, weight.shape, {suffix: part[rows] for suffix, part in weight.parts.items()})
 
     def release(self, name: str) -> None:
@@ -121,24 +114,35 @@ class GgufCheckpoint(Checkpoint):
 
     def _entry(self, name: str) -> Entry:
         if name not in self._where:
-            self._reject(f"it lacks the tensor {shown(name)}", [name])
+            self._reject(self._lacks(name), [name])
         file, stored = self._where[name]
         return file.entries[stored]
 
-    def _permutations(self) -> dict[str, int]:
-        """Heads of each matrix whose rows are permuted, by name."""
-        if not self._architecture.permuted:
-            return {}
-        config = Config(self.config, str(self.path))
-        heads, kv_heads = config.integer("num_attention_heads"), config.integer("num_key_value_heads")
-        found: dict[str, int] = {}
+    def _reordered(self) -> dict[str, NDArray[np.intp]]:
+        """Where each row of a tensor lies in the file, by name, for those whose rows have another order there."""
+        sizes = Config(self.config, str(self.path))
+        heads, kv_heads = sizes.integer("num_attention_heads"), sizes.integer("num_key_value_heads")
+        head_dim = sizes.integer("head_dim")
+        attention = Attention(heads, kv_heads, head_dim, scale=1.0, rope="")
+        rotated = int(head_dim * sizes.number("partial_rotary_factor"))
+        found: dict[str, NDArray[np.intp]] = {}
         for name in self._where:
-            count, shape = heads_of(name, heads, kv_heads), self._entry(name).shape
-            if count is not None:
-                if shape[0] % (2 * count):
-                    damaged(self.path, f"{shown(name)} of shape {list(shape)} is not for {count} heads")
-                found[name] = count
+            order, shape = self._architecture.rows(name, attention, rotated), self._entry(name).shape
+            if order is not None:
+                if shape[0] != len(order):
+                    damaged(self.path, f"{shown(name)} of shape {list(shape)} is not for {heads} heads")
+                found[name] = np.argsort(order)
         return found
+
+    def _found_unused(self, spec: ModelSpec, names: Sequence[str]) -> None:
+        """Refuse tensors that are not known, as llama.cpp does: a GGUF file holds nothing that does not count."""
+        if names:
+            name = next(stored for hf, (_, stored) in self._where.items() if hf == names[0])
+            raise UnsupportedModelError(
+                f"{self.path} holds the tensor {shown(name)}, which Halfbyte does not know in a file of the "
+                f"architecture {self._architecture.name}.",
+                "Without it the answers would be wrong. Use the model's safetensors checkpoint, if it is supported.",
+            )
 
 
 def open_gguf(path: Path) -> GgufCheckpoint:
@@ -153,49 +157,66 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
 
 def _architecture(path: Path, metadata: Mapping[str, Any]) -> Architecture:
-    name = Config(metadata, str(path)).text("general.architecture")
-    if name not in ARCHITECTURES:
+    name, known = Config(metadata, str(path)).text("general.architecture"), gguf_architectures()
+    if name not in known:
         raise UnsupportedModelError(
-            f"{path}: the architecture {shown(name)} is not supported.", f"Supported are {', '.join(ARCHITECTURES)}."
+            f"{path}: the architecture {shown(name)} is not supported.", f"Supported are {', '.join(sorted(known))}."
         )
-    return ARCHITECTURES[name]
+    return known[name]
 
 
 def _config(
     path: Path, architecture: Architecture, metadata: Mapping[str, Any], stored: Mapping[str, GgufFile]
 ) -> dict[str, Any]:
     """The metadata as the contents of a `config.json`."""
-    name = architecture.name
-    prefix = f"{name}."
-    keys = Config({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}, f"{path}: {name}")
+    keys = _keys(path, architecture.name, metadata)
     if EMBED not in stored:
         damaged(path, f"it has no tensor {EMBED}")
-    if "expert_count" in keys and keys.integer("expert_count", least=0) > 0:
-        raise UnsupportedModelError(f"{path} is a mixture of experts.", "Halfbyte runs dense models.")
+    keys.expect("expert_count", 0, "a mixture of experts, and Halfbyte runs dense models")
+    keys.expect("attention.causal", True, "and Halfbyte runs models that see only what came before")
     config = _sizes(keys) | _rope(keys, architecture, stored)
     embed = stored[EMBED].entries[EMBED]
     config |= {
-        "model_type": {"phi3": "phi3", "gemma3": "gemma3_text"}.get(name, "llama"),
         "vocab_size": embed.shape[0],
         "tie_word_embeddings": OUTPUT not in stored,
         "dtype": "float32" if embed.format.name == "f32" else "bfloat16",
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": stop_token_ids(path, metadata),
+        "sliding_window": _window(keys, architecture),
     }
-    return config | _window(keys, name) | (_gemma(keys, config) if name == "gemma3" else {})
+    config |= architecture.config(keys, config)
+    keys.refuse_unknown(HARMLESS)
+    return config
+
+
+def _keys(path: Path, name: str, metadata: Mapping[str, Any]) -> Config:
+    """An architecture's metadata without its name; a list of equal values per layer as that value."""
+    values = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+    for key in _PER_LAYER:
+        value = values.get(key)
+        if isinstance(value, np.ndarray) and value.size:
+            if (value != value[0]).any():
+                raise UnsupportedModelError(
+                    f"{path}: {name}.{key} differs from layer to layer ({shown(value[:8].tolist())}).",
+                    "Halfbyte runs models whose layers have the same size.",
+                )
+            values[key] = value[0].item()
+    return Config(values, f"{path}: {name}")
 
 
 def _sizes(keys: Config) -> dict[str, Any]:
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count", most=4096)
     if "attention.key_length" not in keys and hidden % heads:
         raise keys.error("attention.head_count", f"a divisor of embedding_length ({hidden})")
+    head_dim = keys.integer("attention.key_length", hidden // heads, least=2, most=4096)
+    keys.expect("attention.value_length", head_dim, f"and attention.key_length is {head_dim}: they must be equal")
     return {
         "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
         "num_hidden_layers": keys.integer("block_count", most=1024),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads, most=4096),
-        "head_dim": keys.integer("attention.key_length", hidden // heads, least=2, most=4096),
+        "head_dim": head_dim,
         "max_position_embeddings": keys.integer("context_length", least=2),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", most=1.0),
     }
@@ -203,11 +224,18 @@ def _sizes(keys: Config) -> dict[str, Any]:
 
 def _rope(keys: Config, architecture: Architecture, stored: Mapping[str, GgufFile]) -> dict[str, Any]:
     """The rotary embedding: its base, the share of a head it turns, and how it is scaled."""
-    theta = keys.number("rope.freq_base", 1_000_000.0 if architecture.name == "gemma3" else 10_000.0, most=1e12)
+    theta = keys.number("rope.freq_base", architecture.rope_theta, most=1e12)
     head = _sizes(keys)["head_dim"]
     dim = keys.integer("rope.dimension_count", head, least=2, most=head)
+    if dim % 2:
+        raise keys.error("rope.dimension_count", "an even number")
+    if not architecture.partial:
+        keys.expect("rope.dimension_count", head, f"and the heads have {head} values, all of which must be rotated")
     rope = {"rope_theta": theta, "partial_rotary_factor": _share(dim, head)}
-    return {**rope, "rope_scaling": _scaling(keys, stored)}
+    scaling = _scaling(keys, dim, stored)
+    if scaling is not None and "original_max_position_embeddings" in scaling:
+        rope["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+    return {**rope, "rope_scaling": scaling}
 
 
 def _share(dim: int, head: int) -> float:
@@ -216,52 +244,54 @@ def _share(dim: int, head: int) -> float:
     return share if int(head * share) == dim else math.nextafter(share, 1.0)
 
 
-def _scaling(keys: Config, stored: Mapping[str, GgufFile]) -> dict[str, Any] | None:
-    """A `rope_scaling` section. Llama 3's factors are given frequency by frequency: LongRoPE with one set."""
+def _scaling(keys: Config, dim: int, stored: Mapping[str, GgufFile]) -> dict[str, Any] | None:
+    """A `rope_scaling` section. Llama 3's factors are given frequency by frequency: LongRoPE with one set.
+
+    As in llama.cpp, all positions are divided by a factor unless the type is `none`, whatever else scales them.
+    """
+    divisor, attention = _linear_factor(keys), keys.number("rope.scaling.attn_factor", 1.0)
+    attention *= keys.number("rope.scaling.yarn_attn_factor", 1.0)
     context = keys.integer("context_length", least=2)
+    original = keys.integer("rope.scaling.original_context_length", context, least=2)
     if ROPE_FREQS in stored:
-        factors = _factors(stored, ROPE_FREQS)
-        original, attention = context, 1.0
-        short, long = factors, factors
+        original, short = context, _factors(stored, ROPE_FREQS)
+        long = short
     elif ROPE_LONG in stored and ROPE_SHORT in stored:
         short, long = _factors(stored, ROPE_SHORT), _factors(stored, ROPE_LONG)
-        original = keys.integer("rope.scaling.original_context_length", context, least=2)
-        ratio = context / original
-        derived = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
-        attention = keys.number("rope.scaling.attn_factor", derived)
+        if "rope.scaling.attn_factor" not in keys and context > original:
+            attention *= math.sqrt(1 + math.log(context / original) / math.log(original))
+    elif attention == 1:
+        return None if divisor == 1 else {"rope_type": "linear", "factor": divisor}
     else:
-        kind = keys.text("rope.scaling.type", "none")
-        return None if kind == "none" else {"rope_type": kind, "factor": keys.number("rope.scaling.factor", 1.0)}
+        original, short = context, [1.0] * (dim // 2)
+        long = short
     return {
-        "rope_type": "longrope", "short_factor": short, "long_factor": long,
+        "rope_type": "longrope", "short_factor": [factor * divisor for factor in short],
+        "long_factor": [factor * divisor for factor in long],
         "original_max_position_embeddings": original, "attention_factor": attention,
     }  # fmt: skip
+
+
+def _linear_factor(keys: Config) -> float:
+    """What positions are divided by: `rope.scaling.factor`, or `rope.scale_linear` of 2023's files; 0 means 1."""
+    kind = keys.text("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "longrope"):
+        raise UnsupportedModelError(
+            f"{keys.where}.rope.scaling.type is {shown(kind)}, which is not supported.",
+            "Supported are none, linear and longrope.",
+        )
+    older = keys.number("rope.scale_linear", 1.0, least=0.0)
+    factor = keys.number("rope.scaling.factor", older, least=0.0) or 1.0
+    return 1.0 if kind == "none" else factor
 
 
 def _factors(stored: Mapping[str, GgufFile], name: str) -> list[float]:
     return [float(factor) for factor in stored[name].weight(name).decode().reshape(-1)]
 
 
-def _window(keys: Config, architecture: str) -> dict[str, Any]:
-    """The sliding window; 0 means none. A `llama` file with one is a Mistral."""
-    window = keys.integer("attention.sliding_window", 0, least=0) or None
-    mistral = {"model_type": "mistral"} if window and architecture == "llama" else {}
-    return {"sliding_window": window, **mistral}
-
-
-def _gemma(keys: Config, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What only Gemma 3 has. Its rotary scaling is that of the global layers."""
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    scalar = config["hidden_size"] // heads if layers == GEMMA_27B_LAYERS else config["head_dim"]
-    pattern = keys.values.get("attention.sliding_window_pattern")
-    local = keys.number("rope.freq_base_swa", 10_000.0, most=1e12)
-    gemma: dict[str, Any] = {"query_pre_attn_scalar": scalar, "rope_local_base_freq": local}
-    if "attention.sliding_window" not in keys:
-        gemma |= {"layer_types": [_FULL] * layers, "sliding_window": config["max_position_embeddings"]}
-    elif isinstance(pattern, np.ndarray):
-        gemma["layer_types"] = [_SLIDING if sliding else _FULL for sliding in pattern[:1024].tolist()]
-    else:
-        gemma["sliding_window_pattern"] = keys.integer("attention.sliding_window_pattern", 6)
-    if "final_logit_softcapping" in keys:
-        gemma["final_logit_softcapping"] = keys.number("final_logit_softcapping")
-    return gemma
+def _window(keys: Config, architecture: Architecture) -> int | None:
+    """The sliding window; 0 means none."""
+    if not architecture.windows:
+        keys.known("attention.sliding_window")
+        return None
+    return keys.integer("attention.sliding_window", 0, least=0) or None

@@ -21,31 +21,21 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from halfbyte.atomic import new_path
-from halfbyte.checkpoint.foreign import block_format, ungrouped
 from halfbyte.checkpoint.gguf.file import DEFAULT_ALIGNMENT, MAGIC, TYPES, Value
-from halfbyte.checkpoint.gguf.names import (
-    ARCHITECTURES,
-    EMBED,
-    GEMMA_27B_LAYERS,
-    OUTPUT,
-    ROPE_FREQS,
-    ROPE_LONG,
-    ROPE_SHORT,
-    Architecture,
-    gguf_rows,
-    heads_of,
-)
+from halfbyte.checkpoint.gguf.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from halfbyte.checkpoint.gguf.vocabulary import vocabulary
+from halfbyte.checkpoint.runnable import block_format, ungrouped
 from halfbyte.errors import InvalidModelError, UnsupportedModelError, UsageError
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.ggml import F32, BlockFormat
+from halfbyte.models import gguf_architecture
+from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
 from halfbyte.models.spec import LinearScaling, Llama3Scaling, LongRopeScaling, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(tensor name, bytes done, bytes in all)."""
 
-_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "phi3": "phi3", "gemma3_text": "gemma3"}
 _PREFIX = re.compile(r"(language_model\.model|model\.language_model)\.")
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
@@ -143,10 +133,12 @@ def write_gguf(
     """
     if kind not in KINDS:
         raise UsageError(f"{kind!r} is no kind of GGUF file.", f"Choose one of {', '.join(KINDS)}.")
-    architecture = ARCHITECTURES[_architecture_name(spec)]
+    architecture = gguf_architecture(spec.model_type)
+    if architecture is None:
+        raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")
     rounded: Counter[str] = Counter()
     tensors = _tensors(source, spec, architecture, KINDS[kind], importance or {}, rounded)
-    metadata = _metadata(spec, architecture.name, name, KINDS[kind].number)
+    metadata = _metadata(spec, architecture, name, KINDS[kind].number)
     metadata |= vocabulary(tokenizer, spec.vocab_size, spec.stop_token_ids)
     header = _header(metadata, tensors)
     total = sum(tensor.nbytes for tensor in tensors)
@@ -163,12 +155,6 @@ def write_gguf(
     return rounded.total()
 
 
-def _architecture_name(spec: ModelSpec) -> str:
-    if spec.model_type not in _ARCHITECTURE:
-        raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")
-    return _ARCHITECTURE[spec.model_type]
-
-
 def _tensors(
     source: Source,
     spec: ModelSpec,
@@ -179,18 +165,17 @@ def _tensors(
 ) -> list[_Outgoing]:
     """What goes into the file, in its order; once written, `rounded` counts by tensor."""
     tied = spec.embed == spec.lm_head
-    outgoing = []
+    outgoing, attention = [], spec.layers[0].attention
     for name, shape in spec.shapes.items():
         plain = _PREFIX.sub("model.", name, count=1)
         known = OUTPUT if name == spec.lm_head and not tied else architecture.gguf(plain)
         if known is None:
             raise UnsupportedModelError(f"GGUF's architecture {architecture.name} has no tensor for {name}.")
         form = _choose(kind, known, shape, source.format(name), len(spec.layers), tied)
-        order = _order(spec, architecture, name, shape)
+        order = architecture.rows(plain, attention, spec.ropes[attention.rope].dim)
         chunks = _chunks(source, name, shape, form, order, importance.get(name), rounded)
         if architecture.is_shifted(name):
-            factor = _query_factor(spec) if name.endswith("self_attn.q_norm.weight") else 1.0
-            chunks = _shifted(chunks, architecture.norm_offset, factor)
+            chunks = _shifted(chunks, architecture.norm_offset, architecture.norm_factor(spec, name))
         outgoing.append(_Outgoing(known, shape, form, chunks))
     return outgoing + [_vector(name, factors) for name, factors in _rope_factors(spec).items()]
 
@@ -226,13 +211,6 @@ def _as_stored(name: str, shape: tuple[int, ...], stored: Format) -> Format:
             f"GGUF has no format for {name} of shape {list(shape)} in {stored.name}.", "Choose a kind such as q8_0."
         )
     return form
-
-
-def _order(spec: ModelSpec, architecture: Architecture, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Which row goes where, for q and k of `llama` files."""
-    attention = spec.layers[0].attention
-    heads = heads_of(name, attention.heads, attention.kv_heads)
-    return gguf_rows(shape[0], heads) if heads and architecture.permuted else None
 
 
 def _chunks(
@@ -284,13 +262,6 @@ def _shifted(chunks: Callable[[], Iterator[Parts]], offset: float, factor: float
     return shifted
 
 
-def _query_factor(spec: ModelSpec) -> float:
-    """What the norm of q takes over: GGUF has no attention scale for Gemma 3, so that of the head size is meant."""
-    attention = spec.layers[0].attention
-    whole = spec.hidden_size // attention.heads if len(spec.layers) == GEMMA_27B_LAYERS else attention.head_dim
-    return attention.scale * math.sqrt(whole)
-
-
 def _vector(name: str, values: F32) -> _Outgoing:
     return _Outgoing(name, values.shape, get_format("f32"), lambda: iter([{"": values}]))
 
@@ -309,7 +280,7 @@ def _rope_factors(spec: ModelSpec) -> dict[str, F32]:
     return {}
 
 
-def _metadata(spec: ModelSpec, architecture: str, name: str, number: int) -> dict[str, Value]:
+def _metadata(spec: ModelSpec, architecture: Architecture, name: str, number: int) -> dict[str, Value]:
     """Everything but the tokenizer."""
     attention = spec.layers[0].attention
     windows = [layer.attention.window for layer in spec.layers]
@@ -335,28 +306,13 @@ def _metadata(spec: ModelSpec, architecture: str, name: str, number: int) -> dic
             own |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
         case LongRopeScaling(original_context=original, attention_factor=factor) if factor != 1:
             own |= {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": factor}
-    if architecture == "phi3" and "rope.scaling.original_context_length" not in own:
-        own["rope.scaling.original_context_length"] = spec.context
-    if architecture == "gemma3":
-        own |= _gemma(spec, windows)
-    named: dict[str, Value] = {f"{architecture}.{key}": value for key, value in own.items()}
+    own |= architecture.metadata(spec)
+    named: dict[str, Value] = {f"{architecture.name}.{key}": value for key, value in own.items()}
     general: dict[str, Value] = {
-        "general.architecture": architecture, "general.name": name, "general.file_type": number,
+        "general.architecture": architecture.name, "general.name": name, "general.file_type": number,
         "general.quantization_version": 2, "general.alignment": DEFAULT_ALIGNMENT,
     }  # fmt: skip
     return general | named
-
-
-def _gemma(spec: ModelSpec, windows: Sequence[int | None]) -> dict[str, Value]:
-    """What only Gemma 3 has."""
-    local = next((spec.ropes[layer.attention.rope].theta for layer in spec.layers if layer.attention.window), 10_000.0)
-    gemma: dict[str, Value] = {
-        "rope.freq_base_swa": local,
-        "attention.sliding_window_pattern": np.array([window is not None for window in windows]),
-    }
-    if spec.logit_softcap is not None:
-        gemma["final_logit_softcapping"] = spec.logit_softcap
-    return gemma
 
 
 def _header(metadata: Mapping[str, Value], tensors: Sequence[_Outgoing]) -> bytes:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import shown
-from halfbyte.checkpoint.foreign import (
+from halfbyte.checkpoint.layouts.grouped import (
     Grouped,
     as_float,
     expect,
     pack_words,
-    take_apart,
+    split_groups,
     unpack_words,
     whole_number,
 )
@@ -69,7 +69,7 @@ class AutoAwq:
 
     def write(self, weight: Weight) -> dict[str, NDArray[np.generic]]:
         """The tensors, by suffix, of a matrix in 4-bit groups whose rows are a multiple of 8."""
-        codes, scales, zeros = take_apart(weight)
+        codes, scales, zeros = split_groups(weight)
         return {
             "qweight": _out_of_order(codes.T),
             "qzeros": _out_of_order(zeros.T),

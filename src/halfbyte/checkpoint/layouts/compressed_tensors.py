@@ -9,6 +9,7 @@ weight_g_idx       [in]                          the group of each input; missin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import shown
-from halfbyte.checkpoint.foreign import Grouped, as_float, expect, unpack_words
 from halfbyte.checkpoint.layouts.gptq import group_order
+from halfbyte.checkpoint.layouts.grouped import Grouped, as_float, expect, unpack_words
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
 from halfbyte.formats.ggml import U8
 
@@ -81,20 +82,29 @@ def scheme(path: Path, settings: Mapping[str, Any]) -> PackQuantized:
     groups = settings.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise InvalidModelError(f"{path}: quantization_config has no config_groups.", "Download the model again.")
-    layout, found = settings.get("format"), {_bits(group) for group in groups.values()}
-    bits = next(iter(found))
-    if layout != FORMAT or len(found) != 1 or bits not in _BITS:
+    layout = settings.get("format")
+    found = sorted({_described(group, layout) for group in groups.values()})
+    match = re.fullmatch(r"integers of (\d+) bits", found[0])
+    bits = int(match[1]) if match else 0
+    if layout != FORMAT or len(found) > 1 or bits not in _BITS:
         raise UnsupportedModelError(
-            f"{path} is of compressed-tensors' format {shown(layout)} with weights of {shown(bits)} bits.",
-            f"Halfbyte reads the format {FORMAT} with integer weights of 4 or 8 bits and plain activations.",
+            f"{path} is quantized to {' and '.join(found)} (compressed-tensors' format {shown(layout)}).",
+            f"Halfbyte reads the format {FORMAT} where all quantized weights are integers of 4 bits, or all of 8, and "
+            "activations are plain.",
         )
     return PackQuantized(bits)
 
 
-def _bits(group: Mapping[str, Any]) -> int:
-    """Bits of a group's integer weights; 0 for anything else."""
-    weights = group.get("weights")
-    if not isinstance(weights, dict) or weights.get("type", "int") != "int" or group.get("input_activations"):
-        return 0
-    bits = weights.get("num_bits")
-    return bits if type(bits) is int else 0
+def _described(group: Mapping[str, Any], layout: Any) -> str:
+    """What the weights of a group are, and its activations if they are quantized too, as people call it."""
+    weights, activations = group.get("weights"), group.get("input_activations")
+    if not isinstance(weights, dict) or type(weights.get("num_bits")) is not int:
+        return "weights that are not described"
+    bits, kind = weights["num_bits"], weights.get("type", "int")
+    if kind == "float":
+        small = next((name for name in ("NVFP4", "MXFP4") if name.lower() in str(layout)), "FP4")
+        return {8: "FP8", 4: small}.get(bits, f"floats of {bits} bits")
+    if activations:
+        also = activations.get("num_bits") if isinstance(activations, dict) else None
+        return f"W{bits}A{also if type(also) is int else '?'}"
+    return f"integers of {bits} bits"

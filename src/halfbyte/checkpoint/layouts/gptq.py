@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import shown
-from halfbyte.checkpoint.foreign import (
+from halfbyte.checkpoint.layouts.grouped import (
     Grouped,
     as_float,
     expect,
     pack_words,
-    take_apart,
+    split_groups,
     unpack_words,
     whole_number,
 )
@@ -44,14 +44,16 @@ class Gptq:
         bits: Of a code: 3, 4 or 8.
         group_size: Inputs that share a scale; -1 for all.
         version: `gptq`, whose zero points are stored less 1, or `gptq_v2`.
+        symmetric: Whether every zero point is the middle of the range. Then it does not matter which version stored
+            them: files are known that have those of the other one.
     """
 
     marker = "qweight"
     suffixes = ("qweight", "qzeros", "scales", "g_idx")
     optional = ("g_idx",)
 
-    def __init__(self, bits: int, group_size: int, version: str) -> None:
-        self.bits, self.group_size, self.version = bits, group_size, version
+    def __init__(self, bits: int, group_size: int, version: str, *, symmetric: bool = False) -> None:
+        self.bits, self.group_size, self.version, self.symmetric = bits, group_size, version, symmetric
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """Rows and columns of the matrix, from its tensors' shapes; ValueError where they contradict."""
@@ -70,13 +72,13 @@ class Gptq:
         expect(weight.dtype.itemsize == zeros.dtype.itemsize == 4, "qweight and qzeros are not 32 bits wide")
         size = shape[1] if self.group_size == -1 else self.group_size
         order = group_order(tensors.get("g_idx"), size, len(scales))
-        unpacked = self._unpack_zeros(np.ascontiguousarray(zeros))
+        unpacked = self._zeros(np.ascontiguousarray(zeros))
         bits = self.bits
         return Grouped(shape, bits, size, scales.T, unpacked.T, order, lambda: unpack_words(weight.T, bits))
 
     def write(self, weight: Weight) -> dict[str, NDArray[np.generic]]:
         """The tensors, by suffix, of a matrix in groups of these bits; rows and columns are multiples of 32."""
-        codes, scales, zeros = take_apart(weight)
+        codes, scales, zeros = split_groups(weight)
         size: int = weight.format.group  # type: ignore[attr-defined]
         return {
             "qweight": np.ascontiguousarray(pack_words(codes, self.bits).T),
@@ -91,6 +93,14 @@ class Gptq:
             "quant_method": "gptq", "bits": self.bits, "group_size": self.group_size, "desc_act": False,
             "sym": symmetric, "checkpoint_format": self.version, "modules_to_not_convert": skipped or None,
         }  # fmt: skip
+
+    def _zeros(self, words: NDArray[np.generic]) -> U8:
+        if not self.symmetric:
+            return self._unpack_zeros(words)
+        stored, middle = unpack_words(words, self.bits), 1 << self.bits - 1
+        as_stored = bool((stored == middle).all() or (stored == middle - 1).all())
+        expect(as_stored, f"sym is true, but zero points other than {middle} are stored")
+        return np.full_like(stored, middle)
 
     def _unpack_zeros(self, words: NDArray[np.generic]) -> U8:
         if self.version == V2:
@@ -124,7 +134,19 @@ def scheme(path: Path, settings: Mapping[str, Any]) -> Gptq:
     if size != -1 and not 1 <= size <= 1 << 20:
         hint = "Halfbyte reads groups of 1 or more, or -1."
         raise UnsupportedModelError(f"{path} is GPTQ in groups of {size}.", hint)
-    return Gptq(bits, size, version)
+    _refuse_dynamic(path, settings.get("dynamic"))
+    return Gptq(bits, size, version, symmetric=settings.get("sym") is True)
+
+
+def _refuse_dynamic(path: Path, rules: Any) -> None:
+    """Refuse modules with settings of their own; modules that are left as they are (`-:`) are no trouble."""
+    named = rules if isinstance(rules, dict | list) else [rules] if rules else []
+    own = [rule for rule in named if not str(rule).startswith("-:")]
+    if own:
+        raise UnsupportedModelError(
+            f"{path} is GPTQ with settings of their own for some modules (`dynamic`: {shown(own[0])}).",
+            "Halfbyte reads GPTQ with the same settings for all modules.",
+        )
 
 
 def group_order(stored: NDArray[np.generic] | None, size: int, groups: int) -> NDArray[np.intp] | None:

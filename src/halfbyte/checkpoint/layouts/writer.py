@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.atomic import new_path
-from halfbyte.checkpoint.folder import CONFIG_NAME, WEIGHTS_NAME
+from halfbyte.checkpoint.folder import CONFIG_NAME
 from halfbyte.checkpoint.gguf.writer import Progress, Source
 from halfbyte.checkpoint.layouts.autoawq import AutoAwq
 from halfbyte.checkpoint.layouts.autoawq import settings as awq_settings
 from halfbyte.checkpoint.layouts.gptq import V1, V2, Gptq
+from halfbyte.checkpoint.shards import WEIGHTS_NAME
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.spec import ModelSpec

@@ -21,7 +21,7 @@ from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Extent
 from halfbyte.gpu.run.sampling import Sampler
 from halfbyte.gpu.shaders.variants import KernelConfig
-from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
 from halfbyte.plan.sampling import SamplingParams
@@ -66,7 +66,7 @@ class Probe:
         runs: Sequence[tuple[int, int]] = RUNS,
     ) -> None:
         context = max(context, LEAST_CONTEXT)
-        cut = replace(spec, layers=one_of_each(spec.layers), context=max(spec.context, context))
+        cut = replace(spec.one_of_each(), context=max(spec.context, context))
         plan = make_plan(cut, formats, tokens=tokens, rows=8, context=context, kv_dtype=kv_dtype)
         weights = _Periodic(cut, formats)
         activations = "int8" if config.int8 else "f32"
@@ -134,11 +134,6 @@ class Probe:
         logits = Oracle(plan, _Distinct(weights), int8=self._int8).run(everything)
         rows = [batch.positions[batch.logit_rows] for batch in self._batches]
         return [logits[at] for at in rows]
-
-
-def one_of_each(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """The first layer with each kind of attention, at least one."""
-    return tuple({layer.attention: layer for layer in reversed(layers)}.values())[::-1]
 
 
 class _Periodic:

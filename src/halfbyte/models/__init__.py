@@ -49,6 +49,7 @@ def build_spec(config: Mapping[str, Any], generation_config: Mapping[str, Any], 
         raise UnsupportedModelError(
             f"config.json: model_type {kind!r} is not supported.", f"Supported are {', '.join(supported())}."
         )
+    read.expect("is_causal", True, "and Halfbyte runs models that see only what came before")
     spec: ModelSpec = _family(kind).build(read, names)
     read.refuse_unknown(KEYS, PREFIXES)
     stops = dict.fromkeys(

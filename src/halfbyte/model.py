@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
-from halfbyte.checkpoint.open import is_gguf, open_checkpoint
+from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.errors import UsageError
@@ -317,12 +317,10 @@ def load(
 
 def locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
     """The folder or file of a model as `load` takes it, downloaded if need be. Raises what `load` raises."""
-    if model is None:
+    if model is None or (str(model) == POCKET.name and not Path(model).exists()):
         if revision:
             raise UsageError("a revision needs a model.", "Name one with its hub id.")
         return POCKET
-    if Path(model).is_dir() or is_gguf(Path(model)):
-        return Path(model)
     from halfbyte.checkpoint import hub
 
     return hub.resolve(str(model), revision=revision, offline=offline)

@@ -92,7 +92,7 @@ def test_show_tells_what_a_folder_holds(shell_29m: Path) -> None:
 def test_show_never_downloads() -> None:
     result = halfbyte("models", "show", "nobody/nothing-of-this-name")
     assert result.exit_code == DownloadError.exit_code
-    assert "not complete in the local cache" in error_lines(result)[0]
+    assert "nobody/nothing-of-this-name at main is not in the local cache." in error_lines(result)[0]
 
 
 def test_plan_prints_every_step_and_totals(shell_29m: Path) -> None:

@@ -1,11 +1,11 @@
-"""Models by name: a folder as it is, or a Hugging Face id whose needed files are in the local cache after this.
+"""Models by name: a folder, a GGUF file, or a Hugging Face id, whose files are downloaded to the local cache.
 
-A repository's safetensors weights are meant, or its GGUF file where it has only such; of several, `org/name:Q4_K_M`
-names one.
+`org/name` means the repository's safetensors weights, or its GGUF file if it has no others; `org/name:Q4_K_M` names
+one of several GGUF files.
 
-A revision is turned into its commit once, and everything comes from that commit. Fetched are the files
-Halfbyte reads and no others: never pickles, never second copies of the weights. The cache is
-huggingface_hub's own (`models--org--name/{refs,blobs,snapshots/<commit>}`), shared with other programs.
+A revision is turned into its commit once, and everything comes from that commit. Only the files that Halfbyte reads
+are downloaded: never pickles, never second copies of the weights. The cache is huggingface_hub's own
+(`models--org--name/{refs,blobs,snapshots/<commit>}`), shared with other programs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECOND_COPIES = re.compile(r"(consolidated|adapter).*")
 _EXPECTED = (CONFIG_NAME, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-"""What nearly every repository has: with these and the weights a cached commit needs no look at the hub."""
+"""Files that nearly every repository has: a cached commit with these and the weights needs no look at the hub."""
 
 _TIMEOUT_S = 10.0
 
@@ -77,6 +77,8 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
         DownloadError: It could not be fetched; the message says why.
         UsageError: A revision that cannot be meant.
     """
+    if not model.strip():
+        raise ModelNotFoundError("The name of the model is empty.", "Name a folder, a GGUF file or a hub id.")
     folder = Path(model).expanduser()
     if folder.is_dir() or is_gguf(folder):
         if revision is not None:
@@ -110,8 +112,22 @@ def pull(repo: str, *, revision: str | None = None) -> Path:
     """
     repo, choice, wanted = _parse(repo, revision)
     if _offline():
-        raise DownloadError(f"{repo} cannot be fetched: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
+        raise DownloadError(f"{repo} cannot be downloaded: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
     return _download(repo, choice, wanted)
+
+
+def dataset_file(repo: str, name: str) -> Path:
+    """A file of a data set on the hub, from the cache or downloaded. Raises what `pull` raises."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    known = try_to_load_from_cache(repo, name, cache_dir=_cache(), repo_type="dataset")
+    if isinstance(known, str):
+        return Path(known)
+    if _offline():
+        raise DownloadError(f"{repo} cannot be downloaded: HF_HUB_OFFLINE is set.", "Unset it and try again.")
+    with _explained(repo, "main"):
+        HfApi(library_name="halfbyte").dataset_info(repo, timeout=_TIMEOUT_S)
+        return Path(hf_hub_download(repo, name, repo_type="dataset", library_name="halfbyte", cache_dir=_cache()))
 
 
 def installed() -> list[InstalledModel]:
@@ -170,7 +186,8 @@ def remove(repo: str) -> int:
 
 def _looks_like_path(model: str, folder: Path) -> bool:
     name = model.partition("@")[0].partition(":")[0]
-    return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or folder.exists()
+    is_file = model.lower().endswith(".gguf") and ":" not in model
+    return is_file or name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or folder.exists()
 
 
 def _parse(model: str, revision: str | None) -> tuple[str, str | None, str]:
@@ -252,8 +269,8 @@ def _complete(snapshot: Path) -> bool:
 
 def _not_cached(model: str, repo: str, revision: str) -> Path:
     raise DownloadError(
-        f"{repo} at {revision} is not complete in the local cache, and downloads are off.",
-        f"With a network, `halfbyte models pull {model}` fetches it.",
+        f"{repo} at {revision} is not {'complete ' * _repo_folder(repo).is_dir()}in the local cache.",
+        f"Download it with `halfbyte models pull {model}`.",
     )
 
 

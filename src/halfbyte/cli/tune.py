@@ -1,4 +1,4 @@
-"""`halfbyte tune`: find the kernel sizes that are fastest on this GPU for a model, and remember them."""
+"""`halfbyte tune`: find the fastest kernel sizes of this GPU for a model, and remember them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 
 Synthetic = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Random weights in this model's shapes.", rich_help_panel="Model"),
+    typer.Option(
+        metavar="NAME", help="Tune for the shapes of this model, without its weights.", rich_help_panel="Model"
+    ),
 ]
 Where = Annotated[
     Literal["auto", "cpu", "gpu"],
     typer.Option("--device", metavar="auto|cpu|gpu", help="What to tune.", rich_help_panel="Model"),
 ]
-Seconds = Annotated[float, typer.Option(metavar="S", min=1, help="About how long to look.")]
+Seconds = Annotated[float | None, typer.Option(metavar="S", min=1, help="About how long to search.", show_default="60")]
 Short = Annotated[
     bool, typer.Option("--short", help="Only the largest products and attention, in at most five seconds.")
 ]
-Show = Annotated[bool, typer.Option("--show", help="Show what was gained before, measure nothing.")]
+Show = Annotated[bool, typer.Option("--show", help="Show earlier results, without tuning.")]
 
-CPU = (
-    "There is nothing to tune on the CPU: its kernels follow from the instruction set ({isa}), "
-    "their tiles from its registers. bench --variants compares instruction sets."
-)
+CPU = "CPU kernels need no tuning. `halfbyte tune` is for GPUs."
 
 
 @takes_model(*FILES, "gpu", "weights", "kv_dtype", "activations", "batch_tokens")
@@ -44,20 +43,27 @@ def tune(
     chosen: Chosen,
     synthetic: Synthetic = None,
     device: Where = "auto",
-    seconds: Seconds = 60.0,
+    seconds: Seconds = None,
     short: Short = False,
     show: Show = False,
     json: opt.Json = False,
 ) -> None:
-    """Find this GPU's fastest kernel sizes, and remember them.
+    """Find the fastest kernel sizes of this GPU for a model.
 
-    They are those for a model's shapes. Each is checked against the reference, and taken only if it is faster by more
-    than the noise of the measurement.
+    Each candidate is checked against the reference, and kept only if it is faster by more than the noise of the
+    measurement. The result is remembered.
     """
     from halfbyte.report import subject as subjects
 
     if synthetic is not None and (chosen.model, chosen.revision, chosen.offline) != (None, None, False):
-        raise UsageError("--synthetic takes no weights from a model.", "Leave out --model, --revision and --offline.")
+        raise UsageError(
+            "--synthetic cannot be combined with a stored model.", "Leave out --model, --revision and --offline."
+        )
+    if seconds is not None and (short or show):
+        option = "--short" if short else "--show"
+        raise UsageError(f"--seconds has no effect with {option}.", f"Leave out --seconds or {option}.")
+    if short and show:
+        raise UsageError("--short has no effect with --show.", "Leave out --short or --show.")
     if synthetic is not None:
         subject = subjects.synthetic(synthetic, weights=chosen.run.weights)
     else:
@@ -66,16 +72,19 @@ def tune(
         )
     opened = None if device == "cpu" else _open(device, chosen.run.gpu)
     if opened is None:
-        from halfbyte.cpu.machine import describe
-
-        note(CPU.format(isa=describe().isa))
+        if json:
+            print_json({"device": "cpu", "driver": None, "rows": [], "verdicts": []}, indent=2)
+        note(CPU)
         return
     try:
         if not show:
-            _measure(opened, subject, chosen.run, seconds, short)
+            _measure(opened, subject, chosen.run, SECONDS if seconds is None else seconds, short)
         _show(opened, subject, chosen.run, json)
     finally:
         opened.close()
+
+
+SECONDS = 60.0
 
 
 def _open(device: str, gpu: int | None) -> Device | None:
@@ -98,12 +107,12 @@ def _measure(device: Device, subject: Subject, run: RunOptions, seconds: float, 
     from halfbyte.report.tuning import verdict_line
 
     if not device.capabilities.timestamps:
-        note(f"{device.name} has no timestamps: times are differences of wall-clock times, and less sure.")
+        note(f"{device.name} has no timestamps: times are measured by the host's clock, and less precise.")
     began = time.perf_counter()
     budget = SHORT_BUDGET_S if short else seconds
     found = 0
     with progress_bar() as progress:
-        progress(f"{subject.name}: making ready", 0, 100)
+        progress(f"{subject.name}: preparing", 0, 100)
         for result in tune(
             device, subject.spec, subject.source.format, tokens=run.batch_tokens or FACTORY.batch_tokens,
             kv_dtype=run.kv_dtype, activations=run.activations or "int8", budget_s=budget, short=short,
@@ -114,7 +123,7 @@ def _measure(device: Device, subject: Subject, run: RunOptions, seconds: float, 
             else:
                 found += bool(result.sizes)
                 progress(f"{result.phase}: {result.label}", done, 100)
-    note(f"{subject.name}: {found} kernels have faster sizes; it took {time.perf_counter() - began:.1f} s.")
+    note(f"{subject.name}: faster sizes for {found} kernels, in {time.perf_counter() - began:.1f} s.")
 
 
 def _show(device: Device, subject: Subject, run: RunOptions, json: bool) -> None:
@@ -130,7 +139,7 @@ def _show(device: Device, subject: Subject, run: RunOptions, json: bool) -> None
     if json:
         print_json({"device": device.name, "driver": device.adapter.driver, **to_json(measured, verdicts)}, indent=2)
     elif not measured:
-        note(f"{subject.name} has not been tuned on {device.name}: the sizes that ship with Halfbyte are used.")
+        note(f"{subject.name} has not been tuned on {device.name}: the default sizes are used.")
     else:
         print(f"{subject.name} on {device.name} ({device.adapter.driver})\n")
         print(aligned(kernel_rows(measured)))

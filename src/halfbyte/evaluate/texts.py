@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte import user_files
-from halfbyte.errors import DownloadError, UsageError
+from halfbyte.errors import DownloadError, HalfbyteError, UsageError
 from halfbyte.text import Tokenizer
 
 WIKITEXT = "wikitext-2"
@@ -24,7 +24,7 @@ def read_text(where: str, *, joined: str = "\n") -> str:
 
     Raises:
         UsageError: The file cannot be read as UTF-8.
-        DownloadError: WikiText-2 could not be fetched.
+        DownloadError: WikiText-2 could not be downloaded.
     """
     if where == WIKITEXT:
         return joined.join(_wikitext_rows())
@@ -32,14 +32,16 @@ def read_text(where: str, *, joined: str = "\n") -> str:
 
 
 def _wikitext_rows() -> list[str]:
-    """Rows as the data set has them: a line with its break, or nothing."""
-    from huggingface_hub import hf_hub_download
+    """The rows of the data set: each a line with its line break, or empty."""
+    from halfbyte.checkpoint.hub import dataset_file
 
     repo, archive, member = _ARCHIVE
     try:
-        path = hf_hub_download(repo, archive, repo_type="dataset")
-    except Exception as error:
-        raise DownloadError(f"WikiText-2 could not be fetched: {error}.", "Give a text file instead.") from error
+        path = dataset_file(repo, archive)
+    except HalfbyteError as error:
+        raise DownloadError(
+            f"WikiText-2 could not be downloaded: {error.message}", "Give a text file instead."
+        ) from error
     with zipfile.ZipFile(path) as file:
         lines = file.read(member).decode("utf-8").split("\n")
     return [f"{line}\n" if line.strip() else "" for line in lines]
@@ -53,5 +55,5 @@ def tokens_of(tokenizer: Tokenizer, text: str, most: int | None = None) -> NDArr
     """
     ids = np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)[:most]
     if len(ids) < 2:
-        raise UsageError(f"The text has {len(ids)} tokens.", "Give more text.")
+        raise UsageError(f"The text has only {len(ids)} tokens.", "Give a longer text.")
     return ids

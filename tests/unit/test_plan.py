@@ -68,7 +68,7 @@ def test_costs_are_those_of_the_shapes() -> None:
     plan = tiny("phi-4").plan(tokens=3, rows=1)
     linear = next(step for step in plan.steps if isinstance(step, ops.Linear))
     hidden, qkv = 80, 3 * 80
-    assert linear.flops(plan) == 2 * 3 * hidden * qkv
+    assert plan.flops(linear) == 2 * 3 * hidden * qkv
     assert plan.bytes_moved(linear) == 4 * (3 * hidden + hidden * qkv + 3 * qkv)
     embed = next(step for step in plan.steps if isinstance(step, ops.Embed))
     assert plan.bytes_moved(embed) == 4 * (3 + 3 * hidden + 3 * hidden)

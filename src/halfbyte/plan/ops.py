@@ -7,12 +7,16 @@ Every executor implements every op; the NumPy ones in `halfbyte.reference` are t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from halfbyte.models.spec import Activation
-    from halfbyte.plan.plan import Plan
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of a plan's tensors, by name."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,12 @@ class Op:
                 names.append(value)
         return tuple(names)
 
-    def flops(self, plan: Plan) -> int:
-        """Multiplications and additions for a full batch of the plan's capacity."""
+    def flops(self, shapes: Shapes, context: int) -> int:
+        """Multiplications and additions for a full batch of the plan's capacity.
+
+        Args:
+            context: Keys that each token sees.
+        """
         return 0
 
 
@@ -79,8 +87,8 @@ class RopeTable(Op):
     out: str
     factor: float = 1.0
 
-    def flops(self, plan: Plan) -> int:
-        return plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ class RmsNorm(Op):
     offset: float = 0.0
     residual: str | None = None
 
-    def flops(self, plan: Plan) -> int:
-        return 4 * plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 4 * math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,8 @@ class Linear(Op):
     residual: str | None = None
     bias: tuple[str, ...] = ()
 
-    def flops(self, plan: Plan) -> int:
-        return 2 * plan.tensors[self.x].shape[0] * sum(plan.size(w) for w in self.weights)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 2 * shapes[self.x][0] * sum(math.prod(shapes[w]) for w in self.weights)
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,8 @@ class GatedLinear(Op):
     out: str
     activation: Activation
 
-    def flops(self, plan: Plan) -> int:
-        return 2 * plan.tensors[self.x].shape[0] * sum(plan.size(w) for w in self.weights)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 2 * shapes[self.x][0] * sum(math.prod(shapes[w]) for w in self.weights)
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,8 @@ class GatedActivation(Op):
     out: str
     activation: Activation
 
-    def flops(self, plan: Plan) -> int:
-        return 8 * plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 8 * math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,8 @@ class Add(Op):
     y: str
     out: str
 
-    def flops(self, plan: Plan) -> int:
-        return plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,8 @@ class QkNorm(_Heads):
     eps: float
     offset: float = 0.0
 
-    def flops(self, plan: Plan) -> int:
-        return 4 * plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 4 * math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -199,8 +207,8 @@ class Rope(_Heads):
     table: str
     out: str
 
-    def flops(self, plan: Plan) -> int:
-        return 3 * plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 3 * math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -240,8 +248,8 @@ class RopeKvWrite(_Heads):
     eps: float = 0.0
     offset: float = 0.0
 
-    def flops(self, plan: Plan) -> int:
-        return (7 if self.q_weight else 3) * plan.size(self.qkv)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return (7 if self.q_weight else 3) * math.prod(shapes[self.qkv])
 
 
 @dataclass(frozen=True)
@@ -265,9 +273,9 @@ class Attention(_Heads):
     window: int | None = None
     softcap: float | None = None
 
-    def flops(self, plan: Plan) -> int:
-        context = min(self.window or plan.context, plan.context)
-        return 4 * plan.tokens * self.heads * self.head_dim * context
+    def flops(self, shapes: Shapes, context: int) -> int:
+        seen = min(self.window or context, context)
+        return 4 * shapes[self.q][0] * self.heads * self.head_dim * seen
 
 
 @dataclass(frozen=True)
@@ -290,5 +298,5 @@ class Softcap(Op):
     out: str
     cap: float
 
-    def flops(self, plan: Plan) -> int:
-        return 3 * plan.size(self.out)
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 3 * math.prod(shapes[self.out])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -92,6 +93,14 @@ class Plan:
     def of_kind(self, kind: Kind) -> list[Tensor]:
         """The tensors of one kind, in the order of first use."""
         return [t for t in self.tensors.values() if t.kind == kind]
+
+    def flops(self, step: Op) -> int:
+        """Multiplications and additions of a step at full capacity."""
+        return step.flops(self._shapes, self.context)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def bytes_moved(self, step: Op) -> int:
         """Bytes a step reads and writes at full capacity, each tensor once; an `Embed` reads only its rows."""

@@ -48,7 +48,7 @@ def _step(plan: Plan, step: Op) -> dict[str, Any]:
         "reads": list(step.inputs),
         "writes": list(step.outputs),
         "bytes": plan.bytes_moved(step),
-        "flops": step.flops(plan),
+        "flops": plan.flops(step),
     }
 
 
@@ -73,7 +73,7 @@ def table(plan: Plan) -> Table:
             _operands(plan, step.inputs),
             _operands(plan, step.outputs),
             size(plan.bytes_moved(step)),
-            quantity(step.flops(plan), ""),
+            quantity(plan.flops(step), ""),
         )
     return shown
 
@@ -82,7 +82,7 @@ def listing(plan: Plan, width: int) -> str:
     """The same for narrow terminals: each step in a line with its costs, and under it what it reads and writes."""
     lines = [f"{'#':>3}  {'step':<22}{'bytes':>9}{'flops':>9}"]
     for i, step in enumerate(plan.steps):
-        costs = f"{size(plan.bytes_moved(step)):>9}{quantity(step.flops(plan), ''):>9}"
+        costs = f"{size(plan.bytes_moved(step)):>9}{quantity(plan.flops(step), ''):>9}"
         lines.append(f"{i:>3}  {type(step).__name__:<22}{costs}")
         for what, names in (("reads ", step.inputs), ("writes", step.outputs)):
             lines += textwrap.wrap(
@@ -96,7 +96,7 @@ def summary(plan: Plan) -> str:
     """One line of totals."""
     weights = sum(t.nbytes for t in plan.of_kind("weight"))
     caches = sum(t.nbytes for t in plan.of_kind("cache"))
-    flops = sum(step.flops(plan) for step in plan.steps)
+    flops = sum(plan.flops(step) for step in plan.steps)
     moved = sum(plan.bytes_moved(step) for step in plan.steps)
     return (
         f"{len(plan.steps)} steps for {plan.tokens} tokens: {quantity(flops, '')} flops, {quantity(moved, 'B')} moved; "

@@ -303,7 +303,7 @@ class _Costs:
     def of(self, run: Run) -> list[tuple[int, int]]:
         """(bytes, operations) of each step of a run, attention's for the positions that its tokens see on average."""
         plan = replace(self._plan(run.tokens, max(1, run.rows)), context=self._mean_context(run))
-        return [(plan.bytes_moved(step), step.flops(plan)) for step in plan.steps]
+        return [(plan.bytes_moved(step), plan.flops(step)) for step in plan.steps]
 
     def _mean_context(self, run: Run) -> int:
         return run.last + 1 - (run.tokens - 1) // 2

@@ -50,7 +50,7 @@ def test_works_with_tokenizer_json_alone(folder: Path) -> None:
 
 
 def test_a_named_token_of_the_vocabulary_becomes_special(folder: Path) -> None:
-    tokenizer = set_config(folder, eos_token="hello", pad_token="not in the vocabulary")
+    tokenizer = set_config(folder, eos_token="hello")
     assert tokenizer.eos_token_id in tokenizer.special_ids
     assert tokenizer.vocab_size == len(small_spm_definition()["model"]["vocab"])
 

@@ -7,15 +7,18 @@ They come from strangers: every size, type and nesting is checked before use, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from halfbyte.errors import InvalidModelError, ModelNotFoundError
 
 MAX_DEFINITION_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 32 * 2**20
-MAX_TEMPLATE_BYTES = 2**20
+MAX_TEMPLATE_BYTES = 2**18
+MAX_TEMPLATES = 100
+MAX_TOKEN_CHARACTERS = 4096
+MAX_ADDED_TOKENS = 2**18
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -24,13 +27,36 @@ _DOWNLOAD = "Download the model again."
 
 
 @dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in a text before it is cut, as the `tokenizers` library describes one."""
+
+    content: str
+    special: bool = True
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says about its tokenizer: `tokenizer.json` as bytes, named special tokens, the chat template."""
+    """What a folder says about its tokenizer.
+
+    Attributes:
+        path: The file to blame.
+        definition: `tokenizer.json`.
+        special_tokens: Named tokens, such as `eos_token`.
+        chat_template: The default template.
+        templates: Further templates by name, such as `tool_use`.
+        added_tokens: Tokens that files beside `tokenizer.json` name, in the order in which they get their ids.
+    """
 
     path: Path
     definition: bytes
     special_tokens: dict[str, str]
     chat_template: str | None
+    templates: dict[str, str] = field(default_factory=dict)
+    added_tokens: tuple[AddedToken, ...] = ()
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -47,7 +73,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if definition is None:
         raise _missing(folder)
     config = _read_object(folder / "tokenizer_config.json")
-    return TokenizerFiles(path, definition, _special_tokens(folder, config), _chat_template(folder, config))
+    templates = _chat_templates(folder, config)
+    named, added = _tokens(folder, config)
+    special = {name: token.content for name, token in named.items() if name in NAMED_TOKENS}
+    return TokenizerFiles(path, definition, special, templates.pop("default", None), templates, tuple(added))
 
 
 def _missing(folder: Path) -> InvalidModelError:
@@ -58,48 +87,150 @@ def _missing(folder: Path) -> InvalidModelError:
     return InvalidModelError(message, f"Copy it from where the model came from, or: {_CONVERT}.")
 
 
-def _special_tokens(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
-    """Named special tokens; special_tokens_map.json wins only beside an old config without `added_tokens_decoder`."""
-    tokens = _named_tokens(folder / "tokenizer_config.json", config)
-    if "added_tokens_decoder" not in config:
-        path = folder / "special_tokens_map.json"
-        tokens |= _named_tokens(path, _read_object(path))
-    return tokens
+# --- tokens
 
 
-def _named_tokens(path: Path, entries: Mapping[str, object]) -> dict[str, str]:
+def _tokens(folder: Path, config: Mapping[str, object]) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """Named tokens, and all tokens to add, in transformers' order: by id, then named ones, then the others.
+
+    special_tokens_map.json and added_tokens.json count only beside an old config, one without `added_tokens_decoder`.
+    """
+    path = folder / "tokenizer_config.json"
+    named, extra = _named_tokens(path, config), list(_extra_tokens(path, config))
+    if "added_tokens_decoder" in config:
+        numbered = _numbered_tokens(path, config["added_tokens_decoder"])
+    else:
+        beside = folder / "special_tokens_map.json"
+        entries = _read_object(beside)
+        named, extra = named | _named_tokens(beside, entries), [*extra, *_extra_tokens(beside, entries)]
+        special = {token.content for token in (*named.values(), *extra)}
+        numbered = _old_tokens(folder / "added_tokens.json", special)
+    known = {token.content: token for token in numbered}
+    named = {name: replace(known.get(token.content, token), special=True) for name, token in named.items()}
+    return named, [*numbered, *named.values(), *extra]
+
+
+def _named_tokens(path: Path, entries: Mapping[str, object]) -> dict[str, AddedToken]:
+    """Values of keys such as `eos_token`, also of names that only this model has."""
     tokens = {}
-    for name in NAMED_TOKENS:
-        value = entries.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            tokens[name] = text
-        elif value is not None:
-            raise _wrong(path, f"{name} is {_shown(value)}, not text")
-    return tokens
+    for name, value in entries.items():
+        if (name in NAMED_TOKENS and value is not None) or (name.endswith("_token") and isinstance(value, str)):
+            tokens[name] = _token(path, name, value)
+    order = {name: place for place, name in enumerate(NAMED_TOKENS)}
+    return dict(sorted(tokens.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
-    path = folder / "chat_template.jinja"
-    data = _read(path, MAX_TEMPLATE_BYTES)
-    if data is not None:
-        return _decode(path, data)
+def _extra_tokens(path: Path, entries: Mapping[str, object]) -> Iterator[AddedToken]:
+    """Special tokens without a role: a list, or a table whose names only a library uses."""
+    key = "extra_special_tokens" if entries.get("extra_special_tokens") else "additional_special_tokens"
+    value = entries.get(key)
+    values = list(value.values()) if isinstance(value, dict) else value
+    if values is not None and (not isinstance(values, list) or len(values) > MAX_ADDED_TOKENS):
+        raise _wrong(path, f"{key} is {_shown(value)}, not a list of tokens")
+    for each in values or ():
+        yield _token(path, key, each)
+
+
+def _numbered_tokens(path: Path, entries: object) -> list[AddedToken]:
+    """`added_tokens_decoder`: descriptions of tokens by id."""
+    if not isinstance(entries, dict) or len(entries) > MAX_ADDED_TOKENS:
+        raise _wrong(path, f"added_tokens_decoder is {_shown(entries)}, not a table of tokens")
+    keys = sorted(entries, key=lambda key: _id(path, key))
+    return [_token(path, f"added_tokens_decoder {key}", entries[key]) for key in keys]
+
+
+def _old_tokens(path: Path, special: set[str]) -> list[AddedToken]:
+    """added_tokens.json: ids by text; a token is special if another file names it so."""
+    entries = _read_object(path)
+    for text, number in entries.items():
+        _check_text(path, "a token", text)
+        if type(number) is not int:
+            raise _wrong(path, f"the id of {text[:80]!r} is {_shown(number)}")
+    texts = sorted(entries, key=lambda text: int(str(entries[text])))[:MAX_ADDED_TOKENS]
+    return [AddedToken(text, special=text in special, normalized=text not in special) for text in texts]
+
+
+def _id(path: Path, key: str) -> int:
+    if not key.isascii() or not key.isdigit() or len(key) > 10:
+        raise _wrong(path, f"{key[:80]!r} is not the id of a token")
+    return int(key)
+
+
+def _token(path: Path, key: str, value: object) -> AddedToken:
+    """A token from its text or its description."""
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise _wrong(path, f"{key} is {_shown(value)}, not text")
+    _check_text(path, key, text)
+    if not isinstance(value, dict):
+        return AddedToken(text)
+    special = value.get("special", not key.startswith("added_tokens_decoder"))
+    flags = {name: value.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
+    flags |= {"special": special, "normalized": value.get("normalized", not special)}
+    wrong = [name for name, flag in flags.items() if not isinstance(flag, bool)]
+    if wrong:
+        raise _wrong(path, f"{wrong[0]} of {key} is {_shown(flags[wrong[0]])}, not true or false")
+    return AddedToken(text, **flags)
+
+
+def _check_text(path: Path, key: str, text: str) -> None:
+    if len(text) > MAX_TOKEN_CHARACTERS:
+        raise _wrong(path, f"{key} is {len(text):,} characters long; the limit is {MAX_TOKEN_CHARACTERS:,}")
+    _check_unicode(path, key, text)
+
+
+def _check_unicode(path: Path, key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(path, f"{key} is not valid Unicode: character {error.start} is a lone surrogate") from error
+
+
+# --- templates
+
+
+def _chat_templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
+    """Chat templates by name, the usual one as "default"; template files come before entries of a configuration."""
+    files = {"default": folder / "chat_template.jinja"} | {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))[:MAX_TEMPLATES]
+    }
+    read = {name: (path, _read(path, MAX_TEMPLATE_BYTES)) for name, path in files.items()}
+    templates = {name: _decode(path, data) for name, (path, data) in read.items() if data is not None}
+    for path, entries in _entries(folder, config):
+        templates = templates or _template_entry(path, entries)
+    return templates
+
+
+def _entries(folder: Path, config: Mapping[str, object]) -> Iterator[tuple[Path, Mapping[str, object]]]:
     path = folder / "chat_template.json"
-    template = _template_entry(path, _read_object(path))
-    return template if template is not None else _template_entry(folder / "tokenizer_config.json", config)
+    yield path, _read_object(path)
+    yield folder / "tokenizer_config.json", config
 
 
-def _template_entry(path: Path, entries: Mapping[str, object]) -> str | None:
-    """`chat_template`: text, or a list of {name, template} of which "default" is taken."""
+def _template_entry(path: Path, entries: Mapping[str, object]) -> dict[str, str]:
+    """`chat_template`: text, or a list of {name, template}."""
     value = entries.get("chat_template")
-    if isinstance(value, list):
-        named = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
-        value = named[0].get("template") if named else None
-    if value is not None and not isinstance(value, str):
-        raise _wrong(path, f"chat_template is {_shown(value)}, not text")
-    if value is not None and len(value) > MAX_TEMPLATE_BYTES:
-        raise _wrong(path, f"chat_template is {len(value):,} characters long; the limit is {MAX_TEMPLATE_BYTES:,}")
-    return value
+    if value is None:
+        return {}
+    listed = value if isinstance(value, list) else [{"name": "default", "template": value}]
+    if len(listed) > MAX_TEMPLATES:
+        raise _wrong(path, f"chat_template lists {len(listed):,} templates")
+    templates: dict[str, str] = {}
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        template = entry.get("template") if isinstance(entry, dict) else entry
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise _wrong(path, f"chat_template is {_shown(value)}, not text or a list of named texts")
+        if len(template) > MAX_TEMPLATE_BYTES:
+            raise _wrong(
+                path, f"chat_template is {len(template):,} characters long; the limit is {MAX_TEMPLATE_BYTES:,}"
+            )
+        _check_unicode(path, "chat_template", template)
+        templates[name] = template
+    return templates
+
+
+# --- reading
 
 
 def _read_object(path: Path) -> dict[str, object]:
@@ -112,7 +243,7 @@ def _read_object(path: Path) -> dict[str, object]:
     except RecursionError as error:
         raise _wrong(path, "its JSON is nested too deeply") from error
     except ValueError as error:
-        raise _wrong(path, f"it is not JSON ({error})") from error
+        raise _wrong(path, f"it is not JSON ({str(error)[:200]})") from error
     if not isinstance(value, dict):
         raise _wrong(path, f"it holds {_shown(value)}, not a JSON object")
     return value

@@ -2,18 +2,19 @@
 
 Ids pass through a detokenizer, which holds back what a later token could still change, then through a stop filter,
 which holds back what could become a stop string. What comes out, joined, is `Tokenizer.decode` of all ids, cut before
-the first stop string.
+the first stop string. Special tokens show no text, but a stop string that spells one ends the text where it comes.
 """
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 from halfbyte.errors import UsageError
+from halfbyte.text.detokenize import overlap
 from halfbyte.text.tokenizer import Tokenizer
+
+_FIRST_MARK = 0xD800
+"""Surrogates stand for special tokens inside the stop filter: no decoded text has one."""
 
 
 class TextStream:
@@ -25,10 +26,12 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()) -> None:
+        stops = [stop] if isinstance(stop, str) else list(stop)
         self._tokenizer = tokenizer
         self._special_ids = tokenizer.special_ids
-        self._detokenizer: _Detokenizer = _ByteLevel() if tokenizer.is_byte_level else _Window(tokenizer)
-        self._filter = _StopFilter([stop] if isinstance(stop, str) else stop)
+        self._detokenizer = tokenizer.detokenizer()
+        self._marks = _marks(tokenizer, stops)
+        self._filter = _StopFilter([*stops, *_spelt_in_marks(tokenizer, stops, self._marks)])
 
     @property
     def stopped(self) -> bool:
@@ -37,58 +40,55 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Text that has become certain with this id; "" for special tokens and for ids that no token has."""
-        token = None if token_id in self._special_ids else self._tokenizer.token(token_id)
-        return "" if token is None else self._filter.push(self._detokenizer.push(token_id, token))
+        if token_id in self._special_ids:
+            return self._special(token_id)
+        token = self._tokenizer.token(token_id)
+        if token is None:
+            return ""
+        with self._tokenizer.blamed():
+            return self._shown(self._detokenizer.push(token))
 
     def finish(self) -> str:
         """All text still held back; bytes that form no character become U+FFFD."""
-        return self._filter.push(self._detokenizer.finish()) + self._filter.finish()
+        with self._tokenizer.blamed():
+            text = self._detokenizer.finish()
+        return self._shown(text) + self._without_marks(self._filter.finish())
 
-
-class _Detokenizer(Protocol):
-    def push(self, token_id: int, token: str) -> str: ...
-
-    def finish(self) -> str: ...
-
-
-class _ByteLevel:
-    """Tokens spelt in GPT-2's alphabet: each is a few bytes of UTF-8."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int, token: str) -> str:
-        return self._decoder.decode(_token_bytes(token))
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
-
-
-class _Window:
-    """Any other decoder: the text that new tokens add after one earlier token, which keeps its place at a text's start.
-
-    Byte tokens (`<0xE2>`) are held until a run of them ends: a decoder with byte fallback writes a run as characters
-    only if all of it is valid UTF-8.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []
-        self._context_text = ""
-        self._held: list[int] = []
-
-    def push(self, token_id: int, token: str) -> str:
-        self._held.append(token_id)
-        return "" if _is_byte_token(token) else self.finish()
-
-    def finish(self) -> str:
-        if not self._held:
+    def _special(self, token_id: int) -> str:
+        """What a special token does: nothing, unless a stop string spells it."""
+        mark = self._marks.get(token_id)
+        if mark is None:
             return ""
-        text = self._tokenizer.decode(self._context + self._held)[len(self._context_text) :]
-        self._context = self._held[-1:]
-        self._context_text = self._tokenizer.decode(self._context)
-        self._held = []
-        return text
+        before = self.finish() if self._filter.is_stop(mark) else ""
+        return before + self._shown(mark)
+
+    def _shown(self, text: str) -> str:
+        return self._without_marks(self._filter.push(text))
+
+    def _without_marks(self, text: str) -> str:
+        return "".join(c for c in text if c not in self._marks.values()) if self._marks else text
+
+
+def _marks(tokenizer: Tokenizer, stops: Sequence[str]) -> dict[int, str]:
+    """A character of its own for each special token that a stop string spells, by id."""
+    spelt = [i for i in sorted(tokenizer.special_ids) if any((tokenizer.token(i) or "\0") in stop for stop in stops)]
+    return {token_id: chr(_FIRST_MARK + place) for place, token_id in enumerate(spelt[:2048])}
+
+
+def _spelt_in_marks(tokenizer: Tokenizer, stops: Sequence[str], marks: Mapping[int, str]) -> list[str]:
+    """The stop strings that spell special tokens, with marks in their place; longer tokens first."""
+    texts = sorted(((tokenizer.token(token_id) or "", mark) for token_id, mark in marks.items()), key=_longest_first)
+    spelt = []
+    for stop in stops:
+        changed = stop
+        for text, mark in texts:
+            changed = changed.replace(text, mark)
+        spelt += [changed] if changed != stop else []
+    return spelt
+
+
+def _longest_first(item: tuple[str, str]) -> int:
+    return -len(item[0])
 
 
 class _StopFilter:
@@ -100,6 +100,10 @@ class _StopFilter:
         self._stop = tuple(stop)
         self._held = ""
         self.stopped = False
+
+    def is_stop(self, text: str) -> bool:
+        """Whether a text is itself a stop string."""
+        return text in self._stop
 
     def push(self, text: str) -> str:
         if self.stopped or not text:
@@ -117,30 +121,4 @@ class _StopFilter:
 
     def _unsafe(self, text: str) -> int:
         """How many characters at the end of a text could be the beginning of a stop string."""
-        return max((_overlap(text, stop) for stop in self._stop), default=0)
-
-
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
-
-
-def _is_byte_token(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _token_bytes(token: str) -> bytes:
-    """A token's bytes; one with a character outside the alphabet (an added token) is plain text."""
-    alphabet = _alphabet()
-    try:
-        return bytes(alphabet[character] for character in token)
-    except KeyError:
-        return token.encode()
-
-
-@lru_cache(maxsize=1)
-def _alphabet() -> dict[str, int]:
-    """GPT-2's `bytes_to_unicode`, reversed: printable bytes stand for themselves, the others follow from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+        return max((overlap(text, stop) for stop in self._stop), default=0)

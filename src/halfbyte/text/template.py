@@ -1,36 +1,28 @@
 """Chat templates: untrusted Jinja2 that turns a conversation into the text a model was trained on.
 
-A template sees plain data only and runs in Jinja2's immutable sandbox, set up as Hugging Face's are. Beyond that, a
-deadline is checked in every loop and macro, and operators refuse to build what no prompt needs, so that a hostile
-template ends in a `TemplateError`, not in a hang.
+A template sees plain data only and runs in a sandbox where every operation is bounded, so that a hostile template ends
+in a `TemplateError`, not in a hang. Messages are brought into the shape that templates expect, as transformers does.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from halfbyte.errors import HalfbyteError, TemplateError, UsageError
+from halfbyte.text.meter import MAX_CHARACTERS, MAX_DEPTH, Meter, current
+from halfbyte.text.sandbox import RefusalError, Sandbox
 
-MAX_CHARACTERS = 8 * 2**20
 TIME_LIMIT_S = 5.0
 
 _RAW = "Change the messages, or give the prompt as plain text (--raw)."
-_deadline: ContextVar[float] = ContextVar("deadline")
+_PROBE = "halfbyte"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which clients send what a model thought; the first is what templates read."""
 
 
 class ChatTemplate:
@@ -46,13 +38,12 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
-        environment = _environment()
+        sandbox = _sandbox()
         try:
-            tree = _guarded(environment.parse(source))
-            code = environment.compile(tree)
+            code = sandbox.code_of(source)
         except Exception as error:
             raise _failure("The chat template is not valid", error) from error
-        self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+        self._template = jinja2.Template.from_code(sandbox, code, sandbox.make_globals(None))
 
     def render(
         self,
@@ -69,29 +60,50 @@ class ChatTemplate:
             TemplateError: with the template's own words if it refuses the conversation; else with what went wrong.
         """
         _check_messages(messages)
-        variables = self._special_tokens | {
-            "messages": _plain(messages),
+        variables = {
+            "messages": [self._prepared(_plain(message)) for message in messages],
             "tools": _plain(tools),
             "documents": _plain(documents),
             "add_generation_prompt": add_generation_prompt,
         }
-        token = _deadline.set(time.monotonic() + TIME_LIMIT_S)
+        return self._rendered(variables)
+
+    def _rendered(self, variables: Mapping[str, object]) -> str:
+        token = current.set(Meter(TIME_LIMIT_S, _characters(variables)))
         try:
-            return _join(self._template.generate(variables))
+            return _join(self._template.generate({**self._special_tokens, **variables}))
         except HalfbyteError:
             raise
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             raise _failure("The chat template refused the conversation", refusal) from refusal
         except SecurityError as error:
             raise _failure("The chat template tried what it may not", error) from error
         except Exception as error:
             raise _failure("The chat template failed", error) from error
         finally:
-            _deadline.reset(token)
+            current.reset(token)
 
+    def _prepared(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message as transformers hands it to templates, its parts as text where the template knows no parts."""
+        message = {key: value for key, value in message.items() if value is not None}
+        reasoning = next((message[key] for key in _REASONING if key in message), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        content = message.get("content")
+        if isinstance(content, list) and not self._reads_parts:
+            message["content"] = "\n".join(_text_of_part(part) for part in content)
+        return message
 
-class _RefusalError(Exception):
-    """What `raise_exception` raises."""
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template takes a message's content as a list of parts: it finds the text in one."""
+        parts = [{"type": "text", "text": _PROBE}]
+        variables = {"messages": [{"role": "user", "content": parts}], "tools": None, "documents": None}
+        try:
+            text = self._rendered({**variables, "add_generation_prompt": False})
+        except TemplateError:
+            return False
+        return _PROBE in text and f"'{_PROBE}'" not in text and f'"{_PROBE}"' not in text
 
 
 def _failure(what: str, error: Exception) -> TemplateError:
@@ -102,7 +114,6 @@ def _failure(what: str, error: Exception) -> TemplateError:
 def _join(chunks: Iterable[str]) -> str:
     parts, size = [], 0
     for chunk in chunks:
-        _check_time()
         size += len(chunk)
         if size > MAX_CHARACTERS:
             raise SecurityError(f"it wrote more than {MAX_CHARACTERS:,} characters")
@@ -110,11 +121,10 @@ def _join(chunks: Iterable[str]) -> str:
     return "".join(parts)
 
 
-def _check_time() -> str:
-    """Raises once the rendering has taken too long; returns "" to be usable as a template's expression."""
-    if time.monotonic() > _deadline.get():
-        raise SecurityError(f"it ran for more than {TIME_LIMIT_S:g} seconds")
-    return ""
+@lru_cache(maxsize=1)
+def _sandbox() -> Sandbox:
+    """One for all templates, which cannot change it."""
+    return Sandbox()
 
 
 # --- what a template sees
@@ -132,8 +142,10 @@ def _check_messages(messages: object) -> None:
             )
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, depth: int = 0) -> Any:
     """A copy made of plain data, so that a template cannot reach into the caller's objects."""
+    if depth > MAX_DEPTH:
+        raise UsageError(f"A message is nested more than {MAX_DEPTH} levels deep.", "Give plainer data.")
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):
@@ -141,139 +153,33 @@ def _plain(value: object) -> object:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {_plain(key, depth + 1): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     raise UsageError(
         f"A message holds a {type(value).__name__}, which a chat template cannot use.",
         "Use text, numbers, lists and dictionaries.",
     )
 
 
-def _raise_exception(message: object) -> NoReturn:
-    raise _RefusalError(str(message))
+def _text_of_part(part: object) -> str:
+    """The text of a part of a message."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    text = part.get("text") if isinstance(part, dict) and kind == "text" else None
+    if not isinstance(text, str):
+        raise UsageError(
+            f"A message has a part of type {str(kind)[:80]!r}, which this model's chat template does not take.",
+            'Give parts like {"type": "text", "text": "Hello"}.',
+        )
+    return text
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Hugging Face's `tojson`: unlike Jinja2's own it does not escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _make_namespace(*args: Any, **kwargs: Any) -> Namespace:
-    attributes = dict(*args, **kwargs)
-    for name in attributes:
-        _check_attribute(name)
-    return Namespace(attributes)
-
-
-def _check_attribute(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace may not have the attribute {name}")
-
-
-# --- the sandbox
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote, for training; here its body is simply rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja2
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "**"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _result_size(operator, left, right) > MAX_CHARACTERS:
-            raise SecurityError(f"the result of its operator {operator} is too large")
-        return super().call_binop(context, operator, left, right)
-
-    def check_time(self) -> str:
-        return _check_time()
-
-    def concatenate(self, *values: object) -> str:
-        """What `~` does."""
-        texts = [str(value) for value in values]
-        if sum(map(len, texts)) > MAX_CHARACTERS:
-            raise SecurityError("the result of its operator ~ is too large")
-        return "".join(texts)
-
-
-def _environment() -> _Sandbox:
-    """Not optimized: Jinja2's optimizer would run parts of a template while it compiles."""
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], optimized=False
-    )
-    for name in ("center", "batch", "slice"):
-        del environment.filters[name]  # they make any amount out of nothing, and no chat template needs them
-    del environment.globals["lipsum"]
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_make_dict, namespace=_make_namespace
-    )
-    return environment
-
-
-def _guarded(tree: nodes.Template) -> nodes.Template:
-    """A parsed template rewritten so that every loop, macro and concatenation is bounded."""
-    for place in tree.find_all(nodes.NSRef):
-        _check_attribute(place.attr)
-    blocks: list[nodes.For | nodes.Macro] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
-    for block in blocks:
-        check = nodes.ExprStmt(_own_call("check_time", [], block))
-        block.body.insert(0, check.set_lineno(block.lineno))
-    _BoundedConcat().visit(tree)
-    return tree
-
-
-class _BoundedConcat(NodeTransformer):
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - named so by Jinja2
-        self.generic_visit(node)
-        return _own_call("concatenate", node.nodes, node)
-
-
-def _own_call(method: str, arguments: list[nodes.Expr], place: nodes.Node) -> nodes.Expr:
-    """The syntax tree of a call of one of the sandbox's own methods."""
-    call = nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None)
-    call.set_lineno(place.lineno)
-    return call
-
-
-def _result_size(operator: str, left: Any, right: Any) -> int:
-    """An upper bound of a result's size, in characters, items or bits."""
-    if operator == "+":
-        return _size(left) + _size(right)
-    if operator == "**":
-        return _size(left) * abs(right) if isinstance(right, int) else 0
-    for count, items in ((left, right), (right, left)):
-        if isinstance(count, int) and not isinstance(items, int):
-            return count * _size(items)
-    return _size(left) + _size(right)
-
-
-def _size(value: object) -> int:
-    if isinstance(value, int):
-        return value.bit_length()
-    return len(value) if isinstance(value, (str, list, tuple)) else 0
+def _characters(value: object) -> int:
+    """Characters in all texts of plain data."""
+    if isinstance(value, Mapping):
+        return sum(_characters(key) + _characters(item) for key, item in value.items())
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 0

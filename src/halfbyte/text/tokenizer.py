@@ -1,19 +1,22 @@
 """Text to token ids and back, as a model folder's tokenizer files say.
 
 `tokenizer.json` alone decides how text is cut and what is put around it (as in transformers 5, where `add_bos_token`
-of tokenizer_config.json has no say beside it). The other files name the special tokens and hold the chat template.
+of tokenizer_config.json has no say beside it). The other files name further tokens and hold the chat templates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import InvalidModelError, TemplateError, UsageError
+from halfbyte.text.definition import check_definition
+from halfbyte.text.detokenize import Detokenizer, Step, decoder_steps, spelt_in_bytes
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
+from halfbyte.text.marking import Marker, without_marks
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,6 +31,9 @@ class Tokenizer:
         self._path = files.path
         self._special_tokens = files.special_tokens
         self._chat_template = files.chat_template
+        self._templates = files.templates
+        self._compiled: dict[str, ChatTemplate] = {}
+        self._growth = check_definition(files.path, files.definition)
         self._backend = _load(files)
 
     @classmethod
@@ -40,21 +46,19 @@ class Tokenizer:
         """
         return cls(read_tokenizer_files(Path(path)))
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written out in it are recognised.
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
 
         Args:
             text: Any text that UTF-8 can hold; UsageError otherwise.
             add_special_tokens: Whether to add what the model expects around a text, such as a BOS token.
+            parse_special: Whether a special token written out in the text becomes that token; otherwise it is text
+                like any other. Added tokens that are not special are recognised either way.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"The text is not valid Unicode: character {error.start} is a lone surrogate.", "Give it as UTF-8."
-            ) from error
-        with _blaming(self._path):
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        self._check_text(text)
+        backend = self._backend if parse_special else self._without_special
+        with self.blamed():
+            ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -66,9 +70,21 @@ class Tokenizer:
                     f"Token id {token_id} is outside the vocabulary of {self.vocab_size} tokens.",
                     "Use ids that this model's tokenizer made.",
                 )
-        with _blaming(self._path):
+        with self.blamed():
             text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def definition(self) -> bytes:
+        """A tokenizer.json that says all that the model's files say together."""
+        return self._backend.to_str().encode()
+
+    def detokenizer(self) -> Detokenizer:
+        """What turns tokens into text as they come: for one text, special tokens left out."""
+        return Detokenizer(self._decoder_steps, lambda: self._is_spelt_in_bytes)
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """Around calls into the `tokenizers` library: what it raises is an InvalidModelError about the file."""
+        return _blaming(self._path)
 
     @property
     def vocab_size(self) -> int:
@@ -110,13 +126,6 @@ class Tokenizer:
         return None if self.eos_token is None else self.token_id(self.eos_token)
 
     @property
-    def is_byte_level(self) -> bool:
-        """Whether each character of a token stands for one byte (GPT-2's alphabet)."""
-        from tokenizers.decoders import ByteLevel
-
-        return isinstance(self._backend.decoder, ByteLevel)
-
-    @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
         return self._chat_template is not None
@@ -139,7 +148,8 @@ class Tokenizer:
             UsageError: messages that are none.
             TemplateError: there is no template, or it refuses the conversation, fails, or does what it may not.
         """
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        template = self._template_for(tools)
+        return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def encode_chat(
         self,
@@ -147,31 +157,112 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
+        parse_special: bool = False,
     ) -> list[int]:
-        """Token ids of `render_chat`'s text; no special tokens beyond those that the template writes."""
+        """Token ids of `render_chat`'s text; no special tokens beyond those that the template writes.
+
+        Args:
+            messages, add_generation_prompt, tools: As for `render_chat`.
+            parse_special: Whether a special token written out in a message or a tool becomes that token. A stranger's
+                message can then end its own turn and speak as the system.
+
+        Raises:
+            UsageError: As `render_chat`; a message spells a special token, and the template changes it so that it
+                cannot be told from its own.
+            TemplateError: As `render_chat`.
+        """
         text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        return self.encode(text, add_special_tokens=False)
+        ids = self.encode(text, add_special_tokens=False)
+        special = [] if parse_special else [self.token(token) or "" for token in self.special_ids.intersection(ids)]
+        marker = Marker.found(special, [messages, tools])
+        if marker is None:
+            return ids
+        marked = self.render_chat(
+            marker.marked(messages), add_generation_prompt=add_generation_prompt, tools=marker.marked(tools)
+        )
+        if without_marks(marked) != without_marks(text):
+            raise _unwritable(marker.first)
+        pieces = enumerate(marker.pieces(marked))
+        return [token for place, (piece, plain) in pieces for token in self._piece_ids(piece, plain, place == 0)]
+
+    def _piece_ids(self, piece: str, plain: bool, is_first: bool) -> list[int]:
+        """Ids of a piece of a text; inside one, without what the tokenizer puts before a text's beginning."""
+        lead = "" if is_first else "\n"
+        before = self.encode(lead, add_special_tokens=False)
+        ids = self.encode(lead + piece, add_special_tokens=False, parse_special=not plain)
+        if ids[: len(before)] != before:
+            before, ids = [], self.encode(piece, add_special_tokens=False, parse_special=not plain)
+        if plain and self.token_id(piece) in ids:
+            raise _unwritable(piece)
+        return ids[len(before) :]
+
+    def _template_for(self, tools: object) -> ChatTemplate:
+        """The compiled template: `tool_use` where there are tools and it exists, else the default one."""
+        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        source = self._templates.get(name, self._chat_template)
+        if source is None:
+            names = f" but {', '.join(sorted(self._templates))}" if self._templates else ""
+            raise TemplateError(f"This model has no chat template{names}.", "Give the prompt as plain text (--raw).")
+        if name not in self._compiled:
+            from halfbyte.text.template import ChatTemplate
+
+            self._compiled[name] = ChatTemplate(source, self._special_tokens)
+        return self._compiled[name]
+
+    def _check_text(self, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"The text is not valid Unicode: character {error.start} is a lone surrogate.", "Give it as UTF-8."
+            ) from error
+        self._growth.check(self._path, text)
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        from halfbyte.text.template import ChatTemplate
+    def _without_special(self) -> tokenizers.Tokenizer:
+        """The same tokenizer that takes special tokens in a text for text; it shares the vocabulary."""
+        import tokenizers
 
-        if self._chat_template is None:
-            raise TemplateError("This model has no chat template.", "Give the prompt as plain text (--raw).")
-        return ChatTemplate(self._chat_template, self._special_tokens)
+        backend = tokenizers.Tokenizer(self._backend.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            if getattr(self._backend, part) is not None:
+                setattr(backend, part, getattr(self._backend, part))
+        backend.add_tokens([token for _, token in sorted(self._backend.get_added_tokens_decoder().items())])
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _decoder_steps(self) -> tuple[Step, ...]:
+        return decoder_steps(self._backend)
+
+    @cached_property
+    def _is_spelt_in_bytes(self) -> bool:
+        """Whether every token that shows text is spelt in GPT-2's alphabet."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return all(spelt_in_bytes(token) for token, index in vocabulary.items() if index not in self.special_ids)
 
 
 def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
-    """The tokenizers library's object, without truncation or padding, with the named special tokens made special."""
+    """The tokenizers library's object, without truncation or padding, with the tokens that other files name."""
     import tokenizers
 
     with _blaming(files.path):
         backend = tokenizers.Tokenizer.from_buffer(files.definition)
-    backend.no_truncation()
-    backend.no_padding()
-    known = [text for text in files.special_tokens.values() if backend.token_to_id(text) is not None]
-    backend.add_special_tokens(known)
+        backend.no_truncation()
+        backend.no_padding()
+        known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+        added = [tokenizers.AddedToken(**vars(token)) for token in files.added_tokens]
+        backend.add_tokens([token for token in added if repr(token) not in known])
+        texts = [text for text in files.special_tokens.values() if backend.token_to_id(text) is not None]
+        backend.add_special_tokens(texts)
     return backend
+
+
+def _unwritable(token: str) -> UsageError:
+    return UsageError(
+        f"A message spells the special token {token!r}, which cannot be written as plain text in this model's prompts.",
+        "Take it out of the message.",
+    )
 
 
 @contextmanager

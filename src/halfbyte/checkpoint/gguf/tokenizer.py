@@ -17,16 +17,26 @@ import numpy as np
 
 from halfbyte.checkpoint.checks import damaged, shown
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.text.files import MAX_TEMPLATE_BYTES, TokenizerFiles
+from halfbyte.text.files import MAX_TEMPLATE_BYTES, MAX_TEMPLATES, TokenizerFiles
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of `tokenizer.ggml.token_type`."""
 
 STOPS = frozenset((
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<|endoftext|>",
-    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend▁of▁sentence\uff5c>", "[e~[",
 ))  # fmt: skip
-"""Control tokens that end an answer whatever the metadata say."""
+"""Tokens that end an answer whatever the metadata say; they are control tokens whatever their type is."""
+
+_NOT_STOPS = (
+    ("<|end|>", ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})),
+    ("</s>", ({"<|tool_response>"},)),
+)
+"""Exceptions: a token, and the companies in which it does not end an answer."""
+
+_SPM_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
+"""Ids of a SentencePiece vocabulary that names no others."""
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -88,9 +98,8 @@ class Vocabulary:
     types: Sequence[int]
 
     def special(self, name: str) -> int | None:
-        """The id of a named token such as `bos`; None where it is not given or no token has it."""
-        token = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return token if type(token) is int and 0 <= token < len(self.tokens) else None
+        """The id of a named token such as `bos`, or its usual one; None where no token has it."""
+        return _special_id(self.metadata, name, len(self.tokens))
 
     def flag(self, name: str, default: bool) -> bool:
         """A truth value of the metadata."""
@@ -109,7 +118,7 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> TokenizerFiles:
     """
     vocabulary = _vocabulary(path, metadata)
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in _MODELS:
+    if not isinstance(kind, str) or kind not in _MODELS:
         raise UnsupportedModelError(
             f"{path}: the tokenizer model {shown(kind)} is not supported.", f"Supported are {', '.join(_MODELS)}."
         )
@@ -117,30 +126,57 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> TokenizerFiles:
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: vocabulary.special(key) for name, key in names.items()}
     special = {name: vocabulary.tokens[token] for name, token in ids.items() if token is not None}
-    return TokenizerFiles(path, json.dumps(definition).encode(), special, _template(path, metadata))
+    templates = _templates(path, metadata)
+    return TokenizerFiles(path, json.dumps(definition).encode(), special, templates.pop("default", None), templates)
 
 
 def stop_token_ids(path: Path, metadata: Mapping[str, Any]) -> list[int]:
-    """Ids of the tokens that end an answer: those named eos, eot and eom, and control tokens known to mean that."""
+    """Ids of the tokens that end an answer: those named eos, eot and eom, and tokens known to mean that."""
     if "tokenizer.ggml.tokens" not in metadata:
         return []
-    vocabulary = _vocabulary(path, metadata)
-    named = [vocabulary.special(name) for name in ("eos", "eot", "eom")]
-    marks = zip(vocabulary.tokens, vocabulary.types, strict=True)
-    known = [i for i, (token, kind) in enumerate(marks) if token in STOPS and kind in (CONTROL, USER_DEFINED)]
-    return list(dict.fromkeys([token for token in named if token is not None] + known))[:1000]
+    tokens = _vocabulary(path, metadata).tokens
+    known = _known_stops(tokens)
+    stops = [*_named_stops(metadata, len(tokens)), *(index for index, token in enumerate(tokens) if token in known)]
+    return list(dict.fromkeys(stops))[:1000]
 
 
 def _vocabulary(path: Path, metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         damaged(path, "it has no tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         types = np.full(len(tokens), NORMAL)
-    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(tokens):
+    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or types.shape != (len(tokens),):
         damaged(path, f"it has {len(tokens):,} tokens but no type for each")
-    return Vocabulary(path, metadata, _distinct(tokens), types.tolist())
+    distinct = _distinct(tokens)
+    return Vocabulary(path, metadata, distinct, _types(metadata, distinct, types.tolist()))
+
+
+def _types(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[int]:
+    """The types, with control tokens where a token ends an answer: some converters call such a token something else."""
+    known, named = _known_stops(tokens), set(_named_stops(metadata, len(tokens)))
+    marks = enumerate(zip(tokens, types, strict=True))
+    return [CONTROL if token in known or index in named else kind for index, (token, kind) in marks]
+
+
+def _known_stops(tokens: Sequence[str]) -> frozenset[str]:
+    """Those of the tokens that end an answer, as llama.cpp finds them."""
+    known = STOPS.intersection(tokens)
+    excepted = [token for token, companies in _NOT_STOPS if any(company <= known for company in companies)]
+    return known.difference(excepted)
+
+
+def _named_stops(metadata: Mapping[str, Any], count: int) -> list[int]:
+    ids = [_special_id(metadata, name, count) for name in ("eos", "eot", "eom")]
+    return [index for index in ids if index is not None]
+
+
+def _special_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
+    given = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    kind = metadata.get("tokenizer.ggml.model")
+    usual = _SPM_DEFAULTS.get(name) if isinstance(kind, str) and kind == "llama" else None
+    return next((index for index in (given, usual) if type(index) is int and 0 <= index < count), None)
 
 
 def _distinct(tokens: Sequence[str]) -> list[str]:
@@ -152,11 +188,15 @@ def _distinct(tokens: Sequence[str]) -> list[str]:
     ]
 
 
-def _template(path: Path, metadata: Mapping[str, Any]) -> str | None:
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and (not isinstance(template, str) or len(template) > MAX_TEMPLATE_BYTES):
+def _templates(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name; the usual one is "default"."""
+    key = "tokenizer.chat_template"
+    given = {name.removeprefix(f"{key}.") or "default": name for name in metadata if name.startswith(f"{key}.")}
+    given |= {"default": key} if metadata.get(key) is not None else {}
+    templates = {name: metadata[place] for name, place in list(given.items())[:MAX_TEMPLATES]}
+    if any(not isinstance(text, str) or len(text) > MAX_TEMPLATE_BYTES for text in templates.values()):
         damaged(path, f"its chat template is not text of at most {MAX_TEMPLATE_BYTES:,} characters")
-    return template
+    return templates
 
 
 def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -169,7 +209,7 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
         )
     pre = PRE_TOKENIZERS[name]
     merges = vocabulary.metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list):
+    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
         damaged(vocabulary.path, "it has no tokenizer.ggml.merges")
     cuts = [
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
@@ -190,16 +230,16 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _merge(vocabulary: Vocabulary, merge: str) -> list[str]:
     """Two tokens with a space between them."""
-    left, _, right = merge.partition(" ")
-    if not left or not right:
+    cut = merge.find(" ", 1)
+    if cut < 0 or cut + 1 == len(merge):
         damaged(vocabulary.path, f"{shown(merge)} is not a merge of two tokens")
-    return [left, right]
+    return [merge[:cut], merge[cut + 1 :]]
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
     """Llama 2's, Phi-3's and Gemma's kind: spaces are ▁, characters without a piece become their bytes."""
     scores = vocabulary.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or len(scores) != len(vocabulary.tokens):
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.shape != (len(vocabulary.tokens),):
         damaged(vocabulary.path, f"it has {len(vocabulary.tokens):,} tokens but no score for each")
     prefix = vocabulary.flag("add_space_prefix", True)
     replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer as the metadata of a GGUF file: the inverse of `gguf_tokenizer`."""
+"""A Hugging Face tokenizer as the metadata of a GGUF file: the inverse of `tokenizer_files`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from halfbyte.checkpoint.gguf.tokenizer import (
     USER_DEFINED,
 )
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
+from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -44,13 +45,15 @@ def vocabulary(files: TokenizerFiles, rows: int, stop_token_ids: Sequence[int]) 
         UnsupportedModelError: The tokenizer is of a kind that GGUF has no name for.
     """
     try:
-        definition = json.loads(files.definition)
-        metadata = _vocabulary(files, definition, rows)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        definition = json.loads(Tokenizer(files).definition() if files.added_tokens else files.definition)
+        metadata = _vocabulary(files, definition, rows) | _special_ids(files, definition, stop_token_ids)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidModelError(f"{files.path} is damaged: {error!r:.200}.", "Download the model again.") from error
     if files.chat_template is not None:
         metadata["tokenizer.chat_template"] = files.chat_template
-    return metadata | _special_ids(files, definition, stop_token_ids)
+    if files.templates:
+        metadata["tokenizer.chat_templates"] = list(files.templates)
+    return metadata | {f"tokenizer.chat_template.{name}": text for name, text in files.templates.items()}
 
 
 def _vocabulary(files: TokenizerFiles, definition: Mapping[str, Any], rows: int) -> dict[str, Value]:
@@ -83,6 +86,9 @@ def _tokens(definition: Mapping[str, Any], rows: int) -> tuple[list[str], list[i
     """Text and type of each of `rows` tokens."""
     model = definition["model"]
     tokens, types = [f"[PAD{index}]" for index in range(rows)], [UNUSED] * rows
+    ids = [*model["vocab"].values(), *(added["id"] for added in definition["added_tokens"])]
+    if not all(type(index) is int and 0 <= index < rows for index in ids):
+        raise ValueError(f"a token's id is not a number below {rows:,}")
     for token, index in model["vocab"].items():
         is_byte = bool(model.get("byte_fallback")) and _BYTE_TOKEN.fullmatch(token)
         tokens[index], types[index] = token, BYTE if is_byte else NORMAL

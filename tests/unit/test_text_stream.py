@@ -179,3 +179,32 @@ def test_the_trained_models_answers_stream_to_their_texts(shell: Tokenizer, shar
         assert shell.encode_chat([{"role": "user", "content": answer["question"]}]) == answer["prompt_ids"]
         assert shell.decode(answer["greedy_ids"]) == answer["greedy_text"]
         assert "".join(streamed(TextStream(shell), answer["greedy_ids"])) == answer["greedy_text"]
+
+
+@pytest.mark.parametrize(("stop", "shown"), [("<|end|>", "hello"), (["no", "<|end|>"], "hello"), ("lo<|end|>", "hel")])
+def test_a_stop_string_may_spell_a_special_token(spm: Tokenizer, stop: str | list[str], shown: str) -> None:
+    end = spm.token_id("<|end|>")
+    stream = TextStream(spm, stop)
+    assert end is not None
+    pieces = [stream.push(token_id) for token_id in [*spm.encode("hello"), end]]
+    assert stream.stopped
+    assert "".join(pieces) + stream.finish() == shown
+    assert stream.push(spm.encode("x")[0]) == ""
+
+
+def test_special_tokens_that_no_stop_string_spells_change_nothing(spm: Tokenizer) -> None:
+    user, end = spm.token_id("<|user|>"), spm.token_id("<|end|>")
+    assert user is not None
+    assert end is not None
+    stream = TextStream(spm, ["hello<|end|>x", "world"])
+    ids = [user, *spm.encode("hello"), end, user, *spm.encode(" world")]
+    assert "".join(streamed(stream, ids)) == "hello  "
+    assert stream.stopped
+
+
+def test_bytes_before_a_special_stop_token_are_shown(spm: Tokenizer) -> None:
+    ids = [spm.token_id(f"<0x{byte:02X}>") for byte in "🦙".encode()]
+    stream = TextStream(spm, "<|end|>")
+    shown = [stream.push(token_id) for token_id in [*ids, spm.token_id("<|end|>")] if token_id is not None]
+    assert "".join(shown) == "🦙"
+    assert stream.stopped

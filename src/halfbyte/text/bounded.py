@@ -59,14 +59,14 @@ def text_of(value: Any) -> str:
     if type(value) is str:
         return value
     current.get().allow(PER_CHARACTER * measure(value).text)
-    return kept(str(value), 0)
+    return str(kept(str(value), 0))
 
 
 def joined(*values: Any) -> str:
     """What the operator ~ makes."""
     texts = [text_of(value) for value in values]
     current.get().allow(PER_CHARACTER * sum(map(len, texts)))
-    return kept("".join(texts), 0)
+    return str(kept("".join(texts), 0))
 
 
 def made(value: Any) -> Any:
@@ -356,7 +356,7 @@ _METHODS: Mapping[type, Mapping[str, Cost]] = {
 
 def filters() -> dict[str, Callable[..., Any]]:
     """All filters by name."""
-    own = {"tojson": to_json, "sum": _sum}
+    own: dict[str, Callable[..., Any]] = {"tojson": to_json, "sum": _sum}
     return {name: _bounded(own.get(name, jinja_filters.FILTERS[name]), cost) for name, cost in _FILTERS.items()}
 
 

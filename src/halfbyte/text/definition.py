@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from json.decoder import scanstring
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from halfbyte.text.regexes import check_pattern
 
 MAX_VOCABULARY = 2**22
 MAX_MERGES = 2**24
+MAX_ADDED_TOKENS = 2**16
 MAX_ADDED_CHARACTERS = 2**24
 MAX_PARTS = 1000
 MAX_STEPS = 64
@@ -119,7 +119,7 @@ def _object(text: str, at: int, readers: Mapping[str, Reader]) -> tuple[dict[str
     if mark != "{":
         raise ValueError("it is not a JSON object")
     while text[at : at + 1] == '"':
-        key, at = scanstring(text, at + 1, True)
+        key, at = _value(text, at)
         at = _expect(text, at, ":")
         if key in entries:
             raise ValueError(f"the key {key[:80]!r} comes twice")
@@ -189,6 +189,8 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 def _check_added(tokens: object) -> None:
     added = tokens if isinstance(tokens, list) else []
+    if len(added) > MAX_ADDED_TOKENS:
+        raise ValueError(f"it adds {len(added):,} tokens, more than {MAX_ADDED_TOKENS:,}")
     contents = [token.get("content") for token in added if isinstance(token, dict)]
     if sum(len(content) for content in contents if isinstance(content, str)) > MAX_ADDED_CHARACTERS:
         raise ValueError("its added tokens are too long")

@@ -15,10 +15,10 @@ from halfbyte.errors import InvalidModelError, ModelNotFoundError
 
 MAX_DEFINITION_BYTES = 256 * 2**20
 MAX_CONFIG_BYTES = 32 * 2**20
-MAX_TEMPLATE_BYTES = 2**18
+MAX_TEMPLATE_BYTES = 2**20
 MAX_TEMPLATES = 100
 MAX_TOKEN_CHARACTERS = 4096
-MAX_ADDED_TOKENS = 2**18
+MAX_ADDED_TOKENS = 2**16
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

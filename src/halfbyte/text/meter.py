@@ -44,7 +44,7 @@ _ESCAPED = 6
 _NUMBER = 25
 _OTHER = 200
 _BYTES_PER_INPUT_CHARACTER = 64
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def nbytes(value: object) -> int:
 
 def _inside(value: Any) -> Sequence[Any] | None:
     """What a value holds; None if it is no container."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range)):
         return value
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]

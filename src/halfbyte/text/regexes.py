@@ -119,13 +119,15 @@ class _Reader:
             if character in "*+?":
                 work = work.repeated(1 if character == "+" else 0, 1 if character == "?" else None)
                 at += 1
+                modifiers = "?+"  # lazy, possessive
             elif (match := _COUNT.match(self._pattern, at)) and (match[1] or match[3]):
                 work = work.repeated(*_counts(match))
                 at = match.end()
+                modifiers = "?"  # a plus here repeats once more
             else:
                 return work, at
-            if self._pattern[at : at + 1] in ("?", "+") and self._pattern[at : at + 1]:
-                at += 1  # lazy or possessive
+            if (following := self._pattern[at : at + 1]) and following in modifiers:
+                at += 1
         return work, at
 
     def _match(self, pattern: re.Pattern[str], at: int, what: str) -> int:

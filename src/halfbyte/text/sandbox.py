@@ -25,9 +25,13 @@ from jinja2.visitor import NodeTransformer
 from halfbyte.text import bounded
 from halfbyte.text.meter import PER_CHARACTER, PER_OBJECT, current, measure
 
+MAX_SOURCE = 2**16
+"""Characters of a template; compiling takes time, and the longest of real models have half as many."""
+
 _CHECKED, _JOINED, _MADE, _SLICED, _TICK = "#checked", "#joined", "#made", "#sliced", "#tick"
 """Filters that a rewritten template has; no template can spell them with a bar."""
 
+_MOST_NAMES_IN_BRANCHES = 2**20
 _LONGEST_DATE_FORMAT = 1000
 _METHODS_OF = (Cycler, LoopContext)
 _JINJAS_OWN = ("_loop_vars", "_block_vars")
@@ -62,7 +66,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def code_of(self, source: str) -> Any:
         """A template's code. Raises what Jinja2 raises for a template that is not valid, and SecurityError."""
+        if len(source) > MAX_SOURCE:
+            raise SecurityError(f"it is {len(source):,} characters long; the limit is {MAX_SOURCE:,}")
         tree = self.parse(source)
+        _check_branches(tree)
         for place in tree.find_all(nodes.NSRef):
             _check_attribute(place.attr)
         if tree.find(nodes.ScopedEvalContextModifier):
@@ -103,6 +110,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return None
         text = value.__self__
         return _Format(self, text, value.__name__ == "format_map") if isinstance(text, str) else None
+
+
+def _check_branches(tree: nodes.Template) -> None:
+    """Jinja2 copies its table of names for each branch."""
+    names = {name.name for name in tree.find_all(nodes.Name)}
+    branches = sum(1 for _ in tree.find_all((nodes.If, nodes.For, nodes.Macro, nodes.Scope, nodes.With, nodes.Block)))
+    branches += sum(1 for _ in tree.find_all((nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)))
+    if len(names) * branches > _MOST_NAMES_IN_BRANCHES:
+        raise SecurityError("it has too many names and branches")
 
 
 class _Generation(Extension):

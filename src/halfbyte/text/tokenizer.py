@@ -250,11 +250,13 @@ def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_buffer(files.definition)
         backend.no_truncation()
         backend.no_padding()
-        known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
         added = [tokenizers.AddedToken(**vars(token)) for token in files.added_tokens]
-        backend.add_tokens([token for token in added if repr(token) not in known])
-        texts = [text for text in files.special_tokens.values() if backend.token_to_id(text) is not None]
-        backend.add_special_tokens(texts)
+        named = [tokenizers.AddedToken(text, special=True) for text in files.special_tokens.values()]
+        known = backend.get_added_tokens_decoder().values()
+        described, special = {repr(token) for token in known}, {token.content for token in known if token.special}
+        backend.add_tokens([token for token in added if repr(token) not in described])
+        special |= {token.content for token in added if token.special}
+        backend.add_tokens([token for token in named if token.content not in special])
     return backend
 
 

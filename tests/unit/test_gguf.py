@@ -252,7 +252,7 @@ def test_overlapping_and_repeated_tensors_are_refused(tmp_path: Path) -> None:
     [
         (one_tensor(version=1), "of version 1"),
         (one_tensor(version=3 << 24), "big-endian"),
-        (one_tensor(kind=16), "ggml type 16"),
+        (one_tensor(kind=16), "stored as iq2_xxs"),
         (one_tensor(kind=8, sizes=(32, 2, 2)), "quantized and has 3 dimensions"),
     ],
 )

@@ -47,8 +47,8 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
     pattern = keys.raw("attention.sliding_window_pattern")
     if config["sliding_window"] is None:
         gemma |= {"layer_types": [FULL] * layers, "sliding_window": config["max_position_embeddings"]}
-    elif isinstance(pattern, np.ndarray):
-        gemma["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern[:1024].tolist()]
+    elif isinstance(pattern, list):
+        gemma["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern[:1024]]
     else:
         gemma["sliding_window_pattern"] = keys.integer("attention.sliding_window_pattern", 6)
     if "final_logit_softcapping" in keys:

@@ -94,15 +94,11 @@ class Architecture:
         """Whether a tensor, by its Hugging Face name, is a norm stored with something added."""
         return self.norm_offset != 0 and name.endswith("norm.weight")
 
-    def rows(self, name: str, attention: Attention, rotated: int) -> NDArray[np.intp] | None:
+    def rows(self, name: str, attention: Attention) -> NDArray[np.intp] | None:
         """For each row of a tensor in a GGUF file, Hugging Face's row; None where the order is the same.
 
-        Hugging Face pairs value i of the rotated values of a head with value i + rotated/2, GGUF's `llama` value 2i
-        with 2i + 1. Biases are ordered as the rows of their matrices.
-
-        Args:
-            name: Hugging Face's name.
-            rotated: How many values of a head are rotated.
+        Hugging Face pairs value i of a head with value i + d/2, GGUF's `llama` value 2i with 2i + 1. Biases are
+        ordered as the rows of their matrices.
         """
         match = _HF_LAYER.fullmatch(name)
         turned = _TURNED.get(match[2]) if match and self.permuted else None
@@ -110,7 +106,7 @@ class Architecture:
             return None
         counts = {"q": attention.heads, "k": attention.kv_heads, "v": attention.kv_heads}
         within = np.arange(attention.head_dim, dtype=np.intp)
-        interleaved = np.concatenate([within[:rotated].reshape(2, -1).T.reshape(-1), within[rotated:]])
+        interleaved = within.reshape(2, -1).T.reshape(-1)
         orders = {"q": interleaved, "k": interleaved, "v": within}
         order = [orders[part] for part in turned for _ in range(counts[part])]
         starts = np.arange(len(order), dtype=np.intp)[:, None] * attention.head_dim

@@ -13,13 +13,8 @@ Values = dict[str, object]
 
 
 def _from_gguf(keys: Config, config: Values) -> Values:
-    """A file with a window is a Mistral; one that rotates only a share of each head computes as Phi-3 does."""
-    kind = "llama"
-    if config["partial_rotary_factor"] != 1.0:
-        kind = "phi3"
-    elif config["sliding_window"]:
-        kind = "mistral"
-    return {"model_type": kind}
+    """A file with a window is a Mistral."""
+    return {"model_type": "mistral" if config["sliding_window"] else "llama"}
 
 
 GGUF = Architecture(
@@ -27,7 +22,6 @@ GGUF = Architecture(
     {**ATTENTION, **MLP, "ffn_norm": "post_attention_layernorm"},
     config=_from_gguf,
     permuted=True,
-    partial=True,
     windows=True,
 )
 

@@ -38,6 +38,12 @@ TYPES = {
 }  # fmt: skip
 """Halfbyte's name of each of ggml's types that it reads."""
 
+_UNREAD = {
+    9: "q8_1", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 21: "iq3_s", 22: "iq2_s", 24: "i8",
+    25: "i16", 26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 34: "tq1_0", 35: "tq2_0", 40: "nvfp4", 41: "q1_0",
+}  # fmt: skip
+"""ggml's names of the others, for messages."""
+
 _MAX_ENTRIES = 1 << 16
 _MAX_STRINGS = 1 << 22
 _MAX_NAME_BYTES = 1 << 16
@@ -271,8 +277,9 @@ def _description(cursor: _Cursor) -> tuple[str, tuple[int, ...], Format, int]:
     if not is_shape(sizes) or 0 in sizes:
         cursor.damaged(f"{where} has the impossible shape {sizes[::-1]}")
     if kind not in TYPES:
+        called = _UNREAD.get(kind, f"ggml type {kind}")
         raise UnsupportedModelError(
-            f"{cursor.path}: {where} is stored as ggml type {kind}, which Halfbyte cannot read.",
+            f"{cursor.path}: {where} is stored as {called}, which Halfbyte cannot read.",
             f"It reads {', '.join(TYPES.values())}.",
         )
     return name, tuple(sizes[::-1]), _format(cursor, where, TYPES[kind], sizes), offset

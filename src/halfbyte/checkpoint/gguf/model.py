@@ -124,10 +124,9 @@ class GgufCheckpoint(Checkpoint):
         heads, kv_heads = sizes.integer("num_attention_heads"), sizes.integer("num_key_value_heads")
         head_dim = sizes.integer("head_dim")
         attention = Attention(heads, kv_heads, head_dim, scale=1.0, rope="")
-        rotated = int(head_dim * sizes.number("partial_rotary_factor"))
         found: dict[str, NDArray[np.intp]] = {}
         for name in self._where:
-            order, shape = self._architecture.rows(name, attention, rotated), self._entry(name).shape
+            order, shape = self._architecture.rows(name, attention), self._entry(name).shape
             if order is not None:
                 if shape[0] != len(order):
                     damaged(self.path, f"{shown(name)} of shape {list(shape)} is not for {heads} heads")
@@ -191,16 +190,20 @@ def _config(
 
 def _keys(path: Path, name: str, metadata: Mapping[str, Any]) -> Config:
     """An architecture's metadata without its name; a list of equal values per layer as that value."""
-    values = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+    values = {
+        key.removeprefix(f"{name}."): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in metadata.items()
+        if key.startswith(f"{name}.")
+    }
     for key in _PER_LAYER:
         value = values.get(key)
-        if isinstance(value, np.ndarray) and value.size:
-            if (value != value[0]).any():
+        if isinstance(value, list) and value:
+            if any(other != value[0] for other in value):
                 raise UnsupportedModelError(
-                    f"{path}: {name}.{key} differs from layer to layer ({shown(value[:8].tolist())}).",
+                    f"{path}: {name}.{key} differs from layer to layer ({shown(value)}).",
                     "Halfbyte runs models whose layers have the same size.",
                 )
-            values[key] = value[0].item()
+            values[key] = value[0]
     return Config(values, f"{path}: {name}")
 
 
@@ -209,6 +212,8 @@ def _sizes(keys: Config) -> dict[str, Any]:
     if "attention.key_length" not in keys and hidden % heads:
         raise keys.error("attention.head_count", f"a divisor of embedding_length ({hidden})")
     head_dim = keys.integer("attention.key_length", hidden // heads, least=2, most=4096)
+    if head_dim % 2:
+        raise keys.error("attention.key_length", "an even number")
     keys.expect("attention.value_length", head_dim, f"and attention.key_length is {head_dim}: they must be equal")
     return {
         "hidden_size": hidden,

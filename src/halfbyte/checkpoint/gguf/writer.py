@@ -172,7 +172,7 @@ def _tensors(
         if known is None:
             raise UnsupportedModelError(f"GGUF's architecture {architecture.name} has no tensor for {name}.")
         form = _choose(kind, known, shape, source.format(name), len(spec.layers), tied)
-        order = architecture.rows(plain, attention, spec.ropes[attention.rope].dim)
+        order = architecture.rows(plain, attention)
         chunks = _chunks(source, name, shape, form, order, importance.get(name), rounded)
         if architecture.is_shifted(name):
             chunks = _shifted(chunks, architecture.norm_offset, architecture.norm_factor(spec, name))

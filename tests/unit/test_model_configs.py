@@ -137,6 +137,7 @@ def test_the_trained_checkpoint(shell_29m: Path) -> None:
     [
         ("phi-3.5-mini", 3.82), ("phi-4-mini", 3.84), ("phi-4", 14.66), ("gemma-3-1b", 1.00), ("gemma-3-4b", 3.88),
         ("llama-3.2-1b", 1.24), ("llama-3.2-3b", 3.21), ("llama-3.1-8b", 8.03), ("mistral-7b-v0.3", 7.25),
+        ("qwen-2.5-0.5b", 0.49), ("qwen-2.5-1.5b", 1.54), ("qwen-2.5-3b", 3.09),
     ],
 )  # fmt: skip
 def test_the_catalogs_models_have_their_published_sizes(name: str, billions: float) -> None:

@@ -37,7 +37,7 @@ def folder(model: Tiny, path: Path) -> Path:
 def task(spec: Any, method: Any, scaled: bool = False) -> Task:
     formats = {name: get_format("q4g32z") for name, shape in spec.shapes.items() if len(shape) == 2}
     for layer in spec.layers:
-        formats |= dict.fromkeys((layer.input_norm, layer.mlp_norm), get_format("f32"))
+        formats |= dict.fromkeys(awq.scaled_vectors(layer), get_format("f32"))
     return Task(method, formats, IDS, scaled)
 
 

@@ -1,19 +1,30 @@
-"""What `run` is asked: the argument, standard input, or a file with a prompt a line."""
+"""The prompts of `run`: the argument, standard input, both, or a file with a prompt per line."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import select
+import stat
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfbyte.cli.output import note
 from halfbyte.errors import HalfbyteError, UsageError
+
+PATIENCE_S = 2.0
+"""How long standard input may be silent before a note says that it is waited for."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and what holds for it.
+    """One prompt and its settings.
 
     Attributes:
         where: The file and line it comes from; empty for a single prompt.
@@ -25,17 +36,43 @@ class Request:
     where: str = ""
 
 
-def single_request(prompt: str | None, *, system: str | None, max_tokens: int) -> Request:
-    """The prompt of the command line, or standard input's for `-` or none, without one line break at its end.
+def single_request(prompt: str | None, *, system: str | None, max_tokens: int, model: str | None = None) -> Request:
+    """The prompt of the command line, with what is piped into standard input after it; for `-` or none, only that.
+
+    One line break at the end of standard input is left out.
+
+    Args:
+        model: The model that is named, if one is; else a prompt that names one is refused.
 
     Raises:
-        UsageError: There is no prompt, it is empty, or it is no text.
+        UsageError: There is no prompt, it is empty, it is no text, or it names a model.
     """
     if prompt is None and sys.stdin.isatty():
         raise UsageError("there is no prompt.", 'Give one, as in: halfbyte run "How do I extract a tar archive?"')
     if prompt is None or prompt == "-":
         prompt = _standard_input()
+    else:
+        if model is None:
+            _refuse_model(prompt)
+        if piped := _piped():
+            prompt = f"{prompt}\n\n{piped}"
     return Request(_checked(prompt, "the prompt"), system and _checked(system, "--system"), max_tokens)
+
+
+def _refuse_model(prompt: str) -> None:
+    """Refuse a prompt that is the name of a model, as other programs take it; say so if it is that of a file."""
+    path = Path(prompt)
+    if " " in prompt or len(prompt) > 200:
+        return
+    is_model = _HUB_ID.fullmatch(prompt) or path.suffix.lower() == ".gguf" or (path / "config.json").is_file()
+    if is_model:
+        raise UsageError(
+            f"{prompt!r} looks like a model, not like a prompt.",
+            f'Name a model with -m: halfbyte run -m {prompt} "…". '
+            f"To send these words as a prompt, name the model too, as in: -m pocket {prompt}",
+        )
+    if path.exists():
+        note(f"The prompt {prompt!r} is also the name of a file. To send its text: halfbyte run - < {prompt}")
 
 
 def read_requests(path: Path, *, system: str | None, max_tokens: int) -> list[Request]:
@@ -54,8 +91,22 @@ def read_requests(path: Path, *, system: str | None, max_tokens: int) -> list[Re
         if line.strip()
     ]
     if not requests:
-        raise UsageError(f"{str(path)!r} holds no prompts.", 'Write one a line: {"prompt": "…"}')
+        raise UsageError(f"{str(path)!r} holds no prompts.", 'Write one per line: {"prompt": "…"}')
     return requests
+
+
+def _piped() -> str:
+    """The text of a file or pipe that is connected to standard input; a note is printed while it is waited for."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # a stream without a file, as in tests and notebooks
+        return "" if sys.stdin.isatty() else _standard_input()
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
+        return ""
+    with suppress(OSError):  # some systems only wait for sockets
+        if not select.select([sys.stdin], [], [], PATIENCE_S)[0]:
+            note("Waiting for standard input, to put it after the prompt. To use the prompt alone, add: < /dev/null")
+    return _standard_input()
 
 
 def _standard_input() -> str:
@@ -102,7 +153,7 @@ def _checked(text: str, what: str) -> str:
 
 
 def placed(error: HalfbyteError, request: Request) -> HalfbyteError:
-    """`error` with the line of the file that caused it in its message."""
+    """The error, with the line of the file that caused it in its message."""
     if request.where:
         error.message = f"{request.where}: {error.message}"
     return error

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 FIGURES = ("prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s")
 
-Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to answer; - reads standard input.")]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROMPT", help="The prompt. Text piped into standard input is put after it; - is that text alone."
+    ),
+]
 
 
 @takes_model(*FILES, *RUN)
@@ -54,8 +59,8 @@ def run(
 ) -> None:
     """Answer a prompt, or each prompt of a file."""
     if logprobs and not json:
-        raise UsageError("--logprobs shows nothing without --json.", "Add --json.")
-    requests = _requests(prompt, prompts, system=system, raw=raw, max_tokens=max_tokens)
+        raise UsageError("--logprobs has no effect without --json.", "Add --json.")
+    requests = _requests(prompt, prompts, chosen.model, system=system, raw=raw, max_tokens=max_tokens)
     sampling = sampling_arguments(
         logit_bias, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
@@ -67,22 +72,26 @@ def run(
     loaded = chosen.load()
     if verbose:
         _say_loaded(loaded, time.perf_counter() - start)
+    if not raw and not _has_chat_template(loaded):
+        note(f"{loaded.name} has no chat template: the prompt is continued as plain text, as with --raw.")
     _answer_all(loaded, requests, arguments, json=json, stats=stats, verbose=verbose)
 
 
 def _requests(
-    prompt: str | None, prompts: Path | None, *, system: str | None, raw: bool, max_tokens: int
+    prompt: str | None, prompts: Path | None, model: str | None, *, system: str | None, raw: bool, max_tokens: int
 ) -> list[Request]:
-    """What to answer, checked before anything is loaded."""
+    """The prompts to answer, checked before anything is loaded."""
     if prompts is not None and prompt is not None:
         raise UsageError("there are both a prompt and --prompts.", "Give one of the two.")
     if prompts is not None:
         requests = read_requests(prompts, system=system, max_tokens=max_tokens)
     else:
-        requests = [single_request(prompt, system=system, max_tokens=max_tokens)]
+        requests = [single_request(prompt, system=system, max_tokens=max_tokens, model=model)]
     if raw and (with_system := next((r for r in requests if r.system is not None), None)):
         raise placed(
-            UsageError("a system message has no place without a chat template.", "Leave out --raw or the message."),
+            UsageError(
+                "a system message needs the chat template, which --raw leaves out.", "Leave out one of the two."
+            ),
             with_system,
         )
     return requests
@@ -117,13 +126,13 @@ def _answer_all(
             rows = [[_cell(name, getattr(generation, name)) for name in FIGURES] for generation in done]
             print_table(FIGURES, rows, file=sys.stderr)
             if any(generation.logits_read_back for generation in done):
-                note("The host chose the tokens: the GPU has no --typical-p and no --logprobs.")
+                note("The tokens were sampled on the CPU: the GPU sampler does not support --typical-p and --logprobs.")
 
 
 def _answer(
     model: Model, request: Request, arguments: dict[str, Any], done: list[Generation], *, echo: bool
 ) -> tuple[Generation, list[Token]]:
-    """Stream one answer, printed as it comes if `echo`; what there is of it goes to `done` in any case."""
+    """Stream one answer, printed as it comes if `echo`; it goes to `done` even if an error ends it early."""
     tokens: list[Token] = []
     stream = model.stream(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
     try:
@@ -138,10 +147,30 @@ def _answer(
         stream.close()
         if tokens:
             done.append(stream.result())
-        if echo and not "".join(token.text for token in tokens).endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        if echo:
+            _end_line("".join(token.text for token in tokens))
+    if echo and not stream.result().text:
+        note(f"({_why_empty(model, arguments)})")
     return stream.result(), tokens
+
+
+def _end_line(text: str) -> None:
+    """End the line of an answer, unless the answer did, or has no text."""
+    if text and not text.endswith("\n"):
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _has_chat_template(model: Model) -> bool:
+    tokenizer = getattr(model, "tokenizer", None)  # a model that stands in for another may have none
+    return tokenizer is None or bool(tokenizer.has_chat_template)
+
+
+def _why_empty(model: Model, arguments: dict[str, Any]) -> str:
+    said = "The answer has no text: the model ended it at once."
+    if arguments["raw"] or _has_chat_template(model):
+        return said
+    return f"{said} {model.name} has no chat template, so it continues text instead of answering."
 
 
 def _record(request: Request, generation: Generation, tokens: list[Token] | None) -> dict[str, Any]:
@@ -166,7 +195,7 @@ def _record(request: Request, generation: Generation, tokens: list[Token] | None
 
 
 def _figure(value: float | None) -> float | int | None:
-    """A figure for JSON: None where there is none, such as the time a token when there is one token."""
+    """A figure for JSON; None if it does not exist, such as the time per token of a single token."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if isinstance(value, int) else round(float(value), 6)

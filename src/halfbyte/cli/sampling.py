@@ -1,4 +1,4 @@
-"""Sampling options → keyword arguments of `Model.stream`, with what contradicts itself refused."""
+"""Sampling options as keyword arguments of `Model.stream`; those that contradict each other are refused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from halfbyte.errors import UsageError
 
-_NEED_TEMPERATURE = {"top_k": (0, 1), "top_p": (1.0,), "min_p": (0.0,), "typical_p": (1.0,)}
-"""Options that choose among tokens drawn at random, with the values at which they change nothing."""
+_NEED_TEMPERATURE = {"top_k": (0, 1), "top_p": (1.0,), "min_p": (0.0,), "typical_p": (1.0,), "seed": (None,)}
+"""Options of random sampling, with the values at which they change nothing."""
 
 
 def sampling_arguments(logit_bias: Sequence[str] | None = None, **values: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def sampling_arguments(logit_bias: Sequence[str] | None = None, **values: Any) -
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(
                     f"{flag} {values[name]} has no effect at temperature {values['temperature']:g}.",
-                    f"Set --temperature as well, or leave {flag} out.",
+                    f"Set --temperature as well, or leave out {flag}.",
                 )
     return values
 

@@ -1,6 +1,6 @@
-"""What a user can get wrong: one line that says what, one hint that says what to do, one exit code.
+"""Errors that a user can cause: a message, a hint what to do, and an exit code.
 
-Every error that a user's input can cause is a `HalfbyteError`; anything else that escapes is a bug.
+Every error that a user's input can cause is a `HalfbyteError`; any other exception that escapes is a bug.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class HalfbyteError(Exception):
 
 
 class UsageError(HalfbyteError):
-    """Options or arguments that cannot be meant: out of range, contradictory, empty."""
+    """An option or argument that is out of range, empty, or contradicts another."""
 
     exit_code = 2
 
 
 class ModelNotFoundError(HalfbyteError):
-    """No such folder, hub id or file."""
+    """There is no such folder, file or hub id."""
 
     exit_code = 3
 
 
 class InvalidModelError(HalfbyteError):
-    """A model folder whose contents are damaged, contradictory or missing."""
+    """A model whose files are damaged, contradictory or missing."""
 
     exit_code = 4
 
@@ -50,32 +50,32 @@ class UnsupportedModelError(HalfbyteError):
 
 
 class ContextFullError(HalfbyteError):
-    """More tokens than the context holds."""
+    """There are more tokens than the context holds."""
 
     exit_code = 6
 
 
 class DeviceError(HalfbyteError):
-    """A device that is missing, too small, or failed."""
+    """A device is missing, too small, or failed."""
 
     exit_code = 7
 
     @classmethod
     def not_compiled(cls, what: str, error: ImportError) -> DeviceError:
-        """One of the package's own extension modules cannot be imported; `what` it is for."""
+        """The error for a compiled module of the package that cannot be imported; `what` says what it is for."""
         return cls(
             f"Halfbyte's code for {what} is missing or does not fit this Python ({error}).",
-            "Install Halfbyte with pip: it is compiled then.",
+            "Install Halfbyte with pip, which compiles it.",
         )
 
 
 class DownloadError(HalfbyteError):
-    """A download that could not be made or finished."""
+    """A download failed."""
 
     exit_code = 8
 
 
 class TemplateError(HalfbyteError):
-    """A chat template that refused the conversation or tried what it may not."""
+    """A chat template refused the conversation, or did something that is not allowed."""
 
     exit_code = 9

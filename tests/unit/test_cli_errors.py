@@ -86,6 +86,24 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.Monkey
         (["run", "x", "--top-k", "40"], "--top-k 40 has no effect at temperature 0"),
         (["run", "x", "--top-p", "0.9"], "--top-p 0.9 has no effect"),
         (["run", "x", "--min-p", "0.1"], "--min-p 0.1 has no effect"),
+        (["run", "x", "--seed", "7"], "--seed 7 has no effect at temperature 0"),
+        (["run", "x", "--temp", "0.7"], "no option --temp. Did you mean --temperature?"),
+        (["run", "x", "--max_tokens", "7"], "Did you mean --max-tokens?"),
+        (["run", "x", "--contxt", "7"], "Did you mean --context?"),
+        (
+            ["run", "x", "--device", "cuda"],
+            "must be auto, cpu, gpu or reference (got cuda). Did you mean gpu?",
+        ),
+        (["run", "x", "--device", "CPU"], "Did you mean cpu?"),
+        (["run", "x", "--threads", "0"], "--threads must be at least 1 (got 0)."),
+        (["run", "x", "--gpu", "-1"], "--gpu must be at least 0 (got -1)."),
+        (["run", "x", "--threads", "many"], "--threads must be a whole number (got many)."),
+        (["run", "x", "-t", "hot"], "--temperature must be a number (got hot)."),
+        (["run", "How", "do", "I"], "the prompt is more than one argument: 'do I' follows 'How'"),
+        (["doctor", "now"], "halfbyte doctor does not take 'now'"),
+        (["export", "a", "b", "--to", "gptw"], "--to must be gguf, awq, gptq or gptq_v2 (got gptw). Did you mean gptq"),
+        (["eval", "perplexity", "--text", "t", "--stride", "5"], "--stride has no effect with --protocol windows"),
+        (["tune", "--short", "--seconds", "9"], "--seconds has no effect with --short"),
         (["chat", "--typical-p", "0.5"], "--typical-p 0.5 has no effect"),
         (["run", "x", "-t", "nan"], "temperature is nan"),
         (["run", "x", "-t", "1", "--top-p", "1.5"], "top_p is 1.5"),
@@ -148,6 +166,41 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path, data: bytes | None,
         result = halfbyte(*arguments)
         assert result.exit_code == 2
         assert error_lines(result)[0] == f"error: cannot read {str(text)!r}: {reason}."
+
+
+def test_nothing_of_the_validator_reaches_the_user() -> None:
+    for arguments in (["run", "x", "--device", "x"], ["bench", "-r", "x"], ["quantize", "a", "b", "--bits", "x"]):
+        text = " ".join(error_lines(halfbyte(*arguments))).lower()
+        assert not re.search("pydantic|value error|input should|unable to parse", text), text
+
+
+def test_several_words_are_told_to_be_put_into_quotation_marks() -> None:
+    assert error_lines(halfbyte("run", "How", "do", "I"))[1].endswith('halfbyte run "How do I"')
+    model = Path(__file__).parent
+    assert f'halfbyte run -m {model} "Hello"' in error_lines(halfbyte("run", str(model), "Hello"))[1]
+
+
+def test_arguments_of_the_library_are_options_in_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, [errors.DeviceError("no GPU.", "Use device='cpu', weights='q4g32' or kv_dtype='f16'.")])
+    assert error_lines(halfbyte("run", "x"))[1] == "Use --device cpu, --weights q4g32 or --kv-cache f16."
+
+
+def test_the_help_lists_every_exit_code() -> None:
+    text = halfbyte("--help").stdout
+    listed = {int(code) for code in re.findall(r"(?<!\S)(\d+)  \S", text)}
+    assert listed == {0, 1, *(kind.exit_code for kind in KINDS), 70, 71, 74, 130, 143}
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "empty"), ("no.gguf", "no.gguf does not exist"), ("no", "neither")])
+def test_a_model_that_cannot_be_is_named_as_it_was_typed(name: str, words: str) -> None:
+    for command in (["run", "x"], ["plan"], ["bench"]):
+        result = halfbyte(*command, "-m", name)
+        assert result.exit_code == errors.ModelNotFoundError.exit_code
+        assert words in error_lines(result)[0]
+
+
+def test_the_pocket_model_has_a_name() -> None:
+    assert halfbyte("models", "show", "pocket").stdout == halfbyte("models", "show").stdout
 
 
 def test_help_names_each_command_in_a_whole_sentence() -> None:

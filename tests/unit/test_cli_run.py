@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from halfbyte.cli.prompts import single_request
 from halfbyte.errors import ContextFullError
 from halfbyte.options import RunOptions
 from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
@@ -65,10 +70,67 @@ def test_a_piped_prompt_loses_one_line_break(monkeypatch: pytest.MonkeyPatch, ar
     assert model.asked[0][0] == "first\n\nsecond\n"
 
 
-def test_a_prompt_leaves_standard_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("piped", "asked"), [("log\nline\n", "Explain:\n\nlog\nline"), ("", "Explain:")])
+def test_what_is_piped_comes_after_the_prompt(monkeypatch: pytest.MonkeyPatch, piped: str, asked: str) -> None:
     model = use_fake(monkeypatch, ["x"])
-    halfbyte("run", "argument", stdin="piped")
-    assert model.asked[0][0] == "argument"
+    assert halfbyte("run", "Explain:", stdin=piped).exit_code == 0
+    assert model.asked[0][0] == asked
+
+
+def test_a_pipe_that_stays_silent_is_waited_for_with_a_note(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("halfbyte.cli.prompts.PATIENCE_S", 0.05)
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stdin, os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdin", stdin)
+        timer = threading.Timer(0.5, lambda: (pipe.write("late"), pipe.close()))
+        timer.start()
+        request = single_request("Explain:", system=None, max_tokens=1)
+        timer.join()
+    assert request.prompt == "Explain:\n\nlate"
+    assert "Waiting for standard input" in capfd.readouterr().err
+
+
+def test_the_null_device_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert single_request("Explain:", system=None, max_tokens=1).prompt == "Explain:"
+
+
+@pytest.mark.parametrize("name", ["org/model", "microsoft/Phi-4-mini-instruct", "org/name:Q4_K_M", "x.gguf", "FOLDER"])
+def test_a_model_in_the_place_of_the_prompt_is_refused(
+    monkeypatch: pytest.MonkeyPatch, shell_29m: Path, name: str
+) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    name = name.replace("FOLDER", str(shell_29m))
+    result = halfbyte("run", name)
+    message, hint = error_lines(result)
+    assert result.exit_code == 2
+    assert message == f"error: {name!r} looks like a model, not like a prompt."
+    assert f"halfbyte run -m {name}" in hint
+    assert model.loads == []
+    assert halfbyte("run", name, "-m", "pocket").exit_code == 0
+
+
+def test_a_file_in_the_place_of_the_prompt_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["x"])
+    file = tmp_path / "notes.txt"
+    file.touch()
+    result = halfbyte("run", str(file))
+    assert (result.exit_code, result.stdout) == (0, "x\n")
+    assert f"halfbyte run - < {file}" in result.stderr
+
+
+@pytest.mark.parametrize(("raw", "why"), [([], True), (["--raw"], False)])
+def test_an_empty_answer_is_explained_not_an_empty_line(
+    monkeypatch: pytest.MonkeyPatch, raw: list[str], why: bool
+) -> None:
+    model = use_fake(monkeypatch, [""])
+    model.tokenizer = SimpleNamespace(has_chat_template=False)  # type: ignore[attr-defined]
+    result = halfbyte("run", "x", *raw)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "The answer has no text" in result.stderr
+    assert ("the prompt is continued as plain text" in result.stderr) == why
+    assert ("fake has no chat template, so it continues" in result.stderr) == why
 
 
 def test_json_has_exactly_the_promised_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from halfbyte.cli.output import EXIT_FILE, accept_any_bytes, print_error
-from halfbyte.cli.usage import explained, refuse_extra
+from halfbyte.cli.usage import explained, in_terminal, refuse_extra
 from halfbyte.errors import HalfbyteError
 
 EXIT_BUG = 70
@@ -94,7 +94,7 @@ def report(error: Exception) -> int:
     """Print what an error means to the user; returns the exit code."""
     match error:
         case HalfbyteError():
-            print_error(error.message, error.hint)
+            print_error(in_terminal(error.message), in_terminal(error.hint))
             return error.exit_code
         case typer.TyperException():
             print_error(*explained(error))

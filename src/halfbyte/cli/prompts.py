@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -62,7 +63,7 @@ def single_request(prompt: str | None, *, system: str | None, max_tokens: int, m
 def _refuse_model(prompt: str) -> None:
     """Refuse a prompt that is the name of a model, as other programs take it; say so if it is that of a file."""
     path = Path(prompt)
-    if " " in prompt or len(prompt) > 200:
+    if not prompt.strip() or " " in prompt or len(prompt) > 200:
         return
     is_model = _HUB_ID.fullmatch(prompt) or path.suffix.lower() == ".gguf" or (path / "config.json").is_file()
     if is_model:
@@ -99,8 +100,8 @@ def _piped() -> str:
     """The text of a file or pipe that is connected to standard input; a note is printed while it is waited for."""
     try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):  # a stream without a file, as in tests and notebooks
-        return "" if sys.stdin.isatty() else _standard_input()
+    except (OSError, ValueError):  # a stream without a file: text in memory, or one that cannot be read
+        return _standard_input() if isinstance(sys.stdin, io.TextIOWrapper) else ""
     if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
         return ""
     with suppress(OSError):  # some systems only wait for sockets

@@ -89,9 +89,7 @@ def _requests(
         requests = [single_request(prompt, system=system, max_tokens=max_tokens, model=model)]
     if raw and (with_system := next((r for r in requests if r.system is not None), None)):
         raise placed(
-            UsageError(
-                "a system message needs the chat template, which --raw leaves out.", "Leave out one of the two."
-            ),
+            UsageError("a system message cannot be used without a chat template.", "Leave out --raw or the message."),
             with_system,
         )
     return requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from halfbyte.errors import UsageError
 
 _MEANT = dict.fromkeys(("cuda", "rocm", "vulkan", "metal", "mps", "webgpu"), "gpu") | {"numpy": "reference"}
 """Values of other programs, and ours that they mean."""
+
+_OPTIONS = {"kv_dtype": "kv-cache", "batch_tokens": "batch-tokens", "cache_tokens": "cache-tokens"}
+_ARGUMENT = re.compile(
+    r"\b(device|weights|activations|kv_dtype|gpu|threads|context|batch_tokens|cache_tokens)='?(\w+)'?"
+)
 
 _WANTED: dict[str, Callable[[Any], str]] = {
     "greater_than_equal": lambda limits: f"must be at least {limits['ge']}",
@@ -36,6 +42,11 @@ def explained(error: typer.TyperException) -> tuple[str, str]:
     if failures is not None:
         return _bad_value(error, failures()[0])
     return _sentence(error.format_message()), _see_help(error)
+
+
+def in_terminal(text: str) -> str:
+    """A text of the library with its arguments as options of the command line: `device='cpu'` → `--device cpu`."""
+    return _ARGUMENT.sub(lambda found: f"--{_OPTIONS.get(found[1], found[1])} {found[2]}", text)
 
 
 def refuse_extra(ctx: Any, rest: list[str]) -> None:

@@ -315,5 +315,5 @@ def _context_full(sequence: Sequence, context: int) -> ContextFullError:
 def _not_in_vocabulary(where: str, token: int, vocab_size: int) -> UsageError:
     return UsageError(
         f"{where} has token id {token}; the vocabulary has {vocab_size:,} tokens.",
-        "Use the tokenizer that came with the model.",
+        f"Token ids of this model are 0 to {vocab_size - 1}.",
     )

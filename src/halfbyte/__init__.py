@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.errors import ContextFullError, HalfbyteError
 
 if TYPE_CHECKING:
-    from halfbyte.model import Generation, Model, Stream, Token, load
+    from halfbyte.answer import Generation, Stream, Token
+    from halfbyte.model import Model, load
     from halfbyte.options import RunOptions
     from halfbyte.runtime import SamplingParams
 
@@ -37,12 +38,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Generation": "model",
+    "Generation": "answer",
     "Model": "model",
     "RunOptions": "options",
     "SamplingParams": "runtime",
-    "Stream": "model",
-    "Token": "model",
+    "Stream": "answer",
+    "Token": "answer",
     "load": "model",
 }
 

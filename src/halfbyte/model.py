@@ -7,11 +7,11 @@ and the tokenizer turns the engine's ids into text as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
+from halfbyte.answer import Generation, Stream
 from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import Packed
 from halfbyte.checkpoint.runnable import Runnable
@@ -19,141 +19,35 @@ from halfbyte.errors import UsageError
 from halfbyte.executors import Progress, factory
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.options import LoadOptions, RunOptions
+from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
-from halfbyte.runtime import Engine, SamplingParams, TokenOutput
+from halfbyte.plan.sampling import OTHER_NAMES, SamplingOptions, SamplingParams
+from halfbyte.plan.show import quantity
+from halfbyte.prompts import Message, Prompt, check_prompt, is_chat, stop_strings
+from halfbyte.runtime import Engine
+from halfbyte.runtime.requests import checked_ids
 from halfbyte.text import TextStream, Tokenizer
 
 POCKET = Path(__file__).parent / "pocket"
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message] | Sequence[int]
+Tools = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Token:
-    """One generated token.
+class AnswerOptions(SamplingOptions, total=False):
+    """Keyword arguments of `Model.generate`, as `Model.stream` explains them."""
 
-    Attributes:
-        text: What can be shown now that it is there: empty while a character or a stop string is incomplete.
-        logprob: Natural logarithm of its probability under the model, before any sampling setting.
-        top_logprobs: The likeliest (id, logprob) pairs, as many as were asked for.
-        finish_reason: Set on the last token: `stop`, `length`, or `context` where no room is left for more.
-    """
-
-    id: int
-    text: str
-    logprob: float
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer and what it took.
-
-    Attributes:
-        token_ids: Generated ids, a stop token included.
-        reused_tokens: Prompt tokens whose cache was still there from the turn before.
-        finish_reason: `stop`, `length`, `context`, or `cancelled` where it was broken off.
-        prefill_ms: From the prompt to the first token.
-        ms_per_token, tokens_per_s: Of the tokens after the first; None where there are none.
-        total_s: From the prompt to the end.
-        logits_read_back: Whether a device that can choose tokens itself handed its logits back for each, because
-            its sampler has not what was asked for (typical_p, the log-probabilities of other tokens).
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    prompt_tokens: int
-    reused_tokens: int
-    finish_reason: str
-    prefill_ms: float
-    ms_per_token: float | None
-    total_s: float
-    logits_read_back: bool = False
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens generated."""
-        return len(self.token_ids)
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Decoding speed, the first token not counted."""
-        return 1000 / self.ms_per_token if self.ms_per_token else None
-
-
-class Stream(Iterator[Token]):
-    """Tokens as they are made. Closing it early (or leaving a `with` block) cancels the rest."""
-
-    def __init__(
-        self, outputs: Iterator[TokenOutput], text: TextStream, prompt_tokens: int, logits_read_back: bool
-    ) -> None:
-        self._logits_read_back = logits_read_back
-        self._outputs = outputs
-        self._text = text
-        self._prompt_tokens = prompt_tokens
-        self._tokens: list[Token] = []
-        self._reused = 0
-        self._finish_reason = ""
-        self._closed = False
-        self._started = time.perf_counter()
-        self._first = self._last = self._started
-
-    def __next__(self) -> Token:
-        if self._closed:
-            raise StopIteration
-        output = next(self._outputs)
-        self._last = time.perf_counter()
-        if not self._tokens:
-            self._first, self._reused = self._last, output.sequence.reused_tokens
-        token = self._token(output)
-        self._tokens.append(token)
-        self._finish_reason = token.finish_reason or ""
-        if self._finish_reason and self._finish_reason != "context":
-            self.close()
-        return token
-
-    def _token(self, output: TokenOutput) -> Token:
-        text, reason = self._text.push(output.token_id), output.finish_reason
-        if self._text.stopped:
-            reason = "stop"
-        if reason:
-            text += self._text.finish()
-        return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
-
-    def close(self) -> None:
-        """Cancel what has not been generated yet; harmless at the end."""
-        self._closed = True
-        if close := getattr(self._outputs, "close", None):
-            close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def result(self) -> Generation:
-        """The answer so far, with its figures."""
-        later = len(self._tokens) - 1
-        return Generation(
-            text="".join(token.text for token in self._tokens),
-            token_ids=tuple(token.id for token in self._tokens),
-            logprobs=tuple(token.logprob for token in self._tokens),
-            prompt_tokens=self._prompt_tokens,
-            reused_tokens=self._reused,
-            finish_reason=self._finish_reason or "cancelled",
-            prefill_ms=1000 * (self._first - self._started),
-            ms_per_token=1000 * (self._last - self._first) / later if later > 0 else None,
-            total_s=self._last - self._started,
-            logits_read_back=self._logits_read_back,
-        )
+    max_tokens: int
+    stop: str | Sequence[str]
+    raw: bool
+    system: str | None
+    tools: Tools | None
+    ignore_eos: bool
 
 
 class Model:
-    """A loaded model. Made by `load`.
+    """A loaded model. Made by `load`; closed at the end of a `with` block, or by `close`.
+
+    Any number of threads may use one model. As many of their conversations are computed together as `sequences` says;
+    others wait for their turn.
 
     Attributes:
         name: How it was asked for.
@@ -183,52 +77,90 @@ class Model:
         self._decoder = factory(self.device).decoder(self.executor)
         self.engine = Engine(self.executor, rope_switch=spec.rope_switch, decoder=self._decoder)
 
+    def __repr__(self) -> str:
+        sizes: dict[str, int] = {}
+        for tensor in self.plan.of_kind("weight"):
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+        closed = ", closed" * self.engine.closed
+        return (
+            f"<Model {self.name!r} on {self.device}: {quantity(self.nbytes, 'B')} of weights, most in "
+            f"{max(sizes, key=lambda dtype: sizes[dtype])}; context {self.plan.context}{closed}>"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def nbytes(self) -> int:
         """Bytes of the weights as they are stored."""
         return sum(tensor.nbytes for tensor in self.plan.of_kind("weight"))
 
-    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
+    def encode(
+        self, prompt: Prompt, *, raw: bool = False, system: str | None = None, tools: Tools | None = None
+    ) -> list[int]:
         """Token ids of a prompt.
 
         Text becomes a user's message of the model's chat template, unless `raw` or there is no template;
         messages go through the template; ids are taken as they are.
 
+        Args:
+            system: A system message to go before a text prompt.
+            tools: JSON schemas of functions that the model may call, for chat templates that know them.
+
         Raises:
-            UsageError: The prompt is empty, or `system` is given where no template can take it.
+            UsageError: The prompt is empty or of another type, `system` or `tools` are given where no template can take
+                them, or the model is closed.
+            TemplateError: The chat template refused the messages.
         """
-        if not prompt:
-            raise UsageError("the prompt is empty.", "Give it some text.")
+        self.engine.check_open()
+        check_prompt(prompt)
         if isinstance(prompt, str):
-            return self._encode_text(prompt, raw, system)
+            return self._encode_text(prompt, raw, system, tools)
         if raw or system is not None:
             raise UsageError("raw and system go with a prompt of text.", "Put the system text into the messages.")
-        if isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(cast(Sequence[Message], prompt))
-        return [int(token) for token in cast(Sequence[int], prompt)]
+        if is_chat(prompt):
+            return self.tokenizer.encode_chat(prompt, tools=tools)
+        if tools is not None:
+            raise UsageError("tools need messages or a text.", "A prompt of token ids is taken as it is.")
+        return list(checked_ids(self.plan, cast(Sequence[int], prompt)))
 
-    def _encode_text(self, prompt: str, raw: bool, system: str | None) -> list[int]:
+    def _encode_text(self, prompt: str, raw: bool, system: str | None, tools: Tools | None) -> list[int]:
         if raw or not self.tokenizer.has_chat_template:
-            if system is not None:
-                raise UsageError(
-                    "a system text needs a chat template.", "Leave out raw, or put the text into the prompt."
-                )
+            for name, value in (("a system text", system), ("tools", tools)):
+                if value is not None:
+                    raise UsageError(
+                        f"{name} can only be given with a chat template.", "Leave out raw, or write it into the prompt."
+                    )
             return self.tokenizer.encode(prompt)
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        return self.tokenizer.encode_chat(messages)
+        return self.tokenizer.encode_chat(messages, tools=tools)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special tokens.
+
+        Raises:
+            UsageError: They are not ids of this model's tokenizer, or the model is closed.
+        """
+        self.engine.check_open()
+        found = list(ids)
+        return self.tokenizer.decode(checked_ids(self.plan, found)) if found else ""
 
     def stream(
         self,
         prompt: Prompt,
         *,
         max_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         raw: bool = False,
         system: str | None = None,
+        tools: Tools | None = None,
         ignore_eos: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Generate token by token.
 
@@ -238,41 +170,45 @@ class Model:
             stop: Strings that end the answer; they are not part of it.
             raw: Take text as it is, without the chat template.
             system: A system message to go before a text prompt.
+            tools: JSON schemas of functions that the model may call, for chat templates that know them.
             ignore_eos: Go on after stop tokens, for measuring.
             **sampling: Fields of `SamplingParams`; greedy without any.
 
         Raises:
-            UsageError: An option is out of range.
-            ContextFullError: The prompt does not fit; later, while iterating, that the context is full.
+            UsageError: An option is unknown or out of range, or the model is closed.
+            ContextFullError: The prompt does not fit the context.
             TemplateError: The chat template refused the messages.
         """
-        ids = self.encode(prompt, raw=raw, system=system)
-        text = TextStream(self.tokenizer, [stop] if isinstance(stop, str) else stop)
+        check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
         settings = SamplingParams(**sampling)
-        outputs = self.engine.generate(
-            ids, settings, max_tokens=max_tokens, stop_token_ids=() if ignore_eos else self.spec.stop_token_ids,
-        )  # fmt: skip
+        ids = self.encode(prompt, raw=raw, system=system, tools=tools)
+        text = TextStream(self.tokenizer, stop_strings(stop))
+        ends: Collection[int] = () if ignore_eos else self.spec.stop_token_ids
+        outputs = self.engine.generate(ids, settings, max_tokens=max_tokens, stop_token_ids=ends)
         read_back = self._decoder is not None and not self._decoder.supports(settings)
         return Stream(outputs, text, len(ids), read_back)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """The whole answer at once; options as for `stream`."""
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generation:
+        """The whole answer at once; options and errors as for `stream`.
+
+        An answer that fills the context is returned with `finish_reason` "context".
+        """
         with self.stream(prompt, **options) as stream:
             for _ in stream:
                 pass
             return stream.result()
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
-        """The assistant's next message in a conversation; options as for `stream`.
+    def chat(self, messages: Sequence[Message], **options: Unpack[AnswerOptions]) -> Generation:
+        """The assistant's next message in a conversation; options and errors as for `stream`.
 
         What the conversation shares with the one before is not computed again.
         """
         return self.generate(messages, **options)
 
     def close(self) -> None:
-        """Let go of weights and caches."""
+        """Free weights and caches, once the batch at hand is done. Whatever is still asked of the model is refused."""
+        self.engine.close()
         self.executor.close()
-        del self.engine, self.executor, self._decoder
 
 
 def load(

@@ -11,6 +11,7 @@ from halfbyte.formats import Format, WeightSource
 from halfbyte.models.spec import ModelSpec
 from halfbyte.options import AUTO, RunOptions
 from halfbyte.plan import Executor, Plan, make_plan
+from halfbyte.plan.show import quantity
 
 FALLBACK = "cpu"
 """Where a model runs if the device that `auto` chose fails."""
@@ -88,10 +89,22 @@ def place(
     opened = found.open(options)
     try:
         plan = _fitting_plan(opened, spec, source, options, options.batch_tokens or found.batch_tokens)
-        return plan, opened.build(plan, source, options, progress or (lambda what, done, total: None))
+        try:
+            return plan, opened.build(plan, source, options, progress or (lambda what, done, total: None))
+        except MemoryError as error:
+            raise _too_little_memory(plan) from error
     except BaseException:
         opened.close()
         raise
+
+
+def _too_little_memory(plan: Plan) -> DeviceError:
+    weights, cache = (sum(tensor.nbytes for tensor in plan.of_kind(kind)) for kind in ("weight", "cache"))
+    return DeviceError(
+        f"there is not enough memory: the model takes {quantity(weights, 'B')} of weights and "
+        f"{quantity(cache, 'B')} of cache for a context of {plan.context:,} tokens.",
+        "Use a smaller context, fewer bits (weights q4g32), or a smaller model.",
+    )
 
 
 def _fitting_plan(

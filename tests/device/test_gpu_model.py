@@ -121,6 +121,19 @@ def test_a_seed_gives_the_same_text_again(gpu: Model) -> None:
     assert first != other
 
 
+def test_a_seed_gives_the_same_text_when_another_stream_joins_and_leaves(gpu: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 24, "temperature": 3.0, "top_p": 0.99, "seed": 5, "ignore_eos": True}
+    alone = gpu.generate(PROMPT, **options).token_ids
+    with gpu.stream(PROMPT, **options) as stream:
+        ids = [next(stream).id for _ in range(6)]
+        with gpu.stream("What does grep do?", max_tokens=8, temperature=1.0, seed=9) as other:
+            for _ in range(4):
+                next(other)
+                ids.append(next(stream).id)
+        ids += [token.id for token in stream]
+    assert tuple(ids) == alone
+
+
 def test_an_answer_can_be_cancelled_and_the_next_is_whole(gpu: Model) -> None:
     with gpu.stream(PROMPT, max_tokens=40, ignore_eos=True) as stream:
         next(stream), next(stream), next(stream)

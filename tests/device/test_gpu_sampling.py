@@ -79,6 +79,28 @@ def test_draws_follow_the_filtered_distribution(gpu: GpuExecutor, settings: dict
         assert abs(seen[int(token)] - draws * kept[token]) < 4 * deviation
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.7, "top_k": 20},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+        {"top_p": 0.9, "min_p": 0.2},
+        {"temperature": 3.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2},
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
+def test_draws_are_the_hosts(gpu: GpuExecutor, settings: dict[str, float], seed: int) -> None:
+    settings = {"temperature": 1.0, "seed": seed, **settings}
+    host, expected = Sampler(SamplingParams(**settings)), list[int]()
+    for i in range(40):
+        token = (PROMPT[-1:] + expected)[-1]
+        row = gpu.run(one(gpu.plan, token, len(PROMPT) - 1 + i))[0]
+        expected.append(host.sample(row, PROMPT, expected).id)
+    assert decode(gpu, 40, **settings) == expected
+
+
 def test_a_seed_repeats_and_another_does_not(gpu: GpuExecutor) -> None:
     first, again, other = (decode(gpu, 32, temperature=1.2, seed=seed) for seed in (7, 7, 2**63 + 5))
     assert first == again

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from halfbyte.answer import Generation, Token
 from halfbyte.cli.app import app
-from halfbyte.model import Generation, Token
 from halfbyte.options import RunOptions
 
 Script = Sequence[str | BaseException]

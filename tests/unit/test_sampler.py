@@ -23,7 +23,7 @@ def logits_of(seed: int, vocab: int = VOCAB, spread: float = 3.0) -> np.ndarray:
 
 def drawn_ids(params: SamplingParams, logits: np.ndarray, draws: int) -> set[int]:
     sampler = Sampler(params)
-    return {sampler.sample(logits, [0], []).id for _ in range(draws)}
+    return {sampler.sample(logits, [0] * position, []).id for position in range(draws)}
 
 
 def kept_by(params: SamplingParams, scores: np.ndarray) -> set[int]:
@@ -126,7 +126,7 @@ def test_greedy_takes_the_lowest_of_equals_whatever_the_filters() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingParams(temperature=1, seed=7))
-    counts = np.bincount([sampler.sample(logits, [0], []).id for _ in range(4000)], minlength=4)
+    counts = np.bincount([sampler.sample(logits, [0] * i, []).id for i in range(4000)], minlength=4)
     assert counts / 4000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 
 
@@ -135,14 +135,14 @@ def test_draws_from_a_large_vocabulary_follow_the_distribution() -> None:
     likely = [0, 511, 512, 30_001, LARGE - 1]
     logits[likely] = 0
     sampler = Sampler(SamplingParams(temperature=1, seed=7))
-    drawn = [sampler.sample(logits, [0], []).id for _ in range(1000)]
+    drawn = [sampler.sample(logits, [0] * position, []).id for position in range(1000)]
     assert {token: drawn.count(token) / 1000 for token in likely} == pytest.approx(dict.fromkeys(likely, 0.2), abs=0.05)
 
 
 def test_the_same_seed_repeats_and_no_seed_does_not() -> None:
     def text(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=1, seed=seed))
-        return [sampler.sample(logits_of(1), [0], []).id for _ in range(20)]
+        return [sampler.sample(logits_of(1), [0] * position, []).id for position in range(20)]
 
     assert text(5) == text(5)
     assert text(5) != text(6)

@@ -19,7 +19,8 @@ from halfbyte.errors import HalfbyteError, UsageError
 from halfbyte.units import size
 
 if TYPE_CHECKING:
-    from halfbyte.model import Generation, Model, Token
+    from halfbyte.answer import Generation, Token
+    from halfbyte.model import Model
 
 FIGURES = ("prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s")
 

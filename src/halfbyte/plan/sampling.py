@@ -5,11 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import TypedDict
 
 from halfbyte.errors import UsageError
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would only overflow."""
+
+OTHER_NAMES = {
+    "temp": "temperature", "max_new_tokens": "max_tokens", "max_length": "max_tokens", "n_predict": "max_tokens",
+    "max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty", "typical": "typical_p",
+    "stop_sequences": "stop", "stop_strings": "stop", "random_seed": "seed", "top_logprobs": "logprobs",
+    "eos": "ignore_eos", "functions": "tools", "system_prompt": "system",
+}  # fmt: skip
+"""What other programs call options of an answer."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    logprobs: int
+
 
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -29,19 +55,19 @@ class SamplingParams:
     """How the next token is chosen. The default is greedy.
 
     Attributes:
-        temperature: What logits are divided by; 0 takes the likeliest token, whatever the filters say.
-        top_k: Keep the k likeliest tokens, and any as likely as the k-th; 0 keeps all.
-        top_p: Keep the fewest likeliest tokens whose probabilities reach this; 1 keeps all.
-        min_p: Keep tokens at least this times as likely as the likeliest; 0 keeps all.
-        typical_p: Keep the fewest tokens that reach this probability, those first whose information is nearest the
-            entropy (Meister et al. 2023, arXiv 2202.00666); 1 keeps all.
+        temperature: What logits are divided by; 0 takes the most likely token, whatever the filters say.
+        top_k: Keep the k most likely tokens, and any as likely as the k-th; 0 keeps all.
+        top_p: Keep the fewest most likely tokens whose probabilities reach this; 1 keeps all.
+        min_p: Keep tokens at least this many times as likely as the most likely one; 0 keeps all.
+        typical_p: Keep the fewest tokens that reach this probability, beginning with those whose information is nearest
+            the entropy (Meister et al. 2023, arXiv 2202.00666); 1 keeps all.
         repetition_penalty: Positive logits of tokens of the prompt or the answer are divided by this, negative ones
             multiplied (Keskar et al. 2019, arXiv 1909.05858); 1 is off.
         presence_penalty: Subtracted once from the logits of tokens of the answer so far.
         frequency_penalty: Subtracted from the logits of tokens of the answer, for each time they occur.
         logit_bias: Added to logits, by token id.
-        seed: The same seed gives the same text; None takes fresh entropy.
-        logprobs: How many of the likeliest tokens to report with each token.
+        seed: The same seed gives the same text for the same logits, in any company; None takes a random one.
+        logprobs: How many of the most likely tokens to report with each token.
 
     Raises:
         UsageError: A value out of its range, or of the wrong type.
@@ -75,12 +101,18 @@ class SamplingParams:
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise UsageError(f"{name} is {value!r}.", f"Give a number from {low:g} to {high:g}.")
+        raise UsageError(
+            f"{name} must be a number between {low:g} and {high:g} (got {value!r}).",
+            f"Leave {name} out for the default.",
+        )
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise UsageError(f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.")
+        raise UsageError(
+            f"{name} must be a whole number between {low} and {high} (got {value!r}).",
+            f"Leave {name} out for the default.",
+        )
 
 
 def _check_bias(bias: object) -> None:

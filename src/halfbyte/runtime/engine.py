@@ -1,25 +1,30 @@
 """The engine: schedule a batch, run it, hand the tokens back.
 
-The executor is handed in; nothing here knows a device. One engine serves one thread.
+The executor is handed in; nothing here knows a device. Any number of threads may use one engine. Whichever needs a
+token first runs the next batch, for all sequences that are being answered; the others take their tokens from it.
 """
 
 from __future__ import annotations
 
+import atexit
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from operator import index
+from weakref import WeakSet
 
-import numpy as np
-
-from halfbyte.errors import ContextFullError, UsageError
-from halfbyte.plan.batch import Batch, Decoded, Decoder, Float32, Int32, Runner
-from halfbyte.plan.plan import LOGITS, Plan
+from halfbyte.errors import HalfbyteError, UsageError
+from halfbyte.plan.batch import Decoded, Decoder, Float32, Int32, Runner
 from halfbyte.plan.sampling import SamplingParams
+from halfbyte.runtime.batches import batch_of, tables_of
+from halfbyte.runtime.requests import sequence_of, text_of
 from halfbyte.runtime.sampler import Sampled
 from halfbyte.runtime.scheduler import Chunk, Scheduler
 from halfbyte.runtime.sequence import FinishReason, Sequence
+from halfbyte.runtime.turns import Turns
+
+EXIT_S = 10.0
+"""Seconds that the end of the program waits for a batch."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class TokenOutput:
     Attributes:
         sequence: Whose answer; it also tells how many prompt tokens were reused, and the times taken.
         logprob: Natural log-probability under the model's own distribution, before penalties and temperature.
-        top_logprobs: The likeliest tokens and their log-probabilities, as many as were asked for.
+        top_logprobs: The most likely tokens and their log-probabilities, as many as were asked for.
         finish_reason: Why this token is the last; None if it is not.
     """
 
@@ -41,7 +46,7 @@ class TokenOutput:
 
 
 class Engine:
-    """Answers sequences of tokens with an executor, several at once as far as its plan allows.
+    """Answers sequences of tokens with an executor, several at once as far as its plan allows; others wait.
 
     Args:
         executor: What runs the plan.
@@ -53,17 +58,28 @@ class Engine:
         self._executor = executor
         self._decoder = decoder
         self._rope_switch = rope_switch
-        self._resident: Generator[Decoded, None, None] | None = None
         self._plan = executor.plan
-        self._vocab_size = self._plan.tensors[LOGITS].shape[-1]
-        self._scheduler = Scheduler(self._plan, rope_switch)
+        self._closed = False
+        self.forget()
+        _ENGINES.add(self)
+
+    def forget(self) -> None:
+        """Begin anew, with nothing queued and nothing in the caches: for a process that was forked."""
+        self._turns = Turns()
+        self._scheduler = Scheduler(self._plan, self._rope_switch)
+        self._arrived: deque[Sequence] = deque()
+        self._cancelled: deque[Sequence] = deque()
         self._streams: dict[Sequence, deque[TokenOutput]] = {}
+        self._failed: dict[Sequence, HalfbyteError] = {}
+        self._outputs: list[TokenOutput] = []
+        self._resident: Generator[Decoded, None, None] | None = None
         self._scoring = False
 
     @property
     def idle(self) -> bool:
-        """Whether every sequence has finished: `step` has nothing to do."""
-        return self._scheduler.idle
+        """Whether every sequence has finished and `step` has returned all tokens: it has nothing to do."""
+        self._settle_soon()
+        return not (self._arrived or self._outputs) and self._scheduler.idle
 
     def submit(
         self,
@@ -82,26 +98,31 @@ class Engine:
             ignore_eos: Go on past stop tokens, for measuring.
 
         Raises:
-            UsageError: An empty prompt, or token ids or `max_tokens` out of range.
+            UsageError: An empty prompt, token ids or `max_tokens` out of range, or the engine is closed.
             ContextFullError: A prompt that leaves no room in the context for an answer.
         """
-        sequence = self._sequence(prompt_ids, sampling, max_tokens, () if ignore_eos else stop_token_ids)
-        self._scheduler.add(sequence)
+        self.check_open()
+        sequence = sequence_of(self._plan, prompt_ids, sampling, max_tokens, () if ignore_eos else stop_token_ids)
+        self._arrived.append(sequence)
         return sequence
 
     def step(self) -> list[TokenOutput]:
-        """Run one batch and return the tokens it gave: at most one a sequence, none while prompts are being read.
+        """Run one batch and return the tokens of submitted sequences, none while prompts are being read.
 
-        A sequence whose answer fills the context finishes with reason `context`.
+        Tokens that came while other threads, or iterators of `generate`, ran batches are returned too. A sequence whose
+        answer fills the context finishes with reason `context`.
 
         Raises:
             DeviceError: The model gave no valid logits.
-            UsageError: A `score` is under way.
+            UsageError: A `score` is under way, or the engine is closed.
         """
-        self._check_not_scoring()
-        self._stop_resident()
-        chunks = self._scheduler.schedule()
-        return self._hand_back(chunks, self._run(chunks)) if chunks else []
+        with self._turn():
+            self.check_open()
+            self._work(None)
+            for sequence in [s for s in self._failed if s not in self._streams]:
+                raise self._failed.pop(sequence)
+            outputs, self._outputs = self._outputs, []
+        return outputs
 
     def generate(
         self,
@@ -111,20 +132,19 @@ class Engine:
         max_tokens: int,
         stop_token_ids: Collection[int] = (),
         ignore_eos: bool = False,
-    ) -> Iterator[TokenOutput]:
+    ) -> AnswerStream:
         """The tokens of one answer, as they come; arguments and errors are those of `submit` and `step`.
 
         Work starts with the first token asked for. Closing the iterator, or an exception, cancels the sequence.
-
-        Raises:
-            ContextFullError: Also after the last token that fits, where the answer is not finished by then.
         """
-        return self._stream(self._sequence(prompt_ids, sampling, max_tokens, () if ignore_eos else stop_token_ids))
+        self.check_open()
+        stop = () if ignore_eos else stop_token_ids
+        return AnswerStream(self, sequence_of(self._plan, prompt_ids, sampling, max_tokens, stop))
 
     def cancel(self, sequence: Sequence) -> None:
-        """End a sequence and free its blocks; one that has finished stays as it is."""
-        if not sequence.finished:
-            self._scheduler.finish(sequence, "cancelled")
+        """End a sequence and free its blocks; one that has finished stays as it is. Never waits."""
+        self._cancelled.append(sequence)
+        self._settle_soon()
 
     def score(self, token_ids: Iterable[int]) -> Iterator[Float32]:
         """The logits after each token, in order, as chunks `[r, vocab_size]` with r at most the plan's rows.
@@ -135,58 +155,90 @@ class Engine:
             UsageError: No tokens, ids out of range, or sequences that have not finished.
             ContextFullError: More tokens than the context holds.
         """
-        ids = self._checked_ids(token_ids)
-        if len(ids) > self._plan.context:
-            raise _text_too_long(len(ids), self._plan.context)
-        return self._score(Sequence(ids, SamplingParams(), max_tokens=0))
+        return self._score(text_of(self._plan, token_ids))
 
-    def _sequence(
-        self, prompt_ids: Iterable[int], sampling: SamplingParams, max_tokens: int, stop_token_ids: Collection[int]
-    ) -> Sequence:
-        ids = self._checked_ids(prompt_ids)
-        if len(ids) >= self._plan.context:
-            raise _prompt_too_long(len(ids), self._plan.context)
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens!r}.", "Give a whole number of at least 1.")
-        beyond = [token for token in sampling.logit_bias if token >= self._vocab_size]
-        if beyond:
-            raise _not_in_vocabulary("logit_bias", beyond[0], self._vocab_size)
-        return Sequence(ids, sampling, max_tokens, frozenset(stop_token_ids))
-
-    def _checked_ids(self, token_ids: Iterable[int]) -> tuple[int, ...]:
-        try:
-            ids = tuple(map(index, token_ids))
-        except TypeError as error:
-            raise UsageError(f"The prompt is not a list of token ids: {error}.", "Give whole numbers.") from error
-        if not ids:
-            raise UsageError("The prompt is empty.", "Give at least one token.")
-        for worst in (min(ids), max(ids)):
-            if not 0 <= worst < self._vocab_size:
-                raise _not_in_vocabulary("The prompt", worst, self._vocab_size)
-        return ids
-
-    def _stream(self, sequence: Sequence) -> Iterator[TokenOutput]:
-        outputs = self._streams[sequence] = deque()
-        try:
-            self._scheduler.add(sequence)
-            while outputs or not sequence.finished:
-                if outputs:
-                    yield outputs.popleft()
-                elif self._can_stay(sequence):
-                    yield from self._decode_resident(sequence)
-                else:
-                    self.step()
-        finally:
+    def close(self) -> None:
+        """Cancel every sequence, once the batch at hand is done; later calls raise. Closing again does nothing."""
+        self._closed = True
+        with self._turn():
+            self._settle()
             self._stop_resident()
-            del self._streams[sequence]
-            self.cancel(sequence)
-        if sequence.finish_reason == "context":
-            raise _context_full(sequence, self._plan.context)
+            self._scheduler.cancel_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raise UsageError if it was closed."""
+        if self._closed:
+            raise UsageError("the model is closed.", "Load it again.")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        try:
+            self._turns.take()
+            yield
+        finally:
+            self._turns.give_back()
+
+    def _begin(self, sequence: Sequence) -> deque[TokenOutput]:
+        """Queue a sequence; its tokens come into what is returned."""
+        outputs = self._streams[sequence] = deque()
+        self._arrived.append(sequence)
+        return outputs
+
+    def _next(self, sequence: Sequence, outputs: deque[TokenOutput]) -> TokenOutput | None:
+        """The next token of a sequence that was begun, or None after its last."""
+        try:
+            while self._turns.take(lambda: bool(outputs) or sequence.finished or self._closed):
+                self._work(sequence)
+                self._turns.give_back()
+        except BaseException:
+            self._turns.give_back()
+            raise
+        self.check_open()
+        if error := self._failed.pop(sequence, None):
+            raise error
+        return outputs.popleft() if outputs else None
+
+    def _settle_soon(self) -> None:
+        """Settle now if no thread works; one that does will, before its next batch."""
+        if self._turns.try_take():
+            try:
+                self._settle()
+            finally:
+                self._turns.give_back()
+
+    def _settle(self) -> None:
+        """Let those in who arrived, and those out who were cancelled."""
+        while self._arrived:
+            self._scheduler.add(self._arrived.popleft())
+        while self._cancelled:
+            sequence = self._cancelled.popleft()
+            if not sequence.finished:
+                self._stop_resident()
+                self._scheduler.finish(sequence, "cancelled")
+            self._streams.pop(sequence, None)
+            self._failed.pop(sequence, None)
+
+    def _work(self, sequence: Sequence | None) -> None:
+        """Run one batch, or decode one token on the device if `sequence` is alone; tokens go to where they belong."""
+        self._settle()
+        self._check_not_scoring()
+        if sequence is not None and self._can_stay(sequence):
+            self._decode_resident(sequence)
+            return
+        self._stop_resident()
+        if chunks := self._scheduler.schedule():
+            self._hand_back(chunks, self._executor.run(batch_of(self._plan, chunks)))
 
     def _can_stay(self, sequence: Sequence) -> bool:
-        """Whether the next tokens can be chosen by the executor itself."""
+        """Whether the next token can be chosen by the executor itself."""
         return (
             self._decoder is not None
+            and not sequence.finished
             and self._scheduler.alone(sequence)
             and self._decoder.supports(sequence.sampling)
             and self._resident_limit(sequence) > 0
@@ -199,49 +251,78 @@ class Engine:
             ends.append(self._rope_switch + 1)
         return min(sequence.max_tokens - len(sequence.generated_ids), min(ends) - length)
 
-    def _decode_resident(self, sequence: Sequence) -> Iterator[TokenOutput]:
-        """Tokens of a sequence that is alone, until it finishes or something else is to run."""
-        decoder, length = self._decoder, len(sequence.tokens)
-        if decoder is None:
+    def _decode_resident(self, sequence: Sequence) -> None:
+        """One token of a sequence that is alone; the next ones are on their way, until something else is to run."""
+        try:
+            self._resident = self._resident or self._decoding(sequence)
+            token = next(self._resident, None)
+        except BaseException:
+            self._stop_resident()
+            raise
+        if token is None:
+            self._resident = None
+            return
+        sequence.num_computed = len(sequence.tokens)
+        self._deliver(sequence, Sampled(token.id, token.logprob))
+        if sequence.finished:
+            self._stop_resident()
+
+    def _decoding(self, sequence: Sequence) -> Generator[Decoded, None, None]:
+        if self._decoder is None:
             raise TypeError("there is no decoder")
-        resident = self._resident = decoder.decode(
-            _batch(self._plan, [Chunk(sequence, length - 1, length, final=True)], every_row=False),
+        length = len(sequence.tokens)
+        return self._decoder.decode(
+            batch_of(self._plan, [Chunk(sequence, length - 1, length, final=True)]),
             sequence.sampling,
             tables=lambda position: self._slot(sequence, position),
             limit=self._resident_limit(sequence),
             prompt_ids=sequence.prompt_ids,
             generated_ids=tuple(sequence.generated_ids),
         )
-        for token in resident:
-            sequence.num_computed = len(sequence.tokens)
-            self._scheduler.append(sequence, token.id)
-            if sequence.finished:
-                self._stop_resident()
-            yield TokenOutput(sequence, token.id, token.logprob, (), sequence.finish_reason)
-            if self._resident is not resident:
-                return
 
     def _slot(self, sequence: Sequence, position: int) -> dict[str, Int32] | None:
-        """The block tables with a slot for a position, or None where they have it already."""
+        """The block tables with a slot for a position, or None if they have it already."""
         before = dict(sequence.table.held)
         self._scheduler.pools.hold(sequence.table, position + 1)
         sequence.table.written = max(sequence.table.written, position + 1)
-        return None if sequence.table.held == before else _tables(self._plan, [sequence])
+        return None if sequence.table.held == before else tables_of(self._plan, [sequence])
 
     def _stop_resident(self) -> None:
         if self._resident is not None:
-            self._resident.close()
-            self._resident = None
+            resident, self._resident = self._resident, None
+            resident.close()
+
+    def _hand_back(self, chunks: list[Chunk], logits: Float32) -> None:
+        ready = [chunk.sequence for chunk in chunks if chunk.final]
+        chosen = [_sample(sequence, row) for sequence, row in zip(ready, logits, strict=True)]
+        self._scheduler.advance(chunks)
+        for sequence, token in zip(ready, chosen, strict=True):
+            if isinstance(token, Sampled):
+                self._deliver(sequence, token)
+            else:
+                self._failed[sequence] = token
+                self._scheduler.fail(sequence)
+
+    def _deliver(self, sequence: Sequence, token: Sampled) -> None:
+        self._scheduler.append(sequence, token.id)
+        output = TokenOutput(sequence, token.id, token.logprob, token.top, sequence.finish_reason)
+        self._streams.get(sequence, self._outputs).append(output)
 
     def _score(self, sequence: Sequence) -> Iterator[Float32]:
-        self._check_not_scoring()
-        if not self.idle:
-            raise UsageError("Sequences are still being answered.", "Score when they have finished.")
-        self._scoring = True
+        with self._turn():
+            self.check_open()
+            self._settle()
+            self._check_not_scoring()
+            if not self._scheduler.idle:
+                raise UsageError("Sequences are still being answered.", "Score when they have finished.")
+            self._scoring = True
         try:
             with closing(self._scheduler.whole(sequence)) as chunks:
                 for chunk in chunks:
-                    yield self._run([chunk], every_row=True)
+                    with self._turn():
+                        self.check_open()
+                        logits = self._executor.run(batch_of(self._plan, [chunk], every_row=True))
+                    yield logits
         finally:
             self._scoring = False
 
@@ -249,71 +330,55 @@ class Engine:
         if self._scoring:
             raise UsageError("A text is still being scored.", "Exhaust or close the iterator of score() first.")
 
-    def _run(self, chunks: list[Chunk], *, every_row: bool = False) -> Float32:
-        return self._executor.run(_batch(self._plan, chunks, every_row))
 
-    def _hand_back(self, chunks: list[Chunk], logits: Float32) -> list[TokenOutput]:
-        ready = [chunk.sequence for chunk in chunks if chunk.final]
-        sampled = [s.sampler.sample(row, s.prompt_ids, s.generated_ids) for s, row in zip(ready, logits, strict=True)]
-        self._scheduler.advance(chunks)
-        return [self._output(sequence, token) for sequence, token in zip(ready, sampled, strict=True)]
+class AnswerStream(Iterator[TokenOutput]):
+    """The tokens of one answer; for one thread at a time. Closing it, or dropping it, cancels what is left."""
 
-    def _output(self, sequence: Sequence, token: Sampled) -> TokenOutput:
-        self._scheduler.append(sequence, token.id)
-        output = TokenOutput(sequence, token.id, token.logprob, token.top, sequence.finish_reason)
-        if sequence in self._streams:
-            self._streams[sequence].append(output)
+    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+        self._engine = engine
+        self._outputs: deque[TokenOutput] | None = None
+        self._ended = False
+        self.sequence = sequence
+
+    def __next__(self) -> TokenOutput:
+        if self._ended:
+            raise StopIteration
+        try:
+            if self._outputs is None:
+                self._outputs = self._engine._begin(self.sequence)
+            output = self._engine._next(self.sequence, self._outputs)
+        except BaseException:
+            self.close()
+            raise
+        if output is None:
+            self.close()
+            raise StopIteration
         return output
 
+    def close(self) -> None:
+        """Cancel what has not been generated yet; harmless at the end."""
+        if not self._ended:
+            self._ended = True
+            if self._outputs is not None:
+                self._engine.cancel(self.sequence)
 
-def _batch(plan: Plan, chunks: list[Chunk], every_row: bool) -> Batch:
-    """The chunks side by side; chunk i uses row i of the block tables."""
-    lengths = [chunk.stop - chunk.start for chunk in chunks]
-    ends = np.cumsum(lengths)
-    last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.final]
-    return Batch(
-        token_ids=np.concatenate([np.array(c.sequence.tokens[c.start : c.stop], np.int32) for c in chunks]),
-        positions=np.concatenate([np.arange(c.start, c.stop, dtype=np.int32) for c in chunks]),
-        sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), lengths),
-        rope_sets=np.repeat(np.array([c.sequence.rope_set for c in chunks], np.int32), lengths),
-        block_tables=_tables(plan, [chunk.sequence for chunk in chunks]),
-        logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(last, np.int32),
-    )
+    def __del__(self) -> None:
+        self.close()
 
 
-def _tables(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
-    """Block tables with a row for each of the sequences."""
-    tables = {g.blocks: np.full((plan.sequences, g.columns), -1, np.int32) for g in plan.groups}
-    for i, sequence in enumerate(sequences):
-        for name, row in sequence.table.rows.items():
-            tables[name][i] = row
-    return tables
+def _sample(sequence: Sequence, logits: Float32) -> Sampled | HalfbyteError:
+    """The next token, or why there is none: a failure of one sequence must not end the others."""
+    try:
+        return sequence.sampler.sample(logits, sequence.prompt_ids, sequence.generated_ids)
+    except HalfbyteError as error:
+        return error
 
 
-def _prompt_too_long(length: int, context: int) -> ContextFullError:
-    return ContextFullError(
-        f"The prompt has {length:,} tokens; the context holds {context:,}, of which an answer needs at least one.",
-        "Shorten the prompt, or load the model with a larger context.",
-    )
+_ENGINES: WeakSet[Engine] = WeakSet()
 
 
-def _text_too_long(length: int, context: int) -> ContextFullError:
-    return ContextFullError(
-        f"The text has {length:,} tokens; the context holds {context:,}.",
-        "Score it in pieces, or load the model with a larger context.",
-    )
-
-
-def _context_full(sequence: Sequence, context: int) -> ContextFullError:
-    prompt, answer = len(sequence.prompt_ids), len(sequence.generated_ids)
-    return ContextFullError(
-        f"The context of {context:,} tokens is full: {prompt:,} of prompt and {answer:,} of answer.",
-        "Shorten the prompt, ask for fewer tokens, or load the model with a larger context.",
-    )
-
-
-def _not_in_vocabulary(where: str, token: int, vocab_size: int) -> UsageError:
-    return UsageError(
-        f"{where} has token id {token}; the vocabulary has {vocab_size:,} tokens.",
-        f"Token ids of this model are 0 to {vocab_size - 1}.",
-    )
+@atexit.register
+def _hold_all() -> None:
+    """Let daemon threads finish their batch and then wait: executors go away while the interpreter ends."""
+    for engine in list(_ENGINES):
+        engine._turns.keep(EXIT_S)

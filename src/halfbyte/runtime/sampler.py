@@ -9,6 +9,7 @@ transformers' logits warpers keep; presence, frequency and bias are OpenAI's.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
+from halfbyte.plan.draws import REACH, noise
 from halfbyte.plan.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 Indices = NDArray[np.int64]
+_PIECE = 1 << 13
+
 Filter = Callable[[Float32], Indices]
 
 
@@ -40,11 +44,11 @@ class Sampled:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence; holds its random numbers and its counts of past tokens."""
+    """Chooses the tokens of one sequence; holds its seed and its counts of past tokens."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
-        self._random = np.random.default_rng(params.seed)
+        self._seed = secrets.randbits(64) if params.seed is None else int(params.seed)
         self._filters = _filters(params)
         self._penalties = _Penalties(params)
 
@@ -66,11 +70,12 @@ class Sampler:
                 f"The model gave no valid logits: {peak} for token {likeliest}.",
                 "The device or the weights are faulty: compare with device='reference'.",
             )
-        chosen = self._choose(self._penalties.applied(logits, prompt_ids, generated_ids))
+        position = len(prompt_ids) + len(generated_ids)
+        chosen = self._choose(self._penalties.applied(logits, prompt_ids, generated_ids), position)
         log_sum = peak + float(np.log(np.exp(logits - logits[likeliest]).sum()))
         return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self._params.logprobs, log_sum))
 
-    def _choose(self, scores: Float32) -> int:
+    def _choose(self, scores: Float32, position: int) -> int:
         if self._params.greedy:
             return int(np.argmax(scores))
         scores = scores / np.float32(self._params.temperature)
@@ -79,8 +84,7 @@ class Sampler:
             kept = keep(scores)
             scores = scores[kept]
             ids = kept if ids is None else ids[kept]
-        drawn = _draw(_weights(scores), self._random.random())
-        return drawn if ids is None else int(ids[drawn])
+        return _draw(scores, np.arange(scores.size) if ids is None else ids, self._seed, position)
 
 
 class _Penalties:
@@ -201,19 +205,20 @@ def _weights(scores: Float32) -> Float32:
     return weights
 
 
-def _draw(weights: Float32, uniform: float) -> int:
-    """The index at which the running sum of `weights` passes `uniform`, in [0, 1), of the total.
+def _draw(scores: Float32, ids: Indices, seed: int, position: int) -> int:
+    """The token of `ids` with the largest score plus noise: a draw from the softmax of their `scores`.
 
-    Sums of blocks first, then one block: a running sum over a whole vocabulary costs as much as a small layer.
+    Tokens that the largest noise cannot lift above the best with the smallest get none. The rest is taken in pieces
+    that fit the processor's cache.
     """
-    size = 512
-    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, size)), dtype=np.float64)
-    target = uniform * float(sums[-1])
-    i = int(np.searchsorted(sums, target, side="right"))
-    block = weights[i * size : (i + 1) * size]
-    rest = target - (float(sums[i - 1]) if i else 0.0)
-    inside = int(np.searchsorted(np.cumsum(block, dtype=np.float64), rest, side="right"))
-    return i * size + min(inside, int(np.flatnonzero(block)[-1]))
+    near = np.flatnonzero(scores >= scores.max() - np.float32(REACH))
+    found: list[tuple[float, int]] = []
+    for start in range(0, near.size, _PIECE):
+        piece = near[start : start + _PIECE]
+        totals = scores[piece] + noise(seed, position, ids[piece])
+        best = int(np.argmax(totals))
+        found.append((float(totals[best]), -int(ids[piece[best]])))
+    return -max(found)[1]
 
 
 def _top(logits: Float32, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:

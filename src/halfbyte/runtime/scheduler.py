@@ -106,6 +106,16 @@ class Scheduler:
         else:
             self.pools.release(sequence.table)
 
+    def fail(self, sequence: Sequence) -> None:
+        """End a sequence whose cache is of no use."""
+        sequence.num_computed = 0
+        self.finish(sequence, "cancelled")
+
+    def cancel_all(self) -> None:
+        """End every sequence."""
+        for sequence in (*self._waiting, *self._running):
+            self.finish(sequence, "cancelled")
+
     def whole(self, sequence: Sequence) -> Generator[Chunk, None, None]:
         """Chunks of a sequence outside the queue, each at most the plan's rows, while the scheduler is idle.
 

@@ -2,8 +2,8 @@
 
     logits → penalties, bias → temperature → top-k → top-p → min-p → draw
 
-The same filters as the host's sampler; the random numbers are the GPU's own, so a seed gives the same text on every
-GPU, but not the text that it gives on the host.
+The same filters and random numbers as the host's sampler (`plan/draws.py`): a seed draws the same tokens here and
+there, as long as the logits are the same.
 """
 
 from __future__ import annotations

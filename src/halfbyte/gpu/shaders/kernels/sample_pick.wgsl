@@ -1,7 +1,7 @@
 // The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
-// Gumbel noise, which is a hash of (seed, step, id). Writes `result` (id, bits of its log-probability) of
+// Gumbel noise, a function of (seed, position, id) that plan/draws.py computes on the host. Writes `result` (id, bits of its log-probability) of
 // step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
@@ -26,8 +26,14 @@ fn ordered(bits: u32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
-fn noise(step: u32, id: u32) -> f32 {
-    var v = vec3<u32>(seed[0] ^ (step * 0x9E3779B9u), seed[1] + step, id) * 1664525u + 1013904223u;
+// -log(1 - tail); by its series up to 1/16, where 1 - tail loses digits and logarithms are coarse.
+fn exponential(tail: f32) -> f32 {
+    let series = tail * (1.0 + tail * (0.5 + tail * (1.0 / 3.0 + tail * (0.25 + tail * (0.2 + tail / 6.0)))));
+    return select(-log(1.0 - tail), series, tail < 0.0625);
+}
+
+fn noise(position: u32, id: u32) -> f32 {
+    var v = vec3<u32>(seed[0] ^ (position * 0x9E3779B9u), seed[1] + position, id) * 1664525u + 1013904223u;
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
@@ -35,8 +41,7 @@ fn noise(step: u32, id: u32) -> f32 {
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
-    let u = (f32(v.z >> 8u) + 0.5) * 5.9604645e-8;
-    return -log(-log(u));
+    return -log(exponential((f32(v.z >> 9u) + 0.5) * 1.1920929e-7));
 }
 
 // Of the candidates at or above a threshold: how many, or (by weight) their weights in units of 2⁻²⁴ of the best's.
@@ -118,11 +123,15 @@ fn main(@builtin(local_invocation_index) lid: u32) {
         let wanted = params[${TOP_P}] * measure(lid, count, threshold, best, true);
         threshold = highest(lid, count, threshold, best, wanted, true);
     }
+    if (params[${MIN_P}] > 0.0) {
+        threshold = max(threshold, ordered(bitcast<u32>(best + params[${TEMPERATURE}] * log(params[${MIN_P}]))));
+    }
+    let position = u32(state[${POSITIONS}]) + 1u;
     var drawn = nothing;
     for (var i = lid; i < count; i += ${WG}u) {
         let candidate = candidates[i];
         if (ordered(candidate.x) >= threshold) {
-            let score = bitcast<f32>(candidate.x) / params[${TEMPERATURE}] + noise(u32(state[1]), candidate.y);
+            let score = bitcast<f32>(candidate.x) / params[${TEMPERATURE}] + noise(position, candidate.y);
             drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
         }
     }

@@ -1,0 +1,132 @@
+"""An answer: its tokens as they come, and the whole of it with its figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from halfbyte.runtime import AnswerStream, TokenOutput
+from halfbyte.text import TextStream
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        text: Text that can be shown with this token: empty while a character or a stop string is incomplete.
+        logprob: Natural logarithm of its probability under the model, before any sampling setting.
+        top_logprobs: The most likely (id, logprob) pairs, as many as were asked for.
+        finish_reason: Set on the last token: `stop`, `length`, or `context` if the context is full.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and what it took.
+
+    Attributes:
+        token_ids: Generated ids, a stop token included.
+        reused_tokens: Prompt tokens that did not have to be computed again after the turn before.
+        finish_reason: `stop` (an end token or a stop string), `length` (`max_tokens`), `context` (the context is full),
+            or `cancelled`.
+        prefill_ms: From the prompt to the first token.
+        ms_per_token, tokens_per_s: Of the tokens after the first; None if there are none.
+        total_s: From the prompt to the end.
+        logits_read_back: Whether the host chose the tokens although the device can, because the device's sampler lacks
+            an option that was asked for (`typical_p`, `logprobs`).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    reused_tokens: int
+    finish_reason: str
+    prefill_ms: float
+    ms_per_token: float | None
+    total_s: float
+    logits_read_back: bool = False
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated."""
+        return len(self.token_ids)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decoding speed, the first token not counted."""
+        return 1000 / self.ms_per_token if self.ms_per_token else None
+
+
+class Stream(Iterator[Token]):
+    """Tokens as they are made, for one thread at a time. Closing or dropping it early cancels the rest."""
+
+    def __init__(self, outputs: AnswerStream, text: TextStream, prompt_tokens: int, logits_read_back: bool) -> None:
+        self._logits_read_back = logits_read_back
+        self._outputs = outputs
+        self._text = text
+        self._prompt_tokens = prompt_tokens
+        self._tokens: list[Token] = []
+        self._reused = 0
+        self._finish_reason = ""
+        self._closed = False
+        self._started = time.perf_counter()
+        self._first = self._last = self._started
+
+    def __next__(self) -> Token:
+        if self._closed:
+            raise StopIteration
+        output = next(self._outputs)
+        self._last = time.perf_counter()
+        if not self._tokens:
+            self._first, self._reused = self._last, output.sequence.reused_tokens
+        token = self._token(output)
+        self._tokens.append(token)
+        self._finish_reason = token.finish_reason or ""
+        if self._finish_reason:
+            self.close()
+        return token
+
+    def _token(self, output: TokenOutput) -> Token:
+        text, reason = self._text.push(output.token_id), output.finish_reason
+        if self._text.stopped:
+            reason = "stop"
+        if reason:
+            text += self._text.finish()
+        return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
+
+    def close(self) -> None:
+        """Cancel what has not been generated yet; harmless at the end."""
+        self._closed = True
+        self._outputs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def result(self) -> Generation:
+        """The answer so far, with its figures."""
+        later = len(self._tokens) - 1
+        return Generation(
+            text="".join(token.text for token in self._tokens),
+            token_ids=tuple(token.id for token in self._tokens),
+            logprobs=tuple(token.logprob for token in self._tokens),
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
+            finish_reason=self._finish_reason or "cancelled",
+            prefill_ms=1000 * (self._first - self._started),
+            ms_per_token=1000 * (self._last - self._first) / later if later > 0 else None,
+            total_s=self._last - self._started,
+            logits_read_back=self._logits_read_back,
+        )

@@ -1,0 +1,153 @@
+"""`Model` from Python: typed options, prompts of every kind, closing, and sentences for what cannot be meant."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+import halfbyte
+from halfbyte import Model, SamplingParams
+from halfbyte.errors import DeviceError, HalfbyteError, UsageError
+from halfbyte.model import AnswerOptions
+from halfbyte.plan.sampling import SamplingOptions
+
+PROMPT = "What does ls do?"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with halfbyte.load(threads=1, context=128) as loaded:
+        yield loaded
+
+
+def test_typed_options_are_all_that_there_are() -> None:
+    assert {field.name for field in fields(SamplingParams)} == set(get_type_hints(SamplingOptions))
+    own = {
+        name
+        for name, p in inspect.signature(Model.stream).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert own | set(get_type_hints(SamplingOptions)) == set(get_type_hints(AnswerOptions))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        (b"What does ls do?", {}, "the prompt is bytes. Decode it first"),
+        ([1.0, 2.0], {}, "1.0 is not a whole number"),
+        ([1, True], {}, "True is not a whole number"),
+        (["a", "b"], {}, "the prompt is a list of texts: 'a'. Give a text, a list of messages"),
+        ([{"role": "user", "content": "x"}, "y"], {}, "a list of messages and other things: 'y'"),
+        (5, {}, "the prompt is 5. Give a text, a list of messages, or a list of token ids."),
+        (None, {}, "the prompt is None."),
+        ({"role": "user", "content": "x"}, {}, "the prompt is {'role'"),
+        ("", {}, "the prompt is empty."),
+        ([], {}, "the prompt is empty."),
+        ([8192], {}, "token id 8192; the vocabulary has 8,192 tokens"),
+        (PROMPT, {"stop": None}, "stop is None. Give a text, or a list of texts"),
+        (PROMPT, {"stop": ["a", 5]}, "stop is ['a', 5]."),
+        (PROMPT, {"stop": [""]}, "stop is ['']."),
+        (PROMPT, {"temp": 0.7}, "there is no option 'temp'. Did you mean temperature?"),
+        (PROMPT, {"max_new_tokens": 5}, "there is no option 'max_new_tokens'. Did you mean max_tokens?"),
+        (PROMPT, {"temperatur": 1}, "Did you mean temperature?"),
+        (PROMPT, {"temperature": "hot"}, "temperature must be a number between 0 and 100 (got 'hot')."),
+        (PROMPT, {"max_tokens": 1.5}, "max_tokens must be a whole number of at least 1 (got 1.5)."),
+        (PROMPT, {"max_tokens": "9"}, "max_tokens must be a whole number of at least 1 (got '9')."),
+        (PROMPT, {"raw": True, "system": "S"}, "a system text can only be given with a chat template"),
+        (PROMPT, {"raw": True, "tools": [{"name": "f"}]}, "tools can only be given with a chat template"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence(model: Model, prompt: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        model.generate(prompt, **options)
+    assert words in str(raised.value)
+    assert raised.value.hint
+
+
+def test_token_ids_of_numpy_are_token_ids(model: Model) -> None:
+    ids = model.encode(PROMPT)
+    expected = model.generate(ids, max_tokens=4).token_ids
+    assert model.generate(np.array(ids), max_tokens=np.int64(4)).token_ids == expected  # type: ignore[arg-type]
+    assert model.generate([np.int32(i) for i in ids], max_tokens=4).token_ids == expected  # type: ignore[misc]
+
+
+def test_tokens_become_text_again(model: Model) -> None:
+    assert model.decode(model.encode("Use `tar`.", raw=True)) == "Use `tar`."
+    assert model.decode(np.array(model.encode("Grüße", raw=True))) == "Grüße"
+    assert model.decode([]) == ""
+    with pytest.raises(UsageError, match="token id 8192"):
+        model.decode([8192])
+
+
+def test_a_model_shows_what_it_is(model: Model) -> None:
+    assert repr(model) == "<Model 'pocket' on cpu: 16.9 MB of weights, most in q4g64z; context 128>"
+
+
+def test_tools_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    ids = model.encode(PROMPT)
+    monkeypatch.setattr(model.tokenizer, "encode_chat", lambda messages, *, tools: seen.append(tools) or ids)
+    tools = [{"type": "function", "function": {"name": "ls"}}]
+    model.chat([{"role": "user", "content": PROMPT}], tools=tools, max_tokens=1)
+    model.generate(PROMPT, tools=tools, max_tokens=1)
+    assert seen == [tools, tools]
+
+
+def test_a_full_context_ends_the_answer_and_keeps_it() -> None:
+    with halfbyte.load(threads=1, context=24) as small:
+        answer = small.generate(PROMPT, max_tokens=100, ignore_eos=True)
+    assert answer.finish_reason == "context"
+    assert answer.prompt_tokens + answer.new_tokens == 24
+    assert answer.text
+
+
+def test_a_closed_model_refuses_everything_with_a_sentence() -> None:
+    with halfbyte.load(threads=1, context=64) as model:
+        stream = model.stream(PROMPT, ignore_eos=True)
+        next(stream)
+    model.close()
+    assert ", closed>" in repr(model)
+    for call in (
+        lambda: next(stream), lambda: model.generate(PROMPT), lambda: model.stream(PROMPT), lambda: model.encode("x"),
+        lambda: model.chat([{"role": "user", "content": "x"}]), lambda: model.decode([1]),
+    ):  # fmt: skip
+        with pytest.raises(HalfbyteError, match=r"the model is closed\. Load it again\."):
+            call()
+    assert stream.result().finish_reason == "cancelled"
+
+
+def test_closing_while_another_thread_answers_ends_its_stream() -> None:
+    model = halfbyte.load(threads=1, context=2048)
+    begun, ended = threading.Event(), list[str]()
+
+    def answer() -> None:
+        try:
+            for _ in model.stream(PROMPT, max_tokens=1900, ignore_eos=True):
+                begun.set()
+        except UsageError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert begun.wait(60)
+    model.close()
+    thread.join(60)
+    assert ended == ["the model is closed. Load it again."]
+
+
+def test_too_little_memory_is_a_sentence_with_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("halfbyte.cpu.executor._allocate", none_left)
+    with pytest.raises(
+        DeviceError, match=r"not enough memory: .*16\.9 MB of weights and .* for a context of 64"
+    ) as raised:
+        halfbyte.load(threads=1, context=64)
+    assert raised.value.hint

@@ -70,6 +70,7 @@ class ExecutorFactory(Protocol[E]):
     Attributes:
         batch_tokens: Most prompt tokens that are computed together, unless told otherwise.
         rank: `auto` takes the available device of the highest rank; never one of rank 0.
+        survives_fork: Whether its executors can run in a process that was forked from the one they were made in.
         chooses_tokens: Whether it can choose tokens itself, so that `decoder` gives one.
     """
 
@@ -78,6 +79,9 @@ class ExecutorFactory(Protocol[E]):
 
     @property
     def rank(self) -> int: ...
+
+    @property
+    def survives_fork(self) -> bool: ...
 
     @property
     def chooses_tokens(self) -> bool: ...

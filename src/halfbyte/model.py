@@ -75,7 +75,10 @@ class Model:
         self.load_s = load_s
         self.notes = notes
         self._decoder = factory(self.device).decoder(self.executor)
-        self.engine = Engine(self.executor, rope_switch=spec.rope_switch, decoder=self._decoder)
+        self.engine = Engine(
+            self.executor, rope_switch=spec.rope_switch, decoder=self._decoder,
+            survives_fork=factory(self.device).survives_fork,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         sizes: dict[str, int] = {}

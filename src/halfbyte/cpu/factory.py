@@ -22,6 +22,7 @@ class CpuFactory:
 
     batch_tokens = 256
     rank = 1
+    survives_fork = True
     chooses_tokens = False
 
     def available(self) -> tuple[bool, str]:

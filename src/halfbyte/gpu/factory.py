@@ -27,6 +27,7 @@ class GpuFactory:
 
     batch_tokens = 1024
     rank = 2
+    survives_fork = False
     chooses_tokens = True
 
     def available(self) -> tuple[bool, str]:

@@ -17,6 +17,7 @@ class ReferenceFactory:
 
     batch_tokens = 256
     rank = 0
+    survives_fork = True
     chooses_tokens = False
 
     def available(self) -> tuple[bool, str]:

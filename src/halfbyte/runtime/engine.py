@@ -7,6 +7,7 @@ token first runs the next batch, for all sequences that are being answered; the 
 from __future__ import annotations
 
 import atexit
+import os
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -52,19 +53,28 @@ class Engine:
         executor: What runs the plan.
         rope_switch: `ModelSpec.rope_switch`: tokens in total beyond which the second RoPE set holds, for all positions.
         decoder: What decodes a sequence that is alone, where the executor can choose tokens itself.
+        survives_fork: Whether the executor can run in a process that was forked from this one.
     """
 
-    def __init__(self, executor: Runner, *, rope_switch: int | None = None, decoder: Decoder | None = None) -> None:
+    def __init__(
+        self,
+        executor: Runner,
+        *,
+        rope_switch: int | None = None,
+        decoder: Decoder | None = None,
+        survives_fork: bool = True,
+    ) -> None:
         self._executor = executor
         self._decoder = decoder
         self._rope_switch = rope_switch
+        self._survives_fork = survives_fork
         self._plan = executor.plan
-        self._closed = False
-        self.forget()
+        self._closed: tuple[str, str] | None = None
+        self._begin_anew()
         _ENGINES.add(self)
 
-    def forget(self) -> None:
-        """Begin anew, with nothing queued and nothing in the caches: for a process that was forked."""
+    def _begin_anew(self) -> None:
+        """Nothing is queued, nothing is in the caches, and no thread works."""
         self._turns = Turns()
         self._scheduler = Scheduler(self._plan, self._rope_switch)
         self._arrived: deque[Sequence] = deque()
@@ -159,7 +169,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancel every sequence, once the batch at hand is done; later calls raise. Closing again does nothing."""
-        self._closed = True
+        self._closed = self._closed or ("the model is closed.", "Load it again.")
         with self._turn():
             self._settle()
             self._stop_resident()
@@ -167,13 +177,28 @@ class Engine:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
+        """Whether it answers no more."""
+        return self._closed is not None
 
     def check_open(self) -> None:
         """Raise UsageError if it was closed."""
-        if self._closed:
-            raise UsageError("the model is closed.", "Load it again.")
+        if self._closed is not None:
+            raise UsageError(*self._closed)
+
+    def _forked(self) -> None:
+        """In a child process, answer nothing that was begun in the parent, whose threads are not here."""
+        begun = list(self._streams)
+        self._begin_anew()
+        if not self._survives_fork:
+            self._closed = (
+                "the model was loaded before this process was forked, and its device cannot be used here.",
+                "Load it in this process, or start processes with the method 'spawn'.",
+            )
+        for sequence in begun:
+            sequence.status, sequence.finish_reason = "finished", "cancelled"
+            self._failed[sequence] = UsageError(
+                "the answer was begun before this process was forked.", "Ask again in this process."
+            )
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -192,7 +217,7 @@ class Engine:
     def _next(self, sequence: Sequence, outputs: deque[TokenOutput]) -> TokenOutput | None:
         """The next token of a sequence that was begun, or None after its last."""
         try:
-            while self._turns.take(lambda: bool(outputs) or sequence.finished or self._closed):
+            while self._turns.take(lambda: bool(outputs) or sequence.finished or self.closed):
                 self._work(sequence)
                 self._turns.give_back()
         except BaseException:
@@ -375,6 +400,15 @@ def _sample(sequence: Sequence, logits: Float32) -> Sampled | HalfbyteError:
 
 
 _ENGINES: WeakSet[Engine] = WeakSet()
+
+
+def _forked_all() -> None:
+    for engine in list(_ENGINES):
+        engine._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked_all)
 
 
 @atexit.register

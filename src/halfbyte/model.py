@@ -22,11 +22,11 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
 from halfbyte.plan.sampling import OTHER_NAMES, SamplingOptions, SamplingParams
-from halfbyte.plan.show import quantity
 from halfbyte.prompts import Message, Prompt, check_prompt, is_chat, stop_strings
 from halfbyte.runtime import Engine
 from halfbyte.runtime.requests import checked_ids
 from halfbyte.text import TextStream, Tokenizer
+from halfbyte.units import quantity
 
 POCKET = Path(__file__).parent / "pocket"
 Tools = Sequence[Mapping[str, Any]]

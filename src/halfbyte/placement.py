@@ -11,7 +11,7 @@ from halfbyte.formats import Format, WeightSource
 from halfbyte.models.spec import ModelSpec
 from halfbyte.options import AUTO, RunOptions
 from halfbyte.plan import Executor, Plan, make_plan
-from halfbyte.plan.show import quantity
+from halfbyte.units import quantity
 
 FALLBACK = "cpu"
 """Where a model runs if the device that `auto` chose fails."""

@@ -22,9 +22,11 @@ import numpy as np
 
 from halfbyte.gpu.device.clock import Clock
 from halfbyte.gpu.device.device import Device, open_device
+from halfbyte.gpu.lowering.lower import SINGLE
+from halfbyte.gpu.lowering.program import Extent
+from halfbyte.gpu.run.bound import BoundProgram
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.recorder import Extent, Program
 from halfbyte.gpu.tuning.store import remembered_tuning
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import Batch, make_plan
@@ -83,7 +85,7 @@ def decode(run: GpuExecutor, context: int, tokens: int, *, each: bool = False) -
     return count / (time.perf_counter() - began)
 
 
-def kinds(program: Program, extent: Extent) -> dict[str, list[Any]]:
+def kinds(program: BoundProgram, extent: Extent) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = defaultdict(list)
     for dispatch, command in zip(program.dispatches, program.commands(extent), strict=True):
         found[dispatch.label].append((dispatch, command))
@@ -95,7 +97,7 @@ def nbytes(dispatches: list[Any]) -> int:
     return sum(weights.values())
 
 
-def table_of(clock: Clock, program: Program, extent: Extent) -> Iterator[dict[str, Any]]:
+def table_of(clock: Clock, program: BoundProgram, extent: Extent) -> Iterator[dict[str, Any]]:
     for label, found in kinds(program, extent).items():
         commands = [command for _, command in found]
         rounds = max(1, 64 // len(commands))
@@ -127,7 +129,7 @@ def host_ms(run: GpuExecutor, extent: Extent) -> float:
     run.device.wait()
     began = time.perf_counter()
     for _ in range(20):
-        run.recorder.submit(run.single[0].commands(extent))
+        run.recorder.submit(run.program(SINGLE).commands(extent))
     spent = (time.perf_counter() - began) / 20
     run.device.wait()
     return spent * 1e3
@@ -135,7 +137,7 @@ def host_ms(run: GpuExecutor, extent: Extent) -> float:
 
 def token_nbytes(run: GpuExecutor, context: int) -> int:
     """Bytes that a token reads: weights, but for the table of embeddings, and the cache of earlier tokens."""
-    weights = nbytes([d for d in run.single[0].dispatches if d.label != "embed"])
+    weights = nbytes([d for d in run.program(SINGLE).dispatches if d.label != "embed"])
     attentions = [step for step in run.plan.steps if isinstance(step, Attention)]
     width = {"f16": 2, "f32": 4}
     return weights + sum(
@@ -150,7 +152,7 @@ def decoding(run: GpuExecutor, clock: Clock, context: int, new: int) -> dict[str
     each = [decode(run, context, new, each=True) for _ in range(REPEATS)]
     extent = Extent(1, 1, context)
     run.load(batch(run, [1], context - 1, [0]))
-    seconds = clock.median(run.single[0].commands(extent))
+    seconds = clock.median(run.program(SINGLE).commands(extent))
     return {
         "tok_s": median(speeds),
         "each_read_tok_s": median(each),
@@ -177,7 +179,7 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
                 times.append(time.perf_counter() - start)
     result = {
         "model": name,
-        "dispatches": len(run.single[0]),
+        "dispatches": len(run.program(SINGLE)),
         "decode": {context: decoding(run, clock, context, args.new) for context in args.contexts},
         "prefill_tok_s": {n: n / median(t[1:]) for n, t in prefills.items() if t},
         "ttft_512_ms": median(prefills[512][1:]) * 1e3,
@@ -187,8 +189,8 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
     if args.tables:
         extent = Extent(1, 1, args.contexts[0])
         run.load(batch(run, [1], extent.keys - 1, [0]))
-        show(table_of(clock, run.single[0], extent))
-        body = run.body(0)
+        show(table_of(clock, run.program(SINGLE), extent))
+        body = run.program("body.many")
         tokens = min(run.plan.tokens, 2048)
         seconds = clock.median(body.commands(Extent(tokens, 1, tokens)), repeats=3)
         print(f"  prefill of {tokens}: {seconds * 1e3:.1f} ms GPU")

@@ -57,7 +57,7 @@ def test_matrices_beyond_a_binding_are_split() -> None:
     small = open_device(software=True, limits=replace(BASELINE, max_binding=20_000, subgroup=8))
     model = replace(tiny("llama-3.2-3b"), weight_format="f32")
     gpu = GpuExecutor(model.plan(context=32, tokens=32), model, device=small, off=("int8",), tuning=Tuning())
-    assert len(gpu.target.weights.matrix(("model.embed_tokens.weight",)).pieces) == 2
+    assert len(gpu.lowerer.context.matrix(("model.embed_tokens.weight",)).pieces) == 2
     reference = ReferenceExecutor(model.plan(context=32, tokens=32), model)
     ids = list(range(10, 30))
     for start, stop in ((0, 19), (19, 20)):
@@ -179,7 +179,7 @@ def test_kernels_stay_within_a_browsers_workgroup_memory(monkeypatch: pytest.Mon
         sources.append(compose(kernel, constants))
         return sources[-1]
 
-    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", noted)
+    monkeypatch.setattr("halfbyte.gpu.shaders.template.compose", noted)
     spec = smaller(catalog_spec(name), 1, 512)
     weights = SyntheticWeights(spec, "q4g32")
     plan = make_plan(spec, weights.format, tokens=64, context=2048)
@@ -201,7 +201,7 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> N
         source = compose(kernel, constants)
         return source.replace("inverseSqrt(", "1.3 * inverseSqrt(") if kernel == "gemv" else source
 
-    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", sabotaged)
+    monkeypatch.setattr("halfbyte.gpu.shaders.template.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
 
 
@@ -218,6 +218,6 @@ def test_the_self_test_names_a_wrong_variant(
     def sabotaged(kernel: str, constants: dict[str, object]) -> str:
         return compose(kernel, constants).replace(right, wrong)
 
-    monkeypatch.setattr("halfbyte.gpu.run.pipelines.compose", sabotaged)
+    monkeypatch.setattr("halfbyte.gpu.shaders.template.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
     assert selftest.error(software_gpu(), (variant,)) < selftest.TOLERANCE[True]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from halfbyte.gpu.checks.oracle import Oracle
-from halfbyte.gpu.lowering.lower import Lowering
+from halfbyte.gpu.lowering.lower import SINGLE, lower_section
+from halfbyte.gpu.lowering.passes import Section
+from halfbyte.gpu.lowering.program import Extent, Ref
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.recorder import Extent, Program
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Plan
@@ -61,7 +62,7 @@ def test_what_memory_held_before_is_never_seen(family: str, kv_dtype: str) -> No
     gpu, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
     clean, _ = executors(model, block_size=8, context=96, kv_dtype=kv_dtype)
     gpu.load(one(gpu.plan, 0, 90))
-    for cache in gpu.target.caches.values():
+    for cache in (gpu.buffer(Ref("cache", tensor.name)) for tensor in gpu.plan.of_kind("cache")):
         gpu.device.write(cache.handle, 0, np.full(cache.handle.size, 255, np.uint8))
     start = 0
     for length in (1, 1, 3, 20, 1, 8, 17, 1, 1):
@@ -131,17 +132,22 @@ def test_products_ask_early_for_what_later_ones_read(monkeypatch: pytest.MonkeyP
     off = plain.with_config(replace(plain.config, far_nbytes=0, read_ahead=False))
     asked = [
         buffer
-        for dispatch in early.single[0].dispatches
+        for dispatch in early.program(SINGLE).dispatches
         for name, buffer in dispatch.buffers.items()
         if name.startswith("ahead")
     ]
     products = [step.weights for step in plain.plan.steps if isinstance(step, Linear | GatedLinear)]
+    context = plain.lowerer.context
+    matrices = [context.matrix(weights) for weights in products]
     read = [
-        b for each in products for piece in plain.target.weights.matrix(each).pieces for b in piece.buffers.values()
+        plain.buffer(ref)
+        for matrix in matrices
+        for piece in range(len(matrix.pieces))
+        for ref in context.arrays(matrix, piece).values()
     ]
     assert sorted(map(id, asked)) == sorted(map(id, read))
     for other in (plain, off):
-        assert not any(name.startswith("ahead") for d in other.single[0].dispatches for name in d.buffers)
+        assert not any(name.startswith("ahead") for d in other.program(SINGLE).dispatches for name in d.buffers)
     expected = feed(reference, ids)[-1]
     got = []
     for executor in (early, plain, off):
@@ -158,9 +164,9 @@ def test_attention_changes_its_sizes_over_many_keys(monkeypatch: pytest.MonkeyPa
     model, ids = tiny(family), prompt(90)
     gpu, reference = executors(model, block_size=8, context=96)
     gpu = gpu.with_config(replace(gpu.config, long_keys=40))
-    longer = [d for d in gpu.single[0].dispatches if d.long and d.label == "attend"]
+    longer = [d for d in gpu.program(SINGLE).dispatches if d.long and d.label == "attend"]
     assert longer, "layers without a window"
-    short, long = (gpu.single[0].commands(Extent(1, 1, keys)) for keys in (32, 48))
+    short, long = (gpu.program(SINGLE).commands(Extent(1, 1, keys)) for keys in (32, 48))
     changed = [a.dispatch for a, b in zip(short, long, strict=True) if a[0] != b[0]]
     assert set(longer) <= set(changed)
     for start, stop in ((0, 25), (25, 26), (26, 70), (70, 71), (71, 88), (88, 89)):
@@ -182,10 +188,10 @@ def test_products_merge_the_splits_that_attention_leaves(
     gpu = GpuExecutor(model.plan(context=context), model, device=software_gpu(), off=(), tuning=Tuning())
     gpu = gpu.with_config(replace(gpu.config, long_keys=64))
     apart = gpu.with_config(replace(gpu.config, fused_merge=False))
-    merging = [d for d in gpu.single[0].dispatches if "partial" in d.buffers and d.label.startswith("gemv")]
+    merging = [d for d in gpu.program(SINGLE).dispatches if "partial" in d.buffers and d.label.startswith("gemv")]
     assert merging
     assert any(d.long for d in merging) == (context > 64)
-    assert not any("partial" in d.buffers for d in apart.single[0].dispatches if d.label.startswith("gemv"))
+    assert not any("partial" in d.buffers for d in apart.program(SINGLE).dispatches if d.label.startswith("gemv"))
     errors = []
     for start in range(0, context - 8, 9):
         feed(gpu, ids[start : start + 8], start=start)
@@ -241,11 +247,10 @@ def test_rotation_is_exact_at_the_end_of_a_long_context() -> None:
     positions = np.array([0, 1, 2, 4095, 65_537, 100_003, 131_071], np.int32)
     zeros = np.zeros_like(positions)
     gpu.load(Batch(zeros, positions, zeros, zeros, block_tables(gpu.plan), zeros[:1]))
-    lowering = Lowering(gpu.target, 8, 8)
-    program = Program(gpu.device, lowering.lower([step], keep=step.out))
+    lowered = lower_section(Section(gpu.lowerer.context, [step], 8, 8), "table", keep=step.out)
+    program = gpu.bind(lowered)
     gpu.recorder.submit(program.commands(Extent(len(positions), 1, 1)))
-    buffer = lowering.values[step.out].f32
-    assert buffer is not None
+    buffer = program.output.buffer
     frequencies = gpu.plan.constants[step.inv_freq]
     got = gpu.device.read(buffer.handle, positions.size * 2 * frequencies.size * 4).view(np.float32)
     angle = (positions[:, None].astype(np.float32) * frequencies[0]).astype(np.float64)

@@ -12,13 +12,18 @@ import pytest
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Weight, get_format
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.lowering.lower import Lowering
+from halfbyte.gpu.lowering.context import LoweringContext
+from halfbyte.gpu.lowering.lower import capacity, columns_for, lower_section
+from halfbyte.gpu.lowering.passes import Section
+from halfbyte.gpu.lowering.program import Extent, Output, Ref, padded
 from halfbyte.gpu.lowering.state import StateLayout
-from halfbyte.gpu.lowering.value import Target, Value, padded
+from halfbyte.gpu.run.bind import Binder
+from halfbyte.gpu.run.bound import Buffer
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Buffer, Extent, Program, Recorder
+from halfbyte.gpu.run.recorder import Recorder
 from halfbyte.gpu.run.weights import WeightStore
-from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.shader import ShaderSet
+from halfbyte.gpu.shaders.variants import choose
 from halfbyte.plan import Plan, ops
 from halfbyte.plan.plan import Tensor
 from halfbyte.reference.ops import run_op
@@ -59,19 +64,21 @@ class Bench:
         tensors = {n: Tensor(n, w.shape, w.format.name, "weight", w.nbytes) for n, w in self.stored.items()}
         tensors["n"] = Tensor("n", (TOKENS, columns), "f32", "activation", 0)
         plan = Plan(TOKENS, TOKENS, 1, 1, 32, tensors, (), (), {})
-        layout = StateLayout(plan)
+        layout = StateLayout.of(plan)
         self.ids = random.integers(0, min(rows for _, rows in weights.values()), TOKENS, np.int32)
         state = np.zeros(layout.size, np.int32)
         state[layout.offsets["IDS"] :][:TOKENS] = self.ids
-        self._target = Target(
-            self._device, plan, Pipelines(self._device), WeightStore(self._device, plan, self), layout,
-            self._upload(state), {}, {}, rules.choose(self._device.capabilities, off=off if int8 else ("int8",)),
-        )  # fmt: skip
+        capabilities = self._device.capabilities
+        config = choose(capabilities, off=off if int8 else ("int8",))
+        self._context = LoweringContext(plan, capabilities, config, layout, ShaderSet())
         self._int8 = int8
         self._x = (_whole_steps if int8 else _outliers)(columns, random)
         rows = np.full((128, padded(columns)), 9, np.float32)
         rows[:TOKENS, :columns] = self._x
-        self._value = Value(columns, f32=self._upload(rows))
+        self._input = Output(Ref("cache", "x"), columns, padded(columns))
+        shared = {Ref("state"): self._upload(state), self._input.ref: self._upload(rows)}
+        store = WeightStore(self._device, self)
+        self._binder = Binder(self._device, self._context, Pipelines(self._device), store, shared)
 
     def weight(self, name: str) -> Weight:
         """The `WeightSource` protocol."""
@@ -92,13 +99,12 @@ class Bench:
         assert error < TOLERANCE, f"{type(step).__name__} of {tokens}: {error:.1e}"
 
     def _run(self, steps: list[Any], tokens: int) -> np.ndarray:
-        columns = next((c for c in (1, 2, 4, 8) if tokens <= c), 0)
-        lowering = Lowering(self._target, columns, columns or 128, {"x": self._value})
-        program = Program(self._device, lowering.lower(steps, keep="out"))
+        columns = columns_for(tokens)
+        section = Section(self._context, steps, columns, capacity(columns, TOKENS))
+        program = self._binder.bind(lower_section(section, f"{tokens}", {"x": self._input}, keep="out"))
         Recorder(self._device).submit(program.commands(Extent(tokens, tokens, 1)))
-        out = lowering.values["out"]
-        assert out.f32 is not None
-        values = self._device.read(out.f32.handle, tokens * out.stride * 4).view(np.float32)
+        out = program.output
+        values = self._device.read(out.buffer.handle, tokens * out.stride * 4).view(np.float32)
         return values.reshape(tokens, out.stride)[:, : out.width]
 
     def _upload(self, values: np.ndarray) -> Buffer:

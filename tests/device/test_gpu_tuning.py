@@ -13,8 +13,8 @@ import pytest
 from halfbyte.formats import Format, get_format
 from halfbyte.gpu.checks.limits import measure
 from halfbyte.gpu.device.device import Device, open_device
-from halfbyte.gpu.run import pipelines
-from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.lowering.lower import Lowerer
+from halfbyte.gpu.shaders import rules, template
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.gpu.tuning.harness import DECODE, PREFILL, SAMPLING, Harness
@@ -80,15 +80,16 @@ def test_other_sizes_agree_with_the_oracle(device: Device, probe: Probe) -> None
 def test_a_kernel_that_is_a_little_wrong_is_seen(
     kernel: str, text: str, wrong: str, device: Device, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compose = pipelines.compose
+    compose = template.compose
 
     def sabotaged(name: str, constants: Any) -> str:
         source = compose(name, constants)
         assert name != kernel or text in source
         return source.replace(text, wrong, 1) if name == kernel else source
 
-    monkeypatch.setattr(pipelines, "compose", sabotaged)
-    monkeypatch.setattr(probe._gpu, "target", replace(probe._gpu.target, pipelines=pipelines.Pipelines(device)))
+    monkeypatch.setattr(template, "compose", sabotaged)
+    fresh = Lowerer(probe._gpu.plan, device.capabilities, probe._gpu.config)
+    monkeypatch.setattr(probe._gpu, "lowerer", fresh)
     assert not probe.right(choose(device.capabilities))
 
 

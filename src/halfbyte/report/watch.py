@@ -20,7 +20,7 @@ from halfbyte.runtime import Engine, SamplingParams
 
 if TYPE_CHECKING:
     from halfbyte.gpu.checks.trace import Tracer
-    from halfbyte.gpu.run.recorder import Command, Dispatch
+    from halfbyte.gpu.run.bound import BoundDispatch, Command
 
 
 class Watcher:
@@ -184,8 +184,7 @@ class _Works:
         self._executor: Any = model.executor
         self._noted = noted
         self._costs = costs
-        steps = self._executor.plan.steps
-        self._index = {step.outputs: i for i, step in enumerate(steps)}
+        self._steps = self._executor.plan.steps
         self._parts = parts(self._executor.plan)
         self._lane = model.device
 
@@ -211,26 +210,22 @@ class _Works:
     ) -> Iterator[Span]:
         """The dispatches of one batch; those of a step's first kernel share what the step moves and computes."""
         costs = self._costs.of(run)
-        sharing: dict[int, list[Dispatch]] = {}
+        sharing: dict[int, list[BoundDispatch]] = {}
         for command in commands:
-            i = self._step_of(command.dispatch)
+            i = command.dispatch.step
             if i is not None:
                 first = sharing.setdefault(i, [command.dispatch])
                 if _kernel(command.dispatch) == _kernel(first[0]) and command.dispatch is not first[0]:
                     first.append(command.dispatch)
         for command, (start, seconds) in zip(commands, times, strict=True):
-            dispatch, i, cost = command.dispatch, self._step_of(command.dispatch), (0.0, 0.0)
+            dispatch, i, cost = command.dispatch, command.dispatch.step, (0.0, 0.0)
             if i is not None and dispatch in sharing[i]:
                 cost = costs[i][0] / len(sharing[i]), costs[i][1] / len(sharing[i])
-            detail = dispatch.label if dispatch.step is None else f"{dispatch.label} → {dispatch.step.outputs[0]}"
+            detail = dispatch.label if i is None else f"{dispatch.label} → {self._steps[i].outputs[0]}"
             yield Span(self._lane, phase, self._part(dispatch), dispatch.label, start, seconds, *cost, detail)
 
-    def _step_of(self, dispatch: Dispatch) -> int | None:
-        return None if dispatch.step is None else self._index[dispatch.step.outputs]
-
-    def _part(self, dispatch: Dispatch) -> str:
-        i = self._step_of(dispatch)
-        return "sampling" if i is None else self._parts[i]
+    def _part(self, dispatch: BoundDispatch) -> str:
+        return "sampling" if dispatch.step is None else self._parts[dispatch.step]
 
     def _timed(self, tracer: Tracer) -> list[list[tuple[float, float]]]:
         timed, alignment = tracer.timed()
@@ -263,7 +258,7 @@ class _Works:
             free_s = at
         return found
 
-    def _kind(self, dispatch: Dispatch) -> tuple[str, str]:
+    def _kind(self, dispatch: BoundDispatch) -> tuple[str, str]:
         return self._part(dispatch), dispatch.label
 
     def _from(self, batch: Batch) -> Callable[[Sequence[Command]], None]:
@@ -283,7 +278,7 @@ class _Works:
         return next(d for d in reversed(self._noted.decodings) if d.start_s <= when_s)
 
 
-def _kernel(dispatch: Dispatch) -> str:
+def _kernel(dispatch: BoundDispatch) -> str:
     return dispatch.label.partition(" ")[0]
 
 

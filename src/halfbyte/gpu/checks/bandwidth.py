@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Buffer, Command, Dispatch, Extent, Program, Recorder
+from halfbyte.gpu.lowering.program import Extent
+from halfbyte.gpu.run.bind import kernel_program
+from halfbyte.gpu.run.bound import BoundProgram, Buffer, Command
+from halfbyte.gpu.run.recorder import Recorder
 
 MOST_NBYTES = 512 << 20
 """Read over and over: more than caches hold."""
@@ -39,22 +41,19 @@ class Reader:
         )
         self._constants = {"COUNT": self.nbytes // 16, "STRIDE": stride, "AT_ONCE": _AT_ONCE}
         words, sums = (Buffer(device.buffer(size, "bandwidth")) for size in (self.nbytes, stride * 4))
-        pipeline = Pipelines(device).get("read", self._constants)
-        dispatch = Dispatch(pipeline, {"words": words, "sums": sums}, lambda _: (_GROUPS, 1, 1), "read")
         self._device, self._buffers = device, (words, sums)
         self._recorder = Recorder(device)
-        self._program = Program(device, [dispatch])
+        self._program = kernel_program(device, "read", self._constants, {"words": words, "sums": sums}, _GROUPS)
 
     @property
     def commands(self) -> list[Command]:
         """What reads it once."""
         return self._program.commands(Extent(1, 1, 1))
 
-    def copying(self, target: Buffer) -> Program:
+    def copying(self, target: Buffer) -> BoundProgram:
         """What copies it to another buffer as large."""
-        pipeline = Pipelines(self._device).get("copy", self._constants)
         buffers = {"words": self._buffers[0], "copied": target}
-        return Program(self._device, [Dispatch(pipeline, buffers, lambda _: (_GROUPS, 1, 1), "copy")])
+        return kernel_program(self._device, "copy", self._constants, buffers, _GROUPS)
 
     def close(self) -> None:
         """Give its memory back."""

@@ -21,8 +21,10 @@ import numpy as np
 from halfbyte.gpu.checks.bandwidth import Reader
 from halfbyte.gpu.device.device import Device, enumerate_adapters, open_device
 from halfbyte.gpu.device.staging import Staging
-from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Buffer, Dispatch, Extent, Program, Recorder
+from halfbyte.gpu.lowering.program import Extent
+from halfbyte.gpu.run.bind import kernel_program
+from halfbyte.gpu.run.bound import BoundProgram, Buffer
+from halfbyte.gpu.run.recorder import Recorder
 
 CHAIN = 512
 """Dispatches in a row, each waiting for the one before it."""
@@ -107,14 +109,14 @@ def _int8_rate(device: Device, buffer: Callable[[int], Buffer]) -> float:
     seeds = buffer(1024)
     device.write(seeds.handle, 0, np.random.default_rng(1).integers(1, 1 << 32, 256, np.uint32))
     buffers = {"seeds": seeds, "sums": buffer(PEAK_GROUPS * 1024)}
-    program = _program(device, "peak", {"SUMS": PEAK_SUMS, "ROUNDS": PEAK_ROUNDS}, buffers, PEAK_GROUPS)
+    program = kernel_program(device, "peak", {"SUMS": PEAK_SUMS, "ROUNDS": PEAK_ROUNDS}, buffers, PEAK_GROUPS)
     return PEAK_GROUPS * 256 * PEAK_SUMS * PEAK_ROUNDS * 4 * _rate(device, program)
 
 
 def _costs(device: Device, buffer: Callable[[int], Buffer]) -> dict[str, float]:
     """What a dispatch costs on the device and on the host, and what waiting for a result costs."""
     number, recorder = buffer(16), Recorder(device)
-    program = _program(device, "count", {}, {"number": number}, 1)
+    program = kernel_program(device, "count", {}, {"number": number}, 1)
     commands = program.commands(_EXTENT) * CHAIN
     device.wait(recorder.submit(commands))
     encoding = []
@@ -136,14 +138,7 @@ def _costs(device: Device, buffer: Callable[[int], Buffer]) -> dict[str, float]:
     }
 
 
-def _program(
-    device: Device, kernel: str, constants: dict[str, Any], buffers: dict[str, Buffer], groups: int
-) -> Program:
-    dispatch = Dispatch(Pipelines(device).get(kernel, constants), buffers, lambda _: (groups, 1, 1), kernel)
-    return Program(device, [dispatch])
-
-
-def _rate(device: Device, program: Program, repeats: int = 1) -> float:
+def _rate(device: Device, program: BoundProgram, repeats: int = 1) -> float:
     """Submits a second of so many runs of a program, the host always ahead of the device."""
     recorder, commands, times = Recorder(device), program.commands(_EXTENT) * repeats, 1
     while True:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from halfbyte.gpu.device import ffi, passes
 from halfbyte.gpu.device.clock import tick_seconds
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.run.bound import BoundDispatch, Command
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.recorder import Command, Dispatch
 
 INSIDE_PASSES = "timestamp-query-inside-passes"
 QUERIES = 4096
@@ -56,7 +56,7 @@ class Submission:
 class Timed:
     """When a dispatch ran, in seconds on the host's clock."""
 
-    dispatch: Dispatch
+    dispatch: BoundDispatch
     start_s: float
     seconds: float
 
@@ -193,7 +193,7 @@ class Tracer:
 
 
 def differences(
-    run: Callable[[Sequence[Command]], None], commands: Sequence[Command], kind: Callable[[Dispatch], Hashable]
+    run: Callable[[Sequence[Command]], None], commands: Sequence[Command], kind: Callable[[BoundDispatch], Hashable]
 ) -> list[float]:
     """Seconds of each dispatch, where it is the whole step that can be timed: calls of a kind share a difference.
 

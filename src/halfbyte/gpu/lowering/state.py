@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,18 +14,27 @@ HEADER = 8
 """int32s before the first array: tokens, then free for sampling."""
 
 
+@dataclass(frozen=True)
 class StateLayout:
     """Where each state tensor of a plan begins, in int32s.
 
     Attributes:
         offsets: By the names of `constants`.
         tables: Offset of each block table, by its `blocks` name.
+        columns: Entries of each row of a block table.
         size: int32s in total.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    offsets: Mapping[str, int]
+    tables: Mapping[str, int]
+    columns: Mapping[str, int]
+    size: int
+
+    @staticmethod
+    def of(plan: Plan) -> StateLayout:
+        """The layout for a plan's capacities."""
         tokens, at = plan.tokens, HEADER
-        self.offsets = {"COUNT_AT": 0}
+        offsets, tables = {"COUNT_AT": 0}, {}
         for name, count in (
             ("IDS", tokens),
             ("POSITIONS", tokens),
@@ -30,14 +42,12 @@ class StateLayout:
             ("SETS", tokens),
             ("ROWS_AT", plan.rows),
         ):
-            self.offsets[name] = at
+            offsets[name] = at
             at += count
-        self.tables: dict[str, int] = {}
         for group in plan.groups:
-            self.tables[group.blocks] = at
+            tables[group.blocks] = at
             at += plan.sequences * group.columns
-        self.size = at
-        self._columns = {group.blocks: group.columns for group in plan.groups}
+        return StateLayout(offsets, tables, {group.blocks: group.columns for group in plan.groups}, at)
 
     def fill(self, batch: Batch) -> NDArray[np.int32]:
         """The buffer's contents for a batch, up to the end of its block tables."""
@@ -58,6 +68,6 @@ class StateLayout:
 
     def table(self, name: str, table: NDArray[np.int32]) -> NDArray[np.int32]:
         """A block table as it is stored: whole rows, unused entries pointing at block 0, whose values go unused."""
-        whole = np.zeros((table.shape[0], self._columns[name]), np.int32)
+        whole = np.zeros((table.shape[0], self.columns[name]), np.int32)
         whole[:, : table.shape[1]] = np.maximum(table, 0)
         return whole.reshape(-1)

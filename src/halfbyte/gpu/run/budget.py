@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.memory import free_vulkan_memory
+from halfbyte.gpu.lowering.lower import ROW_TILE
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
@@ -19,7 +20,6 @@ from halfbyte.units import quantity
 
 USABLE = 0.95
 """Share of the free memory that is counted on: the driver takes some itself."""
-ROW_TILE = 64
 
 _SHARED = ("IntegratedGPU", "CPU")
 

@@ -14,9 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from halfbyte.gpu.device.staging import Staging
+from halfbyte.gpu.lowering.lower import SINGLE
+from halfbyte.gpu.lowering.program import Extent
+from halfbyte.gpu.lowering.sampling import RESULT_NBYTES, RING
+from halfbyte.gpu.run.bound import BoundProgram, Buffer, Command
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.recorder import Buffer, Command, Extent, Program, Recording
-from halfbyte.gpu.run.sampling import RESULT_NBYTES, RING, Sampler, supported
+from halfbyte.gpu.run.recorder import Recording
+from halfbyte.gpu.run.sampling import Sampler, supported
 from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
 from halfbyte.plan.sampling import SamplingParams
@@ -29,13 +33,13 @@ MOST_TOGETHER = 8
 """Tokens a submit at most: as many as the GPU keeps results of."""
 SUBMIT_S = 0.006
 """Seconds of work in a submit: the pause between two is a few per cent of a short token, and nobody waits for long."""
-LANDINGS = 5
-"""Landings that tell how long a token takes. Between two it may be nothing, where both waited for the host to look."""
+COMPLETIONS = 5
+"""Completions that tell how long a token takes. Two may be no time apart, if both waited for the host to look."""
 
 Tables = Callable[[int], Mapping[str, Int32] | None]
 
 
-class _Flight(NamedTuple):
+class _InFlight(NamedTuple):
     """Tokens submitted together: what was recorded, where their results arrive, and in which slots."""
 
     recording: Recording
@@ -53,16 +57,16 @@ class Pace:
     def __init__(self, together: int | None = None) -> None:
         self._together = together
         self._token_s = SUBMIT_S
-        self._landings: deque[tuple[float, int]] = deque(maxlen=LANDINGS)
+        self._completions: deque[tuple[float, int]] = deque(maxlen=COMPLETIONS)
 
     def begin(self) -> None:
         """Another sequence: a token takes what it took before, until its own tell."""
-        self._landings.clear()
+        self._completions.clear()
 
-    def landed(self, now: float, received: int) -> None:
+    def completed(self, now: float, received: int) -> None:
         """Note that so many tokens have come back by now."""
-        self._landings.append((now, received))
-        began, before = self._landings[0]
+        self._completions.append((now, received))
+        began, before = self._completions[0]
         if received > before:
             self._token_s = (now - began) / (received - before)
 
@@ -84,14 +88,14 @@ class ResidentDecoder:
     """Decodes one sequence at a time on an executor's device.
 
     Args:
-        ahead: Submits in flight at most; if a single one, the next is recorded, and sent when that has landed.
+        ahead: Submits in flight at most; if a single one, the next is recorded, and sent when that has completed.
         together: Tokens a submit, at most 8; as many as take about `SUBMIT_S` if None.
     """
 
     def __init__(self, executor: GpuExecutor, *, ahead: int = AHEAD, together: int | None = None) -> None:
         self._executor = executor
         self._pace = Pace(together)
-        self._sampler: Sampler | None = None
+        self._sampler = Sampler(executor)
         self._ring = deque(Staging(executor.device, RING * RESULT_NBYTES) for _ in range(ahead))
 
     def supports(self, sampling: SamplingParams) -> bool:
@@ -121,43 +125,36 @@ class ResidentDecoder:
             DeviceError: The device failed.
         """
         executor = self._executor
-        sampler = self._sampler = self._sampler or Sampler(
-            executor.device,
-            executor.target.pipelines,
-            executor.layout,
-            executor.target.state,
-            executor.single[2],
-            executor.config,
-        )
+        sampler = self._sampler
         choose = sampler.begin(sampling, prompt_ids, generated_ids)
         executor.load(batch)
-        following = _Following(executor, choose, sampler.result, self._ring, tables, int(batch.positions[0]))
+        queue = _TokenQueue(executor, choose, sampler.result, self._ring, tables, int(batch.positions[0]))
         received, pace = 0, self._pace
         pace.begin()
-        flying: deque[_Flight] = deque()
-        ready: _Flight | None = None
+        in_flight: deque[_InFlight] = deque()
+        ready: _InFlight | None = None
         try:
             while received < limit:
-                while following.sent < limit and len(flying) < min(pace.ahead, len(self._ring)):
-                    flight, ready = ready or following.record(pace.count(following.sent, limit)), None
-                    following.send(flight)
-                    flying.append(flight)
-                if following.sent < limit and len(self._ring) == 1:
-                    ready = following.record(pace.count(following.sent, limit))
-                tokens = _land(flying.popleft())
-                pace.landed(time.perf_counter(), received + len(tokens))
+                while queue.sent < limit and len(in_flight) < min(pace.ahead, len(self._ring)):
+                    flight, ready = ready or queue.record(pace.count(queue.sent, limit)), None
+                    queue.send(flight)
+                    in_flight.append(flight)
+                if queue.sent < limit and len(self._ring) == 1:
+                    ready = queue.record(pace.count(queue.sent, limit))
+                tokens = _collect(in_flight.popleft())
+                pace.completed(time.perf_counter(), received + len(tokens))
                 for token in tokens:
                     received += 1
                     yield token
         finally:
             if ready:
-                following.send(ready)
-                flying.append(ready)
-            while flying:
-                _land(flying.popleft())
+                queue.send(ready)
+                in_flight.append(ready)
+            while in_flight:
+                _collect(in_flight.popleft())
 
 
-class _Following:
+class _TokenQueue:
     """The tokens that follow in one sequence, recorded a few at a time before they are sent.
 
     Args:
@@ -174,7 +171,7 @@ class _Following:
     def __init__(
         self,
         executor: GpuExecutor,
-        choose: Program,
+        choose: BoundProgram,
         results: Buffer,
         ring: deque[Staging],
         tables: Tables,
@@ -185,9 +182,9 @@ class _Following:
         self._tables, self._start, self._asked = tables, start, start - 1
         self._change: Mapping[str, Int32] | None = None
 
-    def record(self, most: int) -> _Flight:
+    def record(self, most: int) -> _InFlight:
         """Record up to so many tokens, fewer where block tables change between them."""
-        program, commands, count = self._executor.single[0], list[Command](), 0
+        program, commands, count = self._executor.program(SINGLE), list[Command](), 0
         while count < most:
             position = self._start + self.sent + count
             if position > self._asked:
@@ -204,16 +201,16 @@ class _Following:
         self._ring.rotate(-1)
         copies = [(self._results.handle, 0, staging.buffer, 0, RING * RESULT_NBYTES)]
         recording = self._executor.recorder.record(commands, copies)
-        return _Flight(recording, staging, [(self.sent + i) % RING for i in range(count)])
+        return _InFlight(recording, staging, [(self.sent + i) % RING for i in range(count)])
 
-    def send(self, flight: _Flight) -> None:
+    def send(self, flight: _InFlight) -> None:
         """Submit what was recorded last."""
         self._executor.device.check_alive("the GPU refused work")
         flight.staging.request(self._executor.recorder.send(flight.recording))
         self.sent += len(flight.slots)
 
 
-def _land(flight: _Flight) -> list[Decoded]:
+def _collect(flight: _InFlight) -> list[Decoded]:
     """Wait for the tokens of a submit."""
     raw = flight.staging.take(RING * RESULT_NBYTES)
     ids, logprobs = raw.view(np.uint32)[0::2], raw.view(np.float32)[1::2]

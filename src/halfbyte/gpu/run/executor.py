@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,24 +16,21 @@ from halfbyte.formats import WeightSource
 from halfbyte.gpu.device.clock import PassClock
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
-from halfbyte.gpu.lowering.lower import ROW_TILE, Lowering
-from halfbyte.gpu.lowering.state import StateLayout
-from halfbyte.gpu.lowering.value import Target, Value
+from halfbyte.gpu.lowering.lower import COLUMNS, SINGLE, Lowerer, body_name, columns_for, head_name
+from halfbyte.gpu.lowering.program import Extent, Program, Ref
 from halfbyte.gpu.run import budget
+from halfbyte.gpu.run.bind import Binder
+from halfbyte.gpu.run.bound import BoundOutput, BoundProgram, Buffer, Command
 from halfbyte.gpu.run.caches import Caches
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Buffer, Command, Extent, PassHook, Program, Recorder
+from halfbyte.gpu.run.recorder import PassHook, Recorder
 from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32, Timing
 from halfbyte.plan.fuse import fuse
-from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
-
-COLUMNS = (1, 2, 4, 8)
-"""Token counts with matrix × vector kernels of their own; beyond, matrix × matrix."""
 
 
 class GpuExecutor:
@@ -50,6 +46,10 @@ class GpuExecutor:
         pipelines: The device's compiled kernels, where another executor has some already.
         free_memory: Bytes that it may take; unknown if None.
         progress: Called with the bytes uploaded so far.
+
+    Attributes:
+        config: The kernels in use.
+        lowerer: Makes the programs that are bound here.
 
     Raises:
         DeviceError: The model does not fit the GPU.
@@ -74,35 +74,46 @@ class GpuExecutor:
         unwanted = self.off | ({"int8"} if activations != "int8" else set())
         self.config = choose(self.device.capabilities, off=unwanted, tuning=tuning)
         budget.check(self.plan, self.device, free_memory)
-        self.layout = StateLayout(self.plan)
-        self._caches = Caches(self.device, self.plan)
-        self.recorder = Recorder(self.device)
-        store = WeightStore(self.device, self.plan, weights, progress=progress)
-        constants = {name: store.constant(values, name) for name, values in self.plan.constants.items()}
-        state = Buffer(self.device.buffer(self.layout.size * 4, "state"))
-        self.target = Target(
-            self.device,
-            self.plan,
-            pipelines or Pipelines(self.device),
-            store,
-            self.layout,
-            state,
-            self._caches.buffers,
-            constants,
-            self.config,
-        )
-        self._split = next(i for i, step in enumerate(self.plan.steps) if isinstance(step, Rows))
-        self._bodies: dict[int, tuple[Program, Value]] = {}
-        self._heads: dict[tuple[int, int], tuple[Program, Value]] = {}
-        self._single: tuple[Program, int, Value] | None = self.lower_single()
+        self.lowerer = Lowerer(self.plan, device.capabilities, self.config)
+        self.layout = self.lowerer.context.state
+        self.recorder = Recorder(device)
+        self.pipelines = pipelines or Pipelines(device)
+        self._caches = Caches(device, self.plan)
+        self._store = WeightStore(device, weights, progress=progress)
+        self._shared = {Ref("state"): Buffer(device.buffer(self.layout.size * 4, "state"))}
+        self._shared |= {Ref("cache", name): buffer for name, buffer in self._caches.buffers.items()}
+        for name, values in self.plan.constants.items():
+            self._shared[Ref("constant", name)] = self._store.constant(values, name)
         self._staging: dict[int, Staging] = {}
+        self._programs: dict[str, BoundProgram] = {}
+        self._binder = self._make_binder()
+        self.program(SINGLE)
+
+    def _make_binder(self) -> Binder:
+        return Binder(self.device, self.lowerer.context, self.pipelines, self._store, self._shared)
 
     def with_config(self, config: KernelConfig) -> GpuExecutor:
         """Another executor with other kernels over the same weights, caches and state; not to be run in turns."""
         other = copy(self)
-        other.config, other.target = config, replace(self.target, config=config)
-        other._bodies, other._heads, other._single = {}, {}, None
+        shaders = self.lowerer.context.shaders
+        other.config, other._programs = config, {}
+        other.lowerer = Lowerer(self.plan, self.device.capabilities, config, shaders=shaders)
+        other._binder = other._make_binder()
         return other
+
+    def program(self, name: str) -> BoundProgram:
+        """The program called `name`; see `Lowered`. Its kernels are being compiled from now on."""
+        if name not in self._programs:
+            self._programs[name] = self.bind(self.lowerer.program(name))
+        return self._programs[name]
+
+    def bind(self, program: Program) -> BoundProgram:
+        """A program of this executor's `lowerer`, over its weights, caches and state."""
+        return self._binder.bind(program)
+
+    def buffer(self, ref: Ref) -> Buffer:
+        """The buffer that a ref of this executor's programs names."""
+        return self._binder.buffer(ref)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the kernels that answering takes: for prompts, and for as many sequences as there can be at once.
@@ -118,13 +129,12 @@ class GpuExecutor:
                 progress(done, len(kernels))
             kernel.wait()
 
-    def begin(self, batches: Iterable[tuple[int, int]]) -> list[Program]:
+    def begin(self, batches: Iterable[tuple[int, int]]) -> list[BoundProgram]:
         """The programs for batches of so many tokens and rows of logits; other threads still compile their kernels."""
-        programs = [self.single[0]]
+        names = [SINGLE]
         for tokens, rows in batches:
-            columns = _columns(tokens)
-            programs += [self._body(columns)[0], self._head(columns, _columns(rows))[0]]
-        return programs
+            names += [body_name(tokens), head_name(tokens, rows)]
+        return [self.program(name) for name in names]
 
     @property
     def threads(self) -> int:
@@ -152,10 +162,9 @@ class GpuExecutor:
         self.device.close()
 
     @property
-    def single(self) -> tuple[Program, int, Value]:
-        """The program of one token, where its head begins, and its logits."""
-        self._single = self._single or self.lower_single()
-        return self._single
+    def words(self) -> int:
+        """Logits of a row."""
+        return self.plan.tensors[LOGITS].shape[1]
 
     @property
     def cache_nbytes(self) -> int:
@@ -173,12 +182,10 @@ class GpuExecutor:
         rows = len(batch.logit_rows)
         if not rows:
             self.recorder.submit(commands)
-            return np.zeros((0, self.plan.tensors[LOGITS].shape[1]), np.float32)
+            return np.zeros((0, self.words), np.float32)
         staging = self._reader(rows, logits)
-        if logits.f32 is None:
-            raise TypeError("logits are float32")
         submission = self.recorder.submit(
-            commands, [(logits.f32.handle, 0, staging.buffer, 0, rows * logits.stride * 4)]
+            commands, [(logits.buffer.handle, 0, staging.buffer, 0, rows * logits.stride * 4)]
         )
         staging.request(submission)
         values = staging.take(rows * logits.stride * 4).view(np.float32)
@@ -220,68 +227,28 @@ class GpuExecutor:
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks."""
         self._caches.reserve(batch.block_tables, self.recorder)
-        self.device.write(self.target.state.handle, 0, self.layout.fill(batch))
+        self.device.write(self._shared[Ref("state")].handle, 0, self.layout.fill(batch))
 
     def load_tables(self, tables: Mapping[str, Int32]) -> None:
         """Put new block tables into the state buffer, the caches grown to hold their blocks."""
         self._caches.reserve(tables, self.recorder)
         for name, at in self.layout.tables.items():
-            self.device.write(self.target.state.handle, at * 4, self.layout.table(name, tables[name]))
+            self.device.write(self._shared[Ref("state")].handle, at * 4, self.layout.table(name, tables[name]))
 
-    def _commands(self, batch: Batch) -> tuple[list[Command], Value]:
+    def _commands(self, batch: Batch) -> tuple[list[Command], BoundOutput]:
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
         if tokens == 1 and rows <= 1:
-            program, head_at, logits = self.single
-            return program.commands(extent)[: None if rows else head_at], logits
-        columns = _columns(tokens)
-        body, hidden = self._body(columns)
+            single = self.program(SINGLE)
+            return single.commands(extent)[: None if rows else single.head], single.output
+        body = self.program(body_name(tokens))
         if not rows:
-            return body.commands(extent), hidden
-        head, logits = self._head(columns, _columns(rows))
-        return body.commands(extent) + head.commands(extent), logits
+            return body.commands(extent), body.output
+        head = self.program(head_name(tokens, rows))
+        return body.commands(extent) + head.commands(extent), head.output
 
-    def body(self, columns: int) -> Program:
-        """The program of everything before the head, for 1, 2, 4, 8 or (0) many tokens."""
-        return self._body(columns)[0]
-
-    def lower_single(self) -> tuple[Program, int, Value]:
-        """A new program of one token, where its head begins, and its logits."""
-        lowering = Lowering(self.target, 1, 1)
-        dispatches = lowering.lower(self.plan.steps, keep=LOGITS)
-        return Program(self.device, dispatches), lowering.head_at, lowering.values[LOGITS]
-
-    def _body(self, columns: int) -> tuple[Program, Value]:
-        """Everything up to the last layer's output, which is the program's value."""
-        if columns not in self._bodies:
-            capacity = columns or -(-self.plan.tokens // ROW_TILE) * ROW_TILE
-            lowering = Lowering(self.target, columns, capacity)
-            hidden = self._hidden
-            dispatches = lowering.lower(self.plan.steps[: self._split], keep=hidden)
-            self._bodies[columns] = Program(self.device, dispatches), lowering.values[hidden]
-        return self._bodies[columns]
-
-    def _head(self, body: int, columns: int) -> tuple[Program, Value]:
-        """The rest, for a body's output."""
-        if (body, columns) not in self._heads:
-            capacity = columns or -(-self.plan.rows // ROW_TILE) * ROW_TILE
-            inputs = {self._hidden: self._body(body)[1]}
-            lowering = Lowering(self.target, columns, capacity, inputs, rows=True)
-            dispatches = lowering.lower(self.plan.steps[self._split :], keep=LOGITS)
-            self._heads[body, columns] = Program(self.device, dispatches), lowering.values[LOGITS]
-        return self._heads[body, columns]
-
-    @property
-    def _hidden(self) -> str:
-        return self.plan.steps[self._split].inputs[0]
-
-    def _reader(self, rows: int, logits: Value) -> Staging:
-        size = _columns(rows) or self.plan.rows
+    def _reader(self, rows: int, logits: BoundOutput) -> Staging:
+        size = columns_for(rows) or self.plan.rows
         if size not in self._staging:
             self._staging[size] = Staging(self.device, size * logits.stride * 4)
         return self._staging[size]
-
-
-def _columns(count: int) -> int:
-    """The fewest columns of a kernel that hold `count`; 0 where matrix × matrix begins."""
-    return next((columns for columns in COLUMNS if count <= columns), 0)

@@ -10,22 +10,17 @@ import wgpu
 
 from halfbyte.gpu.device import ffi
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.shaders.template import Constants, bindings, compose
+from halfbyte.gpu.shaders.shader import Shader
 
 COMPILERS = min(8, os.cpu_count() or 1)
 """Kernels that are compiled at once."""
 
 
 class Pipeline:
-    """A kernel that is compiled, or being compiled by another thread: what needs it waits.
+    """A kernel that is compiled, or being compiled by another thread: what needs it waits."""
 
-    Attributes:
-        bindings: Names of its buffers, in the order they are numbered.
-    """
-
-    def __init__(self, name: str, device: Device, bindings: tuple[str, ...], compiled: Future[tuple[Any, Any]]) -> None:
+    def __init__(self, name: str, device: Device, compiled: Future[tuple[Any, Any]]) -> None:
         self.name = name
-        self.bindings = bindings
         self._device = device
         self._compiled = compiled
 
@@ -57,32 +52,26 @@ class Pipelines:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._made: dict[str, Pipeline] = {}
-        self._found: dict[tuple[str, frozenset[tuple[str, str]]], Pipeline] = {}
         self._compilers = ThreadPoolExecutor(COMPILERS, "compiler")
 
-    def get(self, kernel: str, constants: Constants) -> Pipeline:
-        """The kernel file `kernel` with these constants."""
-        key = (kernel, frozenset((name, repr(value)) for name, value in constants.items()))
-        if key not in self._found:
-            source = compose(kernel, constants)
-            if source not in self._made:
-                compiled = self._compilers.submit(_compile, self._device.handle, kernel, source)
-                names = tuple(name for _, name in bindings(source))
-                self._made[source] = Pipeline(kernel, self._device, names, compiled)
-            self._found[key] = self._made[source]
-        return self._found[key]
+    def get(self, shader: Shader) -> Pipeline:
+        """The pipeline of a shader, which may still be compiling."""
+        if shader.code not in self._made:
+            compiled = self._compilers.submit(_compile, self._device.handle, shader)
+            self._made[shader.code] = Pipeline(shader.kernel, self._device, compiled)
+        return self._made[shader.code]
 
 
-def _compile(device: Any, name: str, source: str) -> tuple[Any, Any]:
+def _compile(device: Any, shader: Shader) -> tuple[Any, Any]:
     """A pipeline, and the layout of its bind group."""
     kinds = {"read": "read-only-storage", "read_write": "storage"}
     entries = [
         {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kinds[access]}}
-        for i, (access, _) in enumerate(bindings(source))
+        for i, access in enumerate(shader.accesses.values())
     ]
     layout = device.create_bind_group_layout(entries=entries)
     pipeline = device.create_compute_pipeline(
         layout=device.create_pipeline_layout(bind_group_layouts=[layout]),
-        compute={"module": ffi.trusted_module(device, name, source), "entry_point": "main"},
+        compute={"module": ffi.trusted_module(device, shader.kernel, shader.code), "entry_point": "main"},
     )
     return pipeline, layout

@@ -1,138 +1,18 @@
-"""Programs: lists of dispatches that are bound once and recorded again for every batch, through wgpu's C functions."""
+"""Records commands into command buffers and submits them, through wgpu's C functions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from halfbyte.gpu.device import ffi, passes
 from halfbyte.gpu.device.clock import PassClock
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.run.pipelines import Pipeline
-from halfbyte.plan.ops import Op
+from halfbyte.gpu.run.bound import Command
 
-Dimensions = tuple[int, int, int]
 Copy = tuple[Any, int, Any, int, int]
-KEYS_STEP = 16
-"""Grids change only when the number of keys that a token sees passes a multiple of this."""
-
-
-class Extent(NamedTuple):
-    """How much of a program's capacity one batch uses: tokens, rows of logits, and keys that the last token sees."""
-
-    tokens: int
-    rows: int
-    keys: int
-
-
-@dataclass(eq=False)
-class Buffer:
-    """A buffer whose memory may be replaced by more of it; programs bind what it holds at the time.
-
-    Attributes:
-        handle: wgpu's buffer.
-        version: Counts replacements.
-    """
-
-    handle: Any
-    version: int = 0
-
-    def replace(self, handle: Any) -> None:
-        """Hold other memory from now on."""
-        self.handle = handle
-        self.version += 1
-
-
-@dataclass(frozen=True, eq=False)
-class Dispatch:
-    """One kernel over its buffers.
-
-    Attributes:
-        buffers: By the names of the kernel's bindings.
-        grid: Workgroups for a batch.
-        label: What it computes, for timings.
-        step: The plan's step that it belongs to; None for choosing a token.
-        long: What runs instead beyond `long_keys` keys, over the same buffers.
-    """
-
-    pipeline: Pipeline
-    buffers: Mapping[str, Buffer]
-    grid: Callable[[Extent], Dimensions]
-    label: str = ""
-    step: Op | None = None
-    long: Dispatch | None = None
-    long_keys: int = 0
-
-    def at(self, extent: Extent) -> Dispatch:
-        """What runs for a batch of this extent."""
-        return self.long if self.long and extent.keys > self.long_keys else self
-
-    @property
-    def kernels(self) -> list[Pipeline]:
-        """All that may run."""
-        return [self.pipeline, *([self.long.pipeline] if self.long else [])]
-
-
-class Command(tuple[int, int, int, int, int]):
-    """Addresses of the pipeline and the bind group, and the workgroups.
-
-    Attributes:
-        dispatch: What it was made from.
-    """
-
-    dispatch: Dispatch
-
-
-class Program:
-    """Dispatches to run in order."""
-
-    def __init__(self, device: Device, dispatches: Iterable[Dispatch]) -> None:
-        self.dispatches = tuple(dispatches)
-        self._device = device
-        self._groups: dict[Dispatch, Any] = {}
-        self._made: dict[tuple[Dispatch, Dimensions], Command] = {}
-        self._versions: tuple[int, ...] = ()
-        self._recorded: dict[Extent, list[Command]] = {}
-        self._volatile = list({id(b): b for d in self.dispatches for b in d.buffers.values()}.values())
-
-    def __len__(self) -> int:
-        return len(self.dispatches)
-
-    def commands(self, extent: Extent) -> list[Command]:
-        """Every dispatch for a batch of this extent."""
-        versions = tuple([buffer.version for buffer in self._volatile])
-        if versions != self._versions:
-            self._recorded.clear()
-            self._groups.clear()
-            self._made.clear()
-            self._versions = versions
-        key = extent._replace(keys=-(-extent.keys // KEYS_STEP) * KEYS_STEP)
-        if key not in self._recorded:
-            self._recorded[key] = [self._command(dispatch.at(key), key) for dispatch in self.dispatches]
-        return self._recorded[key]
-
-    def _command(self, dispatch: Dispatch, extent: Extent) -> Command:
-        grid = dispatch.grid(extent)
-        if (dispatch, grid) not in self._made:
-            if dispatch not in self._groups:
-                self._groups[dispatch] = bind_group(self._device, dispatch)
-            handles = ffi.handle_of(dispatch.pipeline.handle), ffi.handle_of(self._groups[dispatch])
-            made = Command((*map(ffi.address, handles), *grid))
-            made.dispatch = dispatch
-            self._made[dispatch, grid] = made
-        return self._made[dispatch, grid]
-
-
-def bind_group(device: Device, dispatch: Dispatch) -> Any:
-    """The bind group of a dispatch over what its buffers hold now."""
-    entries = [
-        {"binding": i, "resource": {"buffer": dispatch.buffers[name].handle}}
-        for i, name in enumerate(dispatch.pipeline.bindings)
-    ]
-    with device.guarded(f"binding {dispatch.pipeline.name} failed"):
-        return device.handle.create_bind_group(layout=dispatch.pipeline.layout, entries=entries)
+"""Source, offset, target, offset, bytes."""
 
 
 class Recording(NamedTuple):

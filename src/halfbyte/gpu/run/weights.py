@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Format, Parts, Rows, Storage, Weight, WeightSource, get_format
+from halfbyte.formats import Parts, Rows, Storage, Weight, WeightSource, get_format
 from halfbyte.gpu.device.device import CHUNK_NBYTES, Device
-from halfbyte.gpu.run.recorder import Buffer
-from halfbyte.plan import Plan
+from halfbyte.gpu.lowering.context import ROW_STEP, storage
+from halfbyte.gpu.lowering.program import Matrix, Piece, Vector
+from halfbyte.gpu.run.bound import Buffer
 
 Array = NDArray[Any]
-ROW_STEP = 64
-"""Pieces of a matrix begin at multiples of this, so that every part of theirs begins at a whole word."""
-
-
-def storage(stored: Format, columns: int) -> Storage:
-    """How kernels see matrices of this many columns in a format.
-
-    Raises:
-        UnsupportedModelError: There is no snippet for it.
-    """
-    found = stored.storage(columns)
-    if found is None:
-        raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name}.", "Use device='cpu'.")
-    return found
 
 
 @runtime_checkable
@@ -42,27 +26,19 @@ class Repeating(WeightSource, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive rows of a matrix, in one set of buffers.
-
-    Attributes:
-        first: The matrix' row that is the piece's row 0.
-    """
-
-    first: int
-    rows: int
-    storage: Storage
-    buffers: dict[str, Buffer]
+Arrays = Mapping[str, Buffer]
+"""The buffers of a piece of a matrix, by the names that its format's snippet binds."""
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix `[rows, columns]` in one or more pieces."""
+class _Place(NamedTuple):
+    """A piece of a matrix on the device."""
 
-    rows: int
-    columns: int
-    pieces: tuple[Piece, ...]
+    piece: Piece
+    arrays: Arrays
+
+    def overlap(self, first: int, end: int) -> range:
+        """Which of the matrix' rows from `first` to `end` lie in it."""
+        return range(max(first, self.piece.first), min(end, self.piece.first + self.piece.rows))
 
 
 class WeightStore:
@@ -73,88 +49,68 @@ class WeightStore:
         progress: Called with the bytes uploaded so far.
     """
 
-    def __init__(
-        self, device: Device, plan: Plan, source: WeightSource, *, progress: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, device: Device, source: WeightSource, *, progress: Callable[[int], None] | None = None) -> None:
         self._device = device
-        self._plan = plan
         self._source = source
         self._progress = progress
         self._uploaded = 0
         self._arrived = 0
-        self._matrices: dict[tuple[str, ...], Matrix] = {}
-        self._vectors: dict[tuple[str, float], Buffer] = {}
+        self._matrices: dict[tuple[str, ...], tuple[Arrays, ...]] = {}
+        self._vectors: dict[Vector, Buffer] = {}
 
-    def matrix(self, names: tuple[str, ...]) -> Matrix:
-        """The rows of the matrices `names`, stacked."""
-        if names not in self._matrices:
-            self._matrices[names] = self._upload(names)
-        return self._matrices[names]
+    def matrix(self, matrix: Matrix) -> tuple[Arrays, ...]:
+        """The buffers of each piece of a matrix."""
+        if matrix.tensors not in self._matrices:
+            self._matrices[matrix.tensors] = self._upload(matrix)
+        return self._matrices[matrix.tensors]
 
-    def vector(self, name: str, offset: float = 0.0) -> Buffer:
-        """A vector plus `offset` in float32, padded with zeros to whole blocks of 32."""
-        if (name, offset) not in self._vectors:
-            values = np.float32(offset) + self._source.weight(name).decode()
-            self._vectors[name, offset] = self.constant(values, name)
-        return self._vectors[name, offset]
+    def vector(self, vector: Vector) -> Buffer:
+        """A vector in float32."""
+        if vector not in self._vectors:
+            values = np.float32(vector.offset) + self._source.weight(vector.tensor).decode()
+            self._vectors[vector] = self.constant(values, vector.tensor)
+        return self._vectors[vector]
 
     def constant(self, values: NDArray[np.float32], label: str) -> Buffer:
-        """Float32 values in a buffer of their own, padded with zeros to whole blocks of 32."""
+        """Float32 values in a buffer of their own, followed by zeros up to a multiple of 32 values."""
         padded = np.zeros(-(-values.size // 32) * 32, np.float32)
         padded[: values.size] = values.reshape(-1)
         handle = self._device.buffer(padded.nbytes, label)
         self._device.write(handle, 0, padded)
         return Buffer(handle)
 
-    def _upload(self, names: tuple[str, ...]) -> Matrix:
-        columns = self._plan.tensors[names[0]].shape[1]
-        pieces: list[Piece] = []
-        first = 0
-        for format_name, run in groupby(names, lambda name: self._plan.tensors[name].dtype):
-            stored = storage(get_format(format_name), columns)
-            rows = {name: self._plan.tensors[name].shape[0] for name in run}
-            pieces.extend(self._pieces(stored, rows, first))
-            first += sum(rows.values())
-        return Matrix(first, columns, tuple(pieces))
-
-    def _pieces(self, stored: Storage, rows: dict[str, int], first: int) -> Iterator[Piece]:
-        """Stacked matrices of one format, cut where a binding would become too large."""
-        total = sum(rows.values())
-        widest = max(array.nbytes for array in stored.arrays.values())
-        limit = min(self._device.capabilities.max_binding, self._device.capabilities.max_buffer)
-        most = max(ROW_STEP, limit // widest // ROW_STEP * ROW_STEP)
-        pieces = [
-            Piece(
-                first + start,
-                min(most, total - start),
-                stored,
-                self._buffers(stored, min(most, total - start), next(iter(rows))),
-            )
-            for start in range(0, total, most)
-        ]
-        at = 0
-        for name, count in rows.items():
-            if isinstance(self._source, Repeating) and (at | count) % ROW_STEP == 0:
-                self._fill(pieces, stored, range(first + at, first + at + count), self._source.tile(name).parts)
-            else:
-                step = max(ROW_STEP, CHUNK_NBYTES // widest // ROW_STEP * ROW_STEP)
-                self._send(pieces, stored, range(first + at, first + at + count, step), self._source.weight(name).parts)
+    def _upload(self, matrix: Matrix) -> tuple[Arrays, ...]:
+        places = [_Place(piece, self._buffers(piece, matrix.tensors[0])) for piece in matrix.pieces]
+        row = 0
+        for name, height in zip(matrix.tensors, matrix.heights, strict=True):
+            self._upload_rows(name, range(row, row + height), matrix.columns, places)
             self._source.release(name)
-            at += count
-        yield from pieces
+            row += height
+        return tuple(place.arrays for place in places)
 
-    def _buffers(self, stored: Storage, rows: int, label: str) -> dict[str, Buffer]:
-        return {name: Buffer(self._device.buffer(rows * array.nbytes, label)) for name, array in stored.arrays.items()}
+    def _buffers(self, piece: Piece, label: str) -> Arrays:
+        return {name: Buffer(self._device.buffer(piece.nbytes(name), label)) for name in piece.pitch}
 
-    def _send(self, pieces: list[Piece], stored: Storage, rows: range, parts: Parts) -> None:
+    def _upload_rows(self, name: str, rows: range, columns: int, places: Sequence[_Place]) -> None:
+        """Upload a weight, which has some of the matrix' rows."""
+        stored = next(place.piece.format for place in places if place.overlap(rows.start, rows.stop))
+        layout = storage(get_format(stored), columns)
+        if isinstance(self._source, Repeating) and (rows.start | len(rows)) % ROW_STEP == 0:
+            self._fill(places, layout, rows, self._source.tile(name).parts)
+        else:
+            widest = max(array.nbytes for array in layout.arrays.values())
+            step = max(ROW_STEP, CHUNK_NBYTES // widest // ROW_STEP * ROW_STEP)
+            self._send(places, layout, range(rows.start, rows.stop, step), self._source.weight(name).parts)
+
+    def _send(self, places: Sequence[_Place], stored: Storage, rows: range, parts: Parts) -> None:
         """Write a matrix's rows, some at once: the steps of `rows`."""
         for row in rows:
             start = row - rows.start
             chunk = {suffix: part[start : start + rows.step] for suffix, part in parts.items()}
             for binding, array in stored.arrays.items():
-                self._scatter(pieces, row, binding, _row_bytes(array, chunk))
+                self._scatter(places, row, binding, _row_bytes(array, chunk))
 
-    def _fill(self, pieces: list[Piece], stored: Storage, rows: range, tile: Parts) -> None:
+    def _fill(self, places: Sequence[_Place], stored: Storage, rows: range, tile: Parts) -> None:
         """Fill `rows`, which begin and end at multiples of `ROW_STEP`, with copies of a tile that is sent once."""
         for binding, array in stored.arrays.items():
             values = _row_bytes(array, tile)
@@ -162,24 +118,22 @@ class WeightStore:
             source = self._device.buffer(values.nbytes, "tile")
             self._device.write(source, 0, values)
             copies = []
-            for piece in pieces:
-                target = piece.buffers[binding].handle
+            for place in places:
                 for row in range(rows.start, rows.stop, height):
-                    begin, end = max(row, piece.first), min(row + height, rows.stop, piece.first + piece.rows)
-                    if begin < end:
-                        at = (begin - row) * nbytes, (begin - piece.first) * nbytes
-                        copies.append((source, at[0], target, at[1], (end - begin) * nbytes))
+                    if found := place.overlap(row, min(row + height, rows.stop)):
+                        at = (found.start - row) * nbytes, (found.start - place.piece.first) * nbytes
+                        copies.append((source, at[0], place.arrays[binding].handle, at[1], len(found) * nbytes))
             self._device.copy(copies)
             self._device.free(source)
             self._count(len(rows) * nbytes)
 
-    def _scatter(self, pieces: list[Piece], row: int, binding: str, values: Array) -> None:
+    def _scatter(self, places: Sequence[_Place], row: int, binding: str, values: Array) -> None:
         """Write rows of bytes, the first being the matrix' row `row`, into the pieces they belong to."""
-        for piece in pieces:
-            start, end = max(row, piece.first), min(row + len(values), piece.first + piece.rows)
-            if start < end:
-                handle = piece.buffers[binding].handle
-                self._write(handle, (start - piece.first) * values.shape[1], values[start - row : end - row])
+        for place in places:
+            if found := place.overlap(row, row + len(values)):
+                offset = (found.start - place.piece.first) * values.shape[1]
+                rows = values[found.start - row : found.stop - row]
+                self._write(place.arrays[binding].handle, offset, rows)
         self._count(values.nbytes)
 
     def _count(self, nbytes: int) -> None:

@@ -13,20 +13,28 @@ from halfbyte.gpu.checks.bandwidth import Reader
 from halfbyte.gpu.checks.selftest import faulty_variants
 from halfbyte.gpu.device.clock import Clock, WallClock
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.lower import SINGLE, Lowerer
+from halfbyte.gpu.lowering.program import Extent
+from halfbyte.gpu.run.bind import OWNED
+from halfbyte.gpu.run.bound import BoundDispatch, BoundProgram, Command
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.gpu.run.recorder import Command, Dispatch, Extent, Program
-from halfbyte.gpu.run.sampling import Sampler
 from halfbyte.gpu.shaders.family import Shape, Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.gpu.tuning.probe import LEAST_CONTEXT
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Batch, make_plan
-from halfbyte.plan.sampling import SamplingParams
 from halfbyte.synthetic import SyntheticWeights, batch_of_one
 
 DECODE, PREFILL, SAMPLING = "decode", "prefill", "sampling"
-PHASES = {DECODE: 1, PREFILL: 0, SAMPLING: 1, "2 tokens": 2, "4 tokens": 4, "8 tokens": 8}
-"""What is timed, with the columns of its kernels; 0 for matrix × matrix."""
+PHASES = {
+    DECODE: SINGLE,
+    PREFILL: "body.many",
+    SAMPLING: "sample.greedy",
+    "2 tokens": "body.2",
+    "4 tokens": "body.4",
+    "8 tokens": "body.8",
+}
+"""What is timed, and the program that does it."""
 DEPTHS = (512, 2048)
 """Keys that the one token of decoding sees, in turns."""
 LAYERS = 8
@@ -34,7 +42,6 @@ COLD_NBYTES = 256 << 20
 """Read before each timing: more than caches hold."""
 BUSY_S = 1e-3
 """And again for so long, lest the clocks fall between two timings."""
-_SCRATCH = ("activations", "counters", "sampling")
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Entry:
     """One way to run a program, and of that what is timed: commands for each batch."""
 
     config: KernelConfig
-    program: Program
-    dispatches: tuple[Dispatch, ...]
+    program: BoundProgram
+    dispatches: tuple[BoundDispatch, ...]
     commands: tuple[tuple[Batch, list[Command]], ...]
 
 
@@ -89,22 +96,15 @@ class Harness:
         self._reader = Reader(device, min(COLD_NBYTES, 4 * nbytes))
         self._before = self._reader.commands
 
-    def program(self, phase: str, config: KernelConfig) -> Program:
+    def program(self, phase: str, config: KernelConfig) -> BoundProgram:
         """A phase's program with a configuration of kernels."""
-        columns = PHASES[phase]
-        if phase == SAMPLING:
-            executor = self.executor
-            logits = executor.single[2]
-            sampler = Sampler(
-                self.device, executor.target.pipelines, executor.layout, executor.target.state, logits, config
-            )
-            return sampler.begin(SamplingParams(), (), ())
-        return self.executor.with_config(config).single[0] if columns else self.executor.with_config(config).body(0)
+        return self.executor.with_config(config).program(PHASES[phase])
 
     def rows(self, phase: str) -> dict[str, tuple[str, Shape]]:
         """The rows of the table that a phase looks up, with their families and shapes."""
         tuning = Tuning()
-        self.discard(self.program(phase, replace(self.config, tuning=tuning)))
+        config = replace(self.config, tuning=tuning)
+        Lowerer(self.executor.plan, self.device.capabilities, config).program(PHASES[phase])
         return dict(tuning.asked)
 
     def whole(self, phase: str, config: KernelConfig) -> Entry:
@@ -112,7 +112,9 @@ class Harness:
         program = self.program(phase, config)
         return self._entry(phase, config, program, range(len(program.dispatches)))
 
-    def differing(self, phase: str, config: KernelConfig, program: Program, usual: Program) -> tuple[Entry, Entry]:
+    def differing(
+        self, phase: str, config: KernelConfig, program: BoundProgram, usual: BoundProgram
+    ) -> tuple[Entry, Entry]:
         """Of the usual program and one with another configuration, the dispatches whose kernels differ."""
         if len(program) == len(usual):
             pairs = enumerate(zip(program.dispatches, usual.dispatches, strict=True))
@@ -123,7 +125,7 @@ class Harness:
             there = [i for i, d in enumerate(usual.dispatches) if not made.issuperset(map(id, d.kernels))]
         return alike(self._entry(phase, self.config, usual, there), self._entry(phase, config, program, here))
 
-    def _entry(self, phase: str, config: KernelConfig, program: Program, at: Sequence[int]) -> Entry:
+    def _entry(self, phase: str, config: KernelConfig, program: BoundProgram, at: Sequence[int]) -> Entry:
         timed: list[tuple[Batch, list[Command]]] = []
         for batch in self._batches(phase):
             extent = Extent(len(batch.token_ids), 1, int(batch.positions.max()) + 1)
@@ -137,7 +139,7 @@ class Harness:
             return [
                 batch_of_one(plan, depth - 1, 1) for depth in sorted({min(depth, plan.context) for depth in DEPTHS})
             ]
-        count = PHASES[phase] or plan.tokens
+        count = plan.tokens if phase == PREFILL else int(phase.split()[0])
         return [batch_of_one(plan, 0 if phase == PREFILL else min(DEPTHS[0], plan.context) - count, count)]
 
     def seconds(self, entry: Entry) -> float:
@@ -148,13 +150,13 @@ class Harness:
             total += self._clock.seconds(commands, before=self._before)
         return total
 
-    def discard(self, program: Program, keep: Program | None = None) -> None:
+    def discard(self, program: BoundProgram, keep: BoundProgram | None = None) -> None:
         """Give a program's scratch memory back, but what the executor's own or another program uses too."""
-        others = [self.executor.single[0], *([keep] if keep else [])]
-        kept = {id(b) for other in others for d in other.dispatches for b in d.buffers.values()}
-        found = {id(b): b for d in program.dispatches for b in d.buffers.values() if id(b) not in kept}
+        others = [self.executor.program(SINGLE), *([keep] if keep else [])]
+        kept = {id(b) for other in others for d in other.dispatches for b in d.every_buffer}
+        found = {id(b): b for d in program.dispatches for b in d.every_buffer if id(b) not in kept}
         for buffer in found.values():
-            if buffer.handle.label in _SCRATCH:
+            if buffer.handle.label in OWNED:
                 self.device.free(buffer.handle)
 
     def warm_up(self, seconds: float) -> None:

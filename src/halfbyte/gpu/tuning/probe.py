@@ -16,9 +16,10 @@ from halfbyte.formats import Format, Weight, get_format
 from halfbyte.gpu.checks.oracle import Oracle
 from halfbyte.gpu.checks.selftest import TOLERANCE, faulty_variants
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.lower import SINGLE
+from halfbyte.gpu.lowering.program import Extent
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import Extent
 from halfbyte.gpu.run.sampling import Sampler
 from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.models.spec import ModelSpec
@@ -105,16 +106,14 @@ class Probe:
 
     def _sampling_error(self, gpu: GpuExecutor) -> float:
         """How much less likely than the oracle's the token chosen last is, or how wrong its likelihood."""
-        program, _, logits = gpu.single
-        target = gpu.target
-        sampler = Sampler(gpu.device, target.pipelines, gpu.layout, target.state, logits, gpu.config)
+        program, sampler = gpu.program(SINGLE), Sampler(gpu)
         choose, batch = sampler.begin(SamplingParams(), (), ()), self._batches[-1]
         gpu.load(batch)
         extent = Extent(1, 1, int(batch.positions[0]) + 1)
         gpu.recorder.submit(program.commands(extent) + choose.commands(extent))
         chosen = gpu.device.read(sampler.result.handle, 8)
         token, likelihood = int(chosen.view(np.uint32)[0]), float(chosen.view(np.float32)[1])
-        expected = np.resize(self._expected[-1][0], logits.width).astype(np.float64)
+        expected = np.resize(self._expected[-1][0], gpu.words).astype(np.float64)
         if token >= len(expected):
             return float("inf")
         top = expected.max()

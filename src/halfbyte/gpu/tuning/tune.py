@@ -17,8 +17,8 @@ from statistics import median
 from halfbyte.errors import DeviceError
 from halfbyte.formats import Format
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.run.bound import BoundProgram
 from halfbyte.gpu.run.pipelines import COMPILERS
-from halfbyte.gpu.run.recorder import Program
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Constants, Shape
 from halfbyte.gpu.shaders.variants import KernelConfig
@@ -45,7 +45,7 @@ SHORT = {DECODE: 0.7, PREFILL: 0.3}
 SHORT_SHARE = 0.1
 """The short version looks at rows that take at least this part of a phase."""
 
-_Begun = tuple[KernelConfig, Program]
+_Begun = tuple[KernelConfig, BoundProgram]
 """Kernels that are looked at, and a program of them."""
 
 
@@ -94,7 +94,7 @@ def tune(
         layers=SHORT_LAYERS if short else LAYERS, vocabulary=vocabulary,
     )  # fmt: skip
     cut, runs = smaller(spec, len(spec.layers), vocabulary), SHORT_RUNS if short else RUNS
-    plan, pipelines = bench.executor.plan, bench.executor.target.pipelines
+    plan, pipelines = bench.executor.plan, bench.executor.pipelines
     probe = Probe(
         device, cut, formats, bench.config, tokens=plan.tokens, context=plan.context, kv_dtype=kv_dtype,
         pipelines=pipelines, runs=runs,
@@ -172,7 +172,7 @@ class Tuner:
             self._done.add(row.name)
         self._bench.discard(usual)
 
-    def _found(self, phase: str, usual: Program) -> list[_Row]:
+    def _found(self, phase: str, usual: BoundProgram) -> list[_Row]:
         """The rows of a phase that have other sizes, those that take the longest first."""
         found = []
         for name, (family, shape) in self._bench.rows(phase).items():
@@ -198,7 +198,7 @@ class Tuner:
         except DeviceError:
             return None
 
-    def _entries(self, phase: str, begun: _Begun | None, usual: Program) -> tuple[Entry, Entry] | None:
+    def _entries(self, phase: str, begun: _Begun | None, usual: BoundProgram) -> tuple[Entry, Entry] | None:
         """The dispatches that other sizes change, before and after; None if they change none, or do not compile."""
         if begun is None:
             return None
@@ -212,7 +212,7 @@ class Tuner:
         self._bench.discard(program, usual)
         return None
 
-    def _tuned(self, phase: str, row: _Row, usual: Program, until: float) -> Measured:
+    def _tuned(self, phase: str, row: _Row, usual: BoundProgram, until: float) -> Measured:
         made: dict[int, tuple[Entry, Entry]] = {}
 
         def seconds(which: int, i: int) -> float:

@@ -1,0 +1,88 @@
+"""Lowers norms, and the rounding of values to int8 blocks, which the same kernel does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from halfbyte.gpu.lowering.builder import Bound, Builder
+from halfbyte.gpu.lowering.program import Ref, grid
+from halfbyte.gpu.lowering.tensor import DeviceTensor, PendingResidual
+from halfbyte.gpu.shaders import rules
+from halfbyte.plan import ops
+
+
+def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
+    """A norm, with the one that follows it where the two are paired, unless its readers do it."""
+    second = _second(b)
+    if b.index in b.schedule.left:
+        _leave_to_readers(step, second, b)
+        return
+    source = b.values[step.x]
+    gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in b.section.steps) and not b.section.one_row
+    f32, int8 = b.schedule.forms(step.out)
+    value = b.value(step.out, source.width, f32=f32, int8=int8 and not second)
+    bound = {
+        "x": source.f32,
+        "weight": b.context.vector(step.weight, step.offset),
+        "out": value.f32,
+        "residual": b.values[step.residual].f32 if step.residual else None,
+        "x8_out": value.x8,
+        "xm_out": value.xm,
+    }
+    constants = {
+        "GATHER": gathered,
+        "NORM": True,
+        "RESIDUAL": bool(step.residual),
+        "OUT": bool(value.f32),
+        "EPS": step.eps,
+        "SECOND": bool(second),
+        "OUT2": False,
+        "EMIT": bool(value.x8),
+    }
+    if second:
+        f32, int8 = b.schedule.forms(second.out)
+        after = b.value(second.out, source.width, f32=f32, int8=int8)
+        weight2 = b.context.vector(second.weight, second.offset)
+        bound |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
+        constants |= {"OUT2": f32, "EMIT": int8}
+    _add(constants, bound, source, "norm", b)
+
+
+def _second(b: Builder) -> ops.RmsNorm | None:
+    """The norm that is paired with the one being lowered."""
+    second = b.section.steps[b.schedule.paired[b.index]] if b.index in b.schedule.paired else None
+    return second if isinstance(second, ops.RmsNorm) else None
+
+
+def _leave_to_readers(step: ops.RmsNorm, second: ops.RmsNorm | None, b: Builder) -> None:
+    """Make the value of a norm, or of a pair, that the products which read it make their input from."""
+    last, source = second or step, b.values[step.x]
+    norm = b.context.vector(last.weight, last.offset)
+    value = DeviceTensor(source.width, f32=source.f32, eps=last.eps, norm=norm)
+    if step.residual:
+        residual, total = b.values[step.residual], b.value(step.out, source.width)
+        value.added = PendingResidual(b.context.vector(step.weight, step.offset), residual, total)
+    b.values[last.out] = value
+
+
+def prepare_norm(source: DeviceTensor, b: Builder) -> dict[str, Ref | None]:
+    """Make the value of the norm that the step which writes `source` prepares; the buffers that step needs for it."""
+    norm = b.section.steps[b.schedule.prepared[b.index]]
+    if not isinstance(norm, ops.RmsNorm):
+        raise TypeError(f"{type(norm).__name__} is no norm")
+    value = b.value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
+    return {"norm": b.context.vector(norm.weight, norm.offset), "x8_out": value.x8, "xm_out": value.xm}
+
+
+def quantize(value: DeviceTensor, b: Builder) -> None:
+    """Make the int8 blocks of a value from its float32."""
+    value.x8, value.xm = (b.take(b.section.capacity * value.stride // share) for share in (1, 2))
+    constants = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2"), False) | {"EMIT": True}
+    _add(constants, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize", b)
+
+
+def _add(constants: Mapping[str, Any], bound: Bound, source: DeviceTensor, label: str, b: Builder) -> None:
+    sizes = rules.norm(b.context.config, width=source.width, columns=b.section.columns)
+    shape = {"W": source.width, "STRIDE4": source.stride // 4}
+    b.add("norm", {**sizes, **shape, **constants}, bound, grid(b.row_steps()), label)

@@ -28,7 +28,7 @@ def decoded(pace: Pace, token_s: float, record_s: float, limit: int = 255) -> tu
         done, count = flying.popleft()
         now = max(now, done) + WAKE_S
         received += count
-        pace.landed(now, received)
+        pace.completed(now, received)
     return now, counts
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Format, Storage, get_format
+from halfbyte.formats import Storage, get_format
 from halfbyte.gpu.lowering.program import Matrix, Piece, Ref, Vector, buffer_nbytes
 from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.shaders.capabilities import Capabilities
@@ -61,7 +62,7 @@ class LoweringContext:
 
     def _pieces(self, stored: str, columns: int, rows: int, first: int) -> Iterator[Piece]:
         """Rows of one format, cut where a binding would become too large."""
-        arrays = storage(get_format(stored), columns).arrays
+        arrays = storage(stored, columns).arrays
         pitch = {name: array.nbytes for name, array in arrays.items()}
         most = max(ROW_STEP, self.capabilities.largest // max(pitch.values()) // ROW_STEP * ROW_STEP)
         for start in range(0, rows, most):
@@ -85,7 +86,7 @@ class LoweringContext:
 
     def packed(self, matrix: Matrix, piece: Piece) -> bool:
         """Whether rows can be multiplied with int8 blocks here."""
-        return self.config.int8 and storage(get_format(piece.format), matrix.columns).packed
+        return self.config.int8 and storage(piece.format, matrix.columns).packed
 
 
 def matrix_name(tensors: tuple[str, ...]) -> str:
@@ -93,20 +94,21 @@ def matrix_name(tensors: tuple[str, ...]) -> str:
     return " + ".join(tensors)
 
 
-def storage(stored: Format, columns: int) -> Storage:
+@cache
+def storage(stored: str, columns: int) -> Storage:
     """How kernels see matrices of this many columns in a format.
 
     Raises:
         UnsupportedModelError: There is no snippet for it.
     """
-    found = stored.storage(columns)
+    found = get_format(stored).storage(columns)
     if found is None:
-        raise UnsupportedModelError(f"the GPU cannot read weights in {stored.name}.", "Use device='cpu'.")
+        raise UnsupportedModelError(f"the GPU cannot read weights in {stored}.", "Use device='cpu'.")
     return found
 
 
 def format_constants(matrix: Matrix, piece: Piece) -> dict[str, Any]:
     """The snippet of a piece's format, what it wants to know, and both as a name."""
-    found = storage(get_format(piece.format), matrix.columns)
+    found = storage(piece.format, matrix.columns)
     stored = "-".join(map(str, (found.snippet, *found.constants.values())))
     return {"FORMAT": found.snippet, "STORED": stored, **found.constants}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts, Rows, Storage, Weight, WeightSource, get_format
+from halfbyte.formats import Parts, Rows, Storage, Weight, WeightSource
 from halfbyte.gpu.device.device import CHUNK_NBYTES, Device
 from halfbyte.gpu.lowering.context import ROW_STEP, storage
 from halfbyte.gpu.lowering.program import Matrix, Piece, Vector
@@ -94,7 +94,7 @@ class WeightStore:
     def _upload_rows(self, name: str, rows: range, columns: int, places: Sequence[_Place]) -> None:
         """Upload a weight, which has some of the matrix' rows."""
         stored = next(place.piece.format for place in places if place.overlap(rows.start, rows.stop))
-        layout = storage(get_format(stored), columns)
+        layout = storage(stored, columns)
         if isinstance(self._source, Repeating) and (rows.start | len(rows)) % ROW_STEP == 0:
             self._fill(places, layout, rows, self._source.tile(name).parts)
         else:

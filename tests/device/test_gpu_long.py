@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from halfbyte.gpu.lowering.program import Ref
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
@@ -56,7 +57,7 @@ def test_windows_keep_their_blocks_and_the_rest_grows(
         whole = gpu.plan.tensors[name]
         ring = group.columns * gpu.plan.block_size
         _, kv_heads, _, head_dim = whole.shape
-        held = gpu.target.caches[name].handle.size // (kv_heads * -(-head_dim // 8) * 8 * 4)
+        held = gpu.buffer(Ref("cache", name)).handle.size // (kv_heads * -(-head_dim // 8) * 8 * 4)
         if group.window is not None:
             windowed += 1
             assert held == ring < gpu.plan.context // 3

@@ -17,7 +17,7 @@ from halfbyte.gpu.lowering import code, passes
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, lower, lower_section
 from halfbyte.gpu.lowering.passes import Schedule, Section, schedule
-from halfbyte.gpu.lowering.program import Axis, Dispatch, Extent, KeySplits, Lowered, Ref
+from halfbyte.gpu.lowering.program import Axis, Dispatch, Extent, KeySplits, Lowered, Output, Ref
 from halfbyte.gpu.lowering.serial import digest, from_json, to_json
 from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.shaders.capabilities import BASELINE, Capabilities
@@ -231,6 +231,11 @@ def test_an_op_without_kernels_is_a_sentence_that_names_it() -> None:
         lower(other, FULL, choose(FULL))
 
 
+def test_a_bias_is_refused_and_not_left_out() -> None:
+    with pytest.raises(UnsupportedModelError, match="no kernels for products with a bias"):
+        lower_section(section(ops.Linear("x", ("w0",), "y", bias=("norm0",))), "p", {"x": X}, keep="y")
+
+
 def test_a_format_without_kernels_is_a_sentence_that_names_it() -> None:
     with pytest.raises(UnsupportedModelError, match=r"the GPU cannot read weights in q5_k\."):
         lower(plan_of("llama-3.2-1b", stored="q5_k"), FULL, choose(FULL))
@@ -275,6 +280,7 @@ def section(
     return Section(context, steps, columns, columns or 64, rows)
 
 
+X = Output(Ref("scratch", "x"), 64, 64)
 EMBED = ops.Embed("ids", "w0", "x")
 NORM = ops.RmsNorm("x", "norm0", "n", 1e-6)
 PRODUCT = ops.Linear("n", ("w1",), "y")

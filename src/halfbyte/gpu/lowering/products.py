@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import format_constants
 from halfbyte.gpu.lowering.norms import prepare_norm, quantize
@@ -21,7 +22,13 @@ _Buffers = dict[str, Ref | None]
 
 
 def lower_linear(step: ops.Linear, b: Builder) -> None:
-    """A product, with a residual and with a norm that it prepares."""
+    """A product, with a residual and with a norm that it prepares.
+
+    Raises:
+        UnsupportedModelError: It has a bias, or there are no kernels for the format of its weights.
+    """
+    if step.bias:
+        raise UnsupportedModelError("the GPU has no kernels for products with a bias.", "Use device='cpu'.")
     matrix = b.context.matrix(step.weights)
     prepares = b.index in b.schedule.prepared
     value = b.value(step.out, matrix.rows)

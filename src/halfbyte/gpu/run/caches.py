@@ -24,7 +24,6 @@ class Caches:
 
     def __init__(self, device: Device, plan: Plan) -> None:
         self._device = device
-        self._plan = plan
         self._layouts = caches(plan)
         self._capacity: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}

@@ -143,7 +143,7 @@ class GpuExecutor:
 
     @property
     def timing(self) -> Timing | None:
-        """Each dispatch is timed inside `traced`."""
+        """Each dispatch is timed by `checks.trace.traced`."""
         return "dispatches"
 
     def busy_s(self) -> float | None:

@@ -112,8 +112,10 @@ def build(
     stacking = Stacking.of(names)
 
     def layer(window: int | None, start: str) -> Layer:
+        named = layer_names(start, stacking)
+        named["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
         return Layer(
-            **{**layer_names(start, stacking), "mlp_norm": f"{start}pre_feedforward_layernorm.weight"},  # type: ignore[typeddict-item]
+            **named,
             attention=Attention(
                 heads, kv_heads, head_dim, scale, rope=SLIDING if window else FULL, window=shorter(window, context)
             ),

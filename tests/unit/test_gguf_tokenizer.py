@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from halfbyte.checkpoint.gguf.file import GgufFile
 from halfbyte.checkpoint.gguf.tokenizer import (
@@ -22,9 +25,9 @@ from halfbyte.checkpoint.gguf.tokenizer import (
     tokenizer_files,
 )
 from halfbyte.checkpoint.gguf.vocabulary import vocabulary
-from halfbyte.errors import InvalidModelError, UnsupportedModelError
+from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.text import Tokenizer
-from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
+from halfbyte.text.files import AddedToken, TokenizerFiles, read_tokenizer_files
 
 HERE = Path("model.gguf")
 TEXT = "Hello  world, it's 12345\n\n\tfine: naïve 中文 🦙 <|end|> x"
@@ -143,6 +146,97 @@ def test_the_space_before_a_text_can_be_left_out() -> None:
     tokenizer = made(phi3_metadata(add_space_prefix=False))
     assert [tokenizer.token(token) for token in tokenizer.encode("ab ab", add_special_tokens=False)] == ["ab", "▁ab"]
     assert tokenizer.decode(tokenizer.encode(" ab", add_special_tokens=False)) == " ab"
+
+
+@pytest.mark.parametrize("mark", ["<|end|>", "<|im_end|>", "<end_of_turn>", "</s>", "<|eot_id|>"])
+@pytest.mark.parametrize("kind", [NORMAL, CONTROL, USER_DEFINED, 5])
+def test_tokens_that_end_an_answer_do_so_whatever_their_type(mark: str, kind: int) -> None:
+    """As llama.cpp, which overrides the type with a warning."""
+    metadata = gpt2_metadata()
+    metadata["tokenizer.ggml.tokens"][262] = mark
+    metadata["tokenizer.ggml.eos_token_id"] = 263
+    metadata["tokenizer.ggml.token_type"][262] = kind
+    tokenizer = made(metadata)
+    assert stop_token_ids(HERE, metadata) == [263, 262]
+    assert tokenizer.encode(mark) == [262]
+    assert tokenizer.decode([*tokenizer.encode("h"), 262]) == "h"
+
+
+@pytest.mark.parametrize("name", ["eos", "eot", "eom"])
+def test_a_named_end_of_any_spelling_is_hidden(name: str) -> None:
+    metadata = {**gpt2_metadata(), f"tokenizer.ggml.{name}_token_id": 263}
+    assert 263 in stop_token_ids(HERE, metadata)
+    assert made(metadata).decode([263]) == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops"),
+    [
+        (["<|end|>", "<|return|>"], [0, 1]),
+        (["<|end|>", "<|return|>", "<|call|>"], [1, 2]),
+        (["<|end|>", "<|flush|>", "<|calls|>"], [1, 2]),
+        (["</s>", "<|tool_response>"], [1]),
+    ],
+)
+def test_tokens_that_end_a_part_only_are_no_stops(tokens: list[str], stops: list[int]) -> None:
+    """As llama.cpp: gpt-oss writes <|end|> after each channel, Gemma 4 does not mean </s>."""
+    assert stop_token_ids(HERE, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens}) == stops
+
+
+@pytest.mark.parametrize("given", [{}, {"bos_token_id": 99999}])
+def test_a_sentencepiece_vocabulary_that_names_no_bos_has_the_usual_one(given: dict[str, int]) -> None:
+    """As llama.cpp: 1, 2 and 0 are BOS, EOS and the unknown token unless the file says otherwise."""
+    names = ("bos_token_id", "eos_token_id", "unknown_token_id")
+    metadata = {k: v for k, v in phi3_metadata().items() if not k.endswith(names)}
+    metadata |= {f"tokenizer.ggml.{key}": value for key, value in given.items()}
+    tokenizer = made(metadata)
+    assert tokenizer.encode("a")[0] == 1
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert 2 in stop_token_ids(HERE, metadata)
+    assert made({**metadata, "tokenizer.ggml.add_bos_token": False}).encode("a")[0] != 1
+
+
+def test_templates_for_tools_come_along_both_ways(shell_29m: Path) -> None:
+    metadata = {**phi3_metadata(), "tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools"}
+    files = tokenizer_files(HERE, metadata)
+    hello = [{"role": "user", "content": "hi"}]
+    assert Tokenizer(files).render_chat(hello) == "plain"
+    assert Tokenizer(files).render_chat(hello, tools=[]) == "tools"
+    both = dataclasses.replace(read_tokenizer_files(shell_29m), templates=files.templates)
+    back = vocabulary(both, 8192, [])
+    assert back["tokenizer.chat_templates"] == ["tool_use"]
+    assert tokenizer_files(HERE, back).templates == files.templates
+
+
+def test_tokens_named_beside_tokenizer_json_survive_the_trip(shell_29m: Path) -> None:
+    files = dataclasses.replace(read_tokenizer_files(shell_29m), added_tokens=(AddedToken("<new>"),))
+    before, after = Tokenizer(files), written(files, 8200, [4])
+    assert after.encode("a<new>b") == before.encode("a<new>b")
+    assert before.token_id("<new>") == 8192
+
+
+METADATA = [gpt2_metadata(), {**phi3_metadata(), "tokenizer.chat_template": "x", "tokenizer.ggml.add_bos_token": True}]
+VALUES = st.sampled_from(
+    [None, True, -1, 1, 10**9, 1.5, "", "llama", "gpt2", [], ["a"], ["a", "a"], [1], [["a"]], np.zeros(0), np.zeros(3),
+     np.zeros((2, 2), np.int32), np.arange(268), np.full(268, np.nan, np.float32), np.arange(264), ["a b"] * 3, [""] * 268]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(metadata=st.sampled_from(METADATA), value=VALUES, data=st.data())
+def test_any_value_in_the_metadata_works_or_is_told(metadata: dict[str, Any], value: Any, data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted(metadata)))
+    changed = {**metadata, key: value}
+    try:
+        stop_token_ids(HERE, changed)
+        tokenizer = made(changed)
+        tokenizer.decode(tokenizer.encode("ab <|end|> é"))
+        vocabulary(tokenizer_files(HERE, changed), 300, [])
+    except HalfbyteError as error:
+        lines = str(error).splitlines()
+    else:
+        return
+    assert len(lines) == 1
 
 
 def test_stops_are_the_named_tokens_and_the_marks_known_to_end_an_answer() -> None:

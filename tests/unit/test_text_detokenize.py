@@ -16,7 +16,8 @@ from halfbyte.text.files import TokenizerFiles
 
 TOKENS = [
     "a", "b", "ab", "▁", "▁a", "a▁", "▁▁b", " ", "  ", " a", "##", "##a", "a##", "</w>", "a</w>", "</", "w>b", "<pad>",
-    "|", ".", " .", "n't", "<0xE2>", "<0x82>", "<0xAC>", "<0xFF>", "<0x+A>", "<0x41>", "<0x4", "Ã", "©", "Ã©", "Ġ", "Ġa",
+    "|", ".", " .", "n't", "<0xE2>", "<0x82>", "<0xAC>", "<0xFF>", "<0x+A>", "<0x41>", "<0x4", "Ã", "©", "Ã©", "Ġ",
+    "Ġa",
     "ð", "Ł", "Ļ", "Ĥ", "é", "中", "",
 ]  # fmt: skip
 BYTE_TOKENS = [token for token in TOKENS if token.isascii() and token.isalnum()] + ["Ã", "©", "Ġ", "ð", "Ł", "Ļ", "Ĥ"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ TOOL_CALL = [
     },
     {"role": "tool", "content": "3", "tool_call_id": "abcdef123"},
 ]
+NULL = [
+    *HELLO,
+    {"role": "assistant", "content": None, "refusal": None, "tool_calls": TOOL_CALL[1]["tool_calls"]},
+    *TOOL_CALL[2:],
+]
+THOUGHTS = [*HELLO, {"role": "assistant", "content": "Yes.", "reasoning": "Hm."}, *HELLO]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "you"}]}]
 ODD = [{"role": "wizard", "content": "Abracadabra"}]
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -61,8 +70,8 @@ def outcome(source: str, messages: Any, **options: Any) -> str:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "messages",
-    [HELLO, TURNS, SYSTEM, TWO_USERS, TOOL_CALL, ODD],
-    ids=["hello", "turns", "system", "two users", "tool call", "odd role"],
+    [HELLO, TURNS, SYSTEM, TWO_USERS, TOOL_CALL, NULL, THOUGHTS, ODD],
+    ids=["hello", "turns", "system", "two users", "tool call", "null content", "thoughts", "odd role"],
 )
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -89,6 +98,43 @@ def test_any_conversation_renders_as_transformers_does(transformers_tokenizer: A
     assert outcome(source, messages) == outcome_of_transformers(
         transformers_tokenizer, source, messages, add_generation_prompt=True
     )
+
+
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+READS_PARTS = """{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}<{{ part.text | trim }}>{% endfor %}{% endif %}{% endfor %}"""
+
+
+def test_a_message_without_content_has_none_in_the_prompt() -> None:
+    assert outcome(PLAIN, NULL[:2]) == f"[user]{HELLO[0]['content']}[assistant]"
+    assert (
+        outcome("{{ messages[0].content is defined }}{{ messages[0].name }}", [{"role": "x", "name": None}]) == "False"
+    )
+
+
+def test_parts_are_handed_to_templates_that_read_them(transformers_tokenizer: Any) -> None:
+    assert outcome(READS_PARTS, PARTS) == "[user]<Hello><you>"
+    assert outcome(READS_PARTS, PARTS) == outcome_of_transformers(transformers_tokenizer, READS_PARTS, PARTS)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PLAIN,
+        "{% for m in messages %}[{{ m.role }}]{{ m.content.strip() }}{% endfor %}",
+        "[user]{{ messages[0]['content'] + '' }}",
+    ],
+)
+def test_parts_become_lines_for_templates_that_take_text(source: str) -> None:
+    assert outcome(source, PARTS) == "[user]Hello\nyou"
+    assert (
+        outcome(source, [{"role": "user", "content": ["Hello", {"type": "text", "text": "you"}]}]) == "[user]Hello\nyou"
+    )
+
+
+def test_parts_that_are_no_text_are_refused_where_no_template_reads_them() -> None:
+    with pytest.raises(UsageError, match="'image_url'"):
+        ChatTemplate(PLAIN, SPECIAL).render([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
 
 
 def test_a_refusal_carries_the_templates_own_words() -> None:
@@ -181,6 +227,135 @@ def test_mistakes_in_a_template_are_told_in_one_line(source: str, words: str) ->
     assert words in caught.value.message
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+DEEP = "{% set ns = namespace(a=['x'], b=['x'], t=('x',)) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}\
+{% set ns.b = [ns.b, ns.b] %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}"
+"""Lists of lists, small to build and endless to walk through."""
+
+BIG = "{% set big = 'x' * 4000000 %}"
+ROWS = "{% for i in range(99999) %}" + "y" * 50000 + "{% endfor %}"
+DOUBLED = "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = EXPR %}{% endfor %}"
+KEPT = BIG + "{% set ns = namespace(k=[]) %}{% for i in range(999) %}{% set ns.k = ns.k + [EXPR] %}{% endfor %}"
+
+HUNGRY = [
+    *(
+        DEEP + "{{ EXPR }}".replace("EXPR", expression)
+        for expression in (
+            "ns.a == ns.b", "ns.a < ns.b", "ns.a in [ns.b]", "[ns.a, ns.b] | sort", "[ns.a, ns.b] | max", "ns.a",
+            "ns.a ~ ''", "ns.a | string", "ns.a | tojson", "ns.a | join", "ns.a | upper", "ns.a is eq(ns.b)",
+            "[ns.a].index(ns.b)", "[ns.a] | select('==', ns.b) | list", "{'a': ns.a}.values() | list | sort",
+            "'%s' % ns.a", "'{}'.format(ns.a)", "'{0!r}'.format(ns.a)", "raise_exception(ns.a)", "{ns.t: 1}",
+            "ns.t in {}",
+            "{}[ns.t]", "{}.get(ns.t)", "dict([(ns.t, 1)])", "[ns.t, ns.t] | unique | list", "ns", "','.join(ns.a)",
+            "ns.b in (range(9) | map('default', ns.a))", "[1, 2] | groupby('x', default=ns.a)", "ns.a is lower",
+            "ns.a | indent", "ns.a | int", "[{'x': ns.a}] | sum(attribute='x', start=[])",
+        )
+    ),
+    DEEP + "{% for x in [ns.a, ns.b] %}{{ loop.changed(x) }}{% endfor %}",
+    *(
+        "{{ EXPR }}".replace("EXPR", expression)
+        for expression in (
+            "('x ' * 400000) | wordwrap(1)", "1.5 | round(-1500000000)", "5 | round(1500000000, 'floor')",
+            "'%1500000000s' % 'a'", "'%*s' % (1500000000, 'a')", "'%.1500000000f' % 1",
+            "'%(a(b)c)1500000000s' % {'a(b)c': 1}",
+            "'%1500000000d' | format(3)", "'{:1500000000}'.format('a')", "'{:{}}'.format('a', 1500000000)",
+            "'{a:1500000000}'.format_map({'a': 1})", "'1'.zfill(1500000000)", "'1'.ljust(1500000000)",
+            "'\t'.expandtabs(1500000000)", "'a\nb' | indent(1500000000)", "('a' * 100000).replace('', 'b' * 100000)",
+            "('a' * 100000) | replace('a', 'b' * 100000)", "range(99999) | join('b' * 100000)",
+            "('b' * 100000).join(['a'] * 99999)", "[1] | batch(1500000000, 'x') | list",
+            "[1] | slice(1500000000) | list",
+            "'a'.translate({97: 'b' * 4000000})", "[[[1]]] | tojson(indent=1500000000)", "9 ** 9 ** 9 ** 9 ** 9",
+            "2 ** (2 ** 60)",
+            "('9' * 4000) | int * ('9' * 4000) | int", "('f' * 4000000) | int(0, 16)", "('9' * 4000000) | float",
+            "([[1]] * 100000) | sum(start=[]) | length", "('<a' * 2000000) | striptags", "('a.' * 2000000) | urlize",
+            "('<' | e) * 4000000", "('%s' | safe) % ('<' * 4000000)", "('{}' | safe).format('<' * 4000000)",
+        )
+    ),
+    *(
+        DOUBLED.replace("EXPR", expression)
+        for expression in (
+            "ns.x * 100", "'%s%s' % (ns.x, ns.x)", "'{0}{0}'.format(ns.x)", "[ns.x, ns.x] | join",
+            "ns.x.replace('x', ns.x)",
+            "ns.x | list + ns.x | list", "ns.x | tojson | tojson",
+        )
+    ),
+    "{% macro m() %}" + ROWS + "{% endmacro %}{{ m() }}",
+    "{% set x %}" + ROWS + "{% endset %}",
+    "{% filter upper %}" + ROWS + "{% endfilter %}",
+    ROWS,
+    KEPT.replace("EXPR", "big[1:]"),
+    KEPT.replace("EXPR", "big.split('q', 1)"),
+    KEPT.replace("EXPR", "big ~ i"),
+    "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+    BIG + "{% for i in range(99999) %}{% for j in big if false %}{% endfor %}{% endfor %}",
+    "{{ " + "+".join(["1"] * 9000) + " }}",
+    "".join(f"{{%set a{i}=1%}}" for i in range(2000)) + "{%if a1%}{%endif%}" * 1500,
+    "x" * 70000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", HUNGRY, ids=range(len(HUNGRY)))
+def test_no_operation_takes_much_time_or_memory(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_module, "TIME_LIMIT_S", 0.5)
+    tracemalloc.start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(TemplateError) as caught:
+            ChatTemplate(source, SPECIAL).render(HELLO)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - start < 15  # most of it is the watching of memory; unbounded, any of these takes minutes
+    assert peak < 400 * 2**20
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("messages | map(attribute='role') | list", "['user']"), ("'user' in messages | map(attribute='role')", "True"),
+        ("(messages | selectattr('role', '==', 'tool')) is true or 1", "1"),
+        ("messages | selectattr('role') and 'yes'", "yes"),
+        ("'%s-%03d' % ('a', 7)", "a-007"), ("'{:>5}|{!r}'.format('a', 'b')", "    a|'b'"),
+        ("[3, 1, 2] | sort | join(',')", "1,2,3"),
+        ("'a b  c'.split() | length", "3"), ("{'b': 1, 'a': 2} | dictsort | first | first", "a"),
+        ("[1, 2, 3][::-1]", "[3, 2, 1]"),
+        ("'x' ~ 1 ~ none", "x1None"), ("2 ** 10 - 7 // 2", "1021"), ("'ab' | center(6) | replace(' ', '.')", "..ab.."),
+        ("range(5) | batch(2, 'x') | list | tojson", '[[0, 1], [2, 3], [4, "x"]]'), ("{'a': 1}.items() | list",
+        "[('a', 1)]"),
+        ("1 < 2 < 3", "True"), ("'abc'[1:]", "bc"), ("[1, 2, 3] | sum", "6"), ("'a' if 'A'.lower() == 'a' else 'b'",
+        "a"),
+        ("'<' | e", "&lt;"), ("'Hello you' | truncate(length=6, leeway=0)", "Hel..."),
+        ("'a\nb' | indent(width=2, first=true)", "  a\n  b"),
+    ],
+)  # fmt: skip
+def test_what_templates_commonly_do_gives_what_it_gives_in_transformers(
+    transformers_tokenizer: Any, expression: str, text: str
+) -> None:
+    source = "{{ " + expression + " }}"
+    assert outcome(source, HELLO) == text
+    assert outcome_of_transformers(transformers_tokenizer, source, HELLO) == text
+
+
+def test_compiling_computes_nothing() -> None:
+    """Jinja2 would work out constant expressions while it compiles, before any limit holds."""
+    start = time.monotonic()
+    ChatTemplate("{{ 'x' * 10 ** 9 }}{{ 5 | round(-1500000000) }}{{ ('a' * 10 ** 8) | upper }}", SPECIAL)
+    assert time.monotonic() - start < 2
+
+
+def test_templates_run_in_many_threads_at_once() -> None:
+    template = ChatTemplate(PLAIN, SPECIAL)
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda i: template.render([{"role": "user", "content": str(i)}]), range(200)))
+    assert texts == [f"[user]{i}" for i in range(200)]
+
+
+def test_a_long_conversation_is_rendered() -> None:
+    turns = [{"role": role, "content": f"{i} " * 2000} for i in range(200) for role in ("user", "assistant")]
+    source = (Path(__file__).parent / "chat_templates" / "gemma-3.jinja").read_text(encoding="utf-8")
+    assert len(outcome(source, turns)) > 2_000_000
 
 
 @settings(max_examples=150, deadline=None)

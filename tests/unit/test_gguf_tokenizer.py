@@ -218,7 +218,8 @@ def test_tokens_named_beside_tokenizer_json_survive_the_trip(shell_29m: Path) ->
 METADATA = [gpt2_metadata(), {**phi3_metadata(), "tokenizer.chat_template": "x", "tokenizer.ggml.add_bos_token": True}]
 VALUES = st.sampled_from(
     [None, True, -1, 1, 10**9, 1.5, "", "llama", "gpt2", [], ["a"], ["a", "a"], [1], [["a"]], np.zeros(0), np.zeros(3),
-     np.zeros((2, 2), np.int32), np.arange(268), np.full(268, np.nan, np.float32), np.arange(264), ["a b"] * 3, [""] * 268]
+     np.zeros((2, 2), np.int32), np.arange(268), np.full(268, np.nan, np.float32), np.arange(264), ["a b"] * 3,
+     [""] * 268]
 )  # fmt: skip
 
 

@@ -48,7 +48,8 @@ class TokenizerFiles:
         special_tokens: Named tokens, such as `eos_token`.
         chat_template: The default template.
         templates: Further templates by name, such as `tool_use`.
-        added_tokens: Tokens that files beside `tokenizer.json` name, in the order in which they get their ids.
+        added_tokens: Tokens that files beside `tokenizer.json` describe, in the order in which they get their ids.
+        extra_tokens: Further ones, which count only where no token so spelt is added yet.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class TokenizerFiles:
     chat_template: str | None
     templates: dict[str, str] = field(default_factory=dict)
     added_tokens: tuple[AddedToken, ...] = ()
+    extra_tokens: tuple[AddedToken, ...] = ()
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -74,9 +76,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         raise _missing(folder)
     config = _read_object(folder / "tokenizer_config.json")
     templates = _chat_templates(folder, config)
-    named, added = _tokens(folder, config)
+    added, named, extra = _tokens(folder, config)
     special = {name: token.content for name, token in named.items() if name in NAMED_TOKENS}
-    return TokenizerFiles(path, definition, special, templates.pop("default", None), templates, tuple(added))
+    extra = (*named.values(), *extra)
+    return TokenizerFiles(path, definition, special, templates.pop("default", None), templates, added, extra)
 
 
 def _missing(folder: Path) -> InvalidModelError:
@@ -90,13 +93,15 @@ def _missing(folder: Path) -> InvalidModelError:
 # --- tokens
 
 
-def _tokens(folder: Path, config: Mapping[str, object]) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """Named tokens, and all tokens to add, in transformers' order: by id, then named ones, then the others.
+def _tokens(
+    folder: Path, config: Mapping[str, object]
+) -> tuple[tuple[AddedToken, ...], dict[str, AddedToken], tuple[AddedToken, ...]]:
+    """Tokens with ids, named tokens, and others, each in transformers' order.
 
     special_tokens_map.json and added_tokens.json count only beside an old config, one without `added_tokens_decoder`.
     """
     path = folder / "tokenizer_config.json"
-    named, extra = _named_tokens(path, config), list(_extra_tokens(path, config))
+    named, extra = _named_tokens(path, config), [*_extra_tokens(path, config)]
     if "added_tokens_decoder" in config:
         numbered = _numbered_tokens(path, config["added_tokens_decoder"])
     else:
@@ -107,7 +112,7 @@ def _tokens(folder: Path, config: Mapping[str, object]) -> tuple[dict[str, Added
         numbered = _old_tokens(folder / "added_tokens.json", special)
     known = {token.content: token for token in numbered}
     named = {name: replace(known.get(token.content, token), special=True) for name, token in named.items()}
-    return named, [*numbered, *named.values(), *extra]
+    return tuple(numbered), named, tuple(extra)
 
 
 def _named_tokens(path: Path, entries: Mapping[str, object]) -> dict[str, AddedToken]:

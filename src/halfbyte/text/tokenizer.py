@@ -250,13 +250,15 @@ def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_buffer(files.definition)
         backend.no_truncation()
         backend.no_padding()
-        added = [tokenizers.AddedToken(**vars(token)) for token in files.added_tokens]
-        named = [tokenizers.AddedToken(text, special=True) for text in files.special_tokens.values()]
         known = backend.get_added_tokens_decoder().values()
-        described, special = {repr(token) for token in known}, {token.content for token in known if token.special}
+        described = {repr(token) for token in known}
+        added = [tokenizers.AddedToken(**vars(token)) for token in files.added_tokens]
         backend.add_tokens([token for token in added if repr(token) not in described])
-        special |= {token.content for token in added if token.special}
-        backend.add_tokens([token for token in named if token.content not in special])
+        texts = {token.content for token in (*known, *files.added_tokens)}
+        extra = {token.content: token for token in files.extra_tokens if token.content not in texts}
+        backend.add_tokens([tokenizers.AddedToken(**vars(token)) for token in extra.values()])
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        backend.add_special_tokens([text for text in files.special_tokens.values() if text not in special])
     return backend
 
 

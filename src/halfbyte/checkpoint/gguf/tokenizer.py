@@ -309,7 +309,8 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
 def _strips(vocabulary: Vocabulary) -> frozenset[str]:
     """Tokens that swallow the white space after them: Phi-3's marks, which GGUF has no field for."""
     metadata = vocabulary.metadata
-    if metadata.get("general.architecture") != "phi3" or metadata.get("tokenizer.ggml.model") != "llama":
+    kind = [metadata.get(key) for key in ("general.architecture", "tokenizer.ggml.model")]
+    if not all(isinstance(name, str) for name in kind) or kind != ["phi3", "llama"]:
         return frozenset()
     marks = zip(vocabulary.tokens, vocabulary.types, strict=True)
     special = {token for token, kind in marks if kind in (CONTROL, USER_DEFINED)} | {"</s>"}

@@ -45,7 +45,7 @@ def vocabulary(files: TokenizerFiles, rows: int, stop_token_ids: Sequence[int]) 
         UnsupportedModelError: The tokenizer is of a kind that GGUF has no name for.
     """
     try:
-        definition = json.loads(Tokenizer(files).definition() if files.added_tokens else files.definition)
+        definition = json.loads(_definition(files))
         metadata = _vocabulary(files, definition, rows) | _special_ids(files, definition, stop_token_ids)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidModelError(f"{files.path} is damaged: {error!r:.200}.", "Download the model again.") from error
@@ -54,6 +54,11 @@ def vocabulary(files: TokenizerFiles, rows: int, stop_token_ids: Sequence[int]) 
     if files.templates:
         metadata["tokenizer.chat_templates"] = list(files.templates)
     return metadata | {f"tokenizer.chat_template.{name}": text for name, text in files.templates.items()}
+
+
+def _definition(files: TokenizerFiles) -> bytes:
+    """A tokenizer.json with the tokens of all files."""
+    return Tokenizer(files).definition() if files.added_tokens or files.extra_tokens else files.definition
 
 
 def _vocabulary(files: TokenizerFiles, definition: Mapping[str, Any], rows: int) -> dict[str, Value]:

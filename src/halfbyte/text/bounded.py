@@ -360,9 +360,10 @@ def filters() -> dict[str, Callable[..., Any]]:
     return {name: _bounded(own.get(name, jinja_filters.FILTERS[name]), cost) for name, cost in _FILTERS.items()}
 
 
-def tests() -> dict[str, Callable[..., Any]]:
+def tests() -> dict[str, Any]:
     """All tests by name."""
-    return {name: _bounded(test, _small) if name in _SIZED_TESTS else test for name, test in jinja_tests.TESTS.items()}
+    offered: dict[str, Any] = dict(jinja_tests.TESTS)
+    return offered | {name: _bounded(offered[name], _small) for name in _SIZED_TESTS}
 
 
 def _bounded(function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:

@@ -77,7 +77,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     config = _read_object(folder / "tokenizer_config.json")
     templates = _chat_templates(folder, config)
     added, named, extra = _tokens(folder, config)
-    special = {name: token.content for name, token in named.items() if name in NAMED_TOKENS}
+    special = {name: token.content for name, token in named.items()}
     extra = (*named.values(), *extra)
     return TokenizerFiles(path, definition, special, templates.pop("default", None), templates, added, extra)
 
@@ -121,18 +121,21 @@ def _named_tokens(path: Path, entries: Mapping[str, object]) -> dict[str, AddedT
     for name, value in entries.items():
         if (name in NAMED_TOKENS and value is not None) or (name.endswith("_token") and isinstance(value, str)):
             tokens[name] = _token(path, name, value)
+    table = entries.get("extra_special_tokens")
+    if isinstance(table, dict):
+        tokens |= {name: _token(path, f"extra_special_tokens {name[:80]}", value) for name, value in table.items()}
     order = {name: place for place, name in enumerate(NAMED_TOKENS)}
     return dict(sorted(tokens.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def _extra_tokens(path: Path, entries: Mapping[str, object]) -> Iterator[AddedToken]:
-    """Special tokens without a role: a list, or a table whose names only a library uses."""
+    """Special tokens without a name; a table of extra tokens names them."""
     key = "extra_special_tokens" if entries.get("extra_special_tokens") else "additional_special_tokens"
     value = entries.get(key)
-    values = list(value.values()) if isinstance(value, dict) else value
-    if values is not None and (not isinstance(values, list) or len(values) > MAX_ADDED_TOKENS):
+    values = [] if value is None or (isinstance(value, dict) and key == "extra_special_tokens") else value
+    if not isinstance(values, list) or len(values) > MAX_ADDED_TOKENS:
         raise _wrong(path, f"{key} is {_shown(value)}, not a list of tokens")
-    for each in values or ():
+    for each in values:
         yield _token(path, key, each)
 
 

@@ -142,7 +142,7 @@ def _inside(value: Any) -> Sequence[Any] | None:
         return [*value.keys(), *value.values()]
     if isinstance(value, Namespace):
         return _inside(object.__getattribute__(value, "_Namespace__attrs"))
-    return list(value) if isinstance(value, _VIEWS) else None
+    return [*iter(value)] if type(value) in _VIEWS else None
 
 
 def _characters(value: object) -> int:

@@ -57,7 +57,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         own = {_CHECKED: bounded.compared, _JOINED: bounded.joined, _MADE: bounded.made, _SLICED: bounded.sliced}
         self.filters = {**bounded.filters(), **own, _TICK: _tick}
-        self.tests = bounded.tests()
+        self.tests = dict(bounded.tests())
         self.globals = {
             "range": self.globals["range"], "cycler": Cycler, "joiner": Joiner, "dict": _make_dict,
             "namespace": _make_namespace, "raise_exception": _raise_exception, "strftime_now": _strftime_now,
@@ -170,7 +170,7 @@ class _BoundedFormatter(SandboxedFormatter):
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
         current.get().allow(PER_CHARACTER * 10 * measure(value).text)
-        return bounded.kept(super().convert_field(value, conversion), 0)  # type: ignore[arg-type]
+        return bounded.kept(super().convert_field(value, conversion), 0)
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return Formatter.get_value(self, key, args, kwargs)
@@ -264,7 +264,9 @@ class _Rewriter(NodeTransformer):
 
     def _ticking(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
-        tick = _filtered(_TICK, nodes.Const(None).set_lineno(node.lineno))
+        nothing = nodes.Const(None)
+        nothing.set_lineno(node.lineno)
+        tick = _filtered(_TICK, nothing)
         node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
         return node
 

@@ -254,7 +254,7 @@ def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
         described = {repr(token) for token in known}
         added = [tokenizers.AddedToken(**vars(token)) for token in files.added_tokens]
         backend.add_tokens([token for token in added if repr(token) not in described])
-        texts = {token.content for token in (*known, *files.added_tokens)}
+        texts = {token.content for token in known} | {token.content for token in files.added_tokens}
         extra = {token.content: token for token in files.extra_tokens if token.content not in texts}
         backend.add_tokens([tokenizers.AddedToken(**vars(token)) for token in extra.values()])
         special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}

@@ -213,6 +213,29 @@ def test_a_turn_is_one_threads_and_an_interrupted_one_is_given_back() -> None:
     assert not turns.try_take(), "it is another thread's"
 
 
+def test_step_gets_its_turn_beside_threads_that_stream() -> None:
+    plan = plan_of(context=1000)
+    engine, _ = engine_of(plan)
+    stop = threading.Event()
+
+    def stream(_: int) -> None:
+        while not stop.is_set():
+            generated(engine, [1], max_tokens=20)
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(stream, i) for i in range(2)]
+        try:
+            sequence = engine.submit(PROMPT, GREEDY, max_tokens=5)
+            outputs = []
+            while len(outputs) < 5:
+                outputs += engine.step()
+        finally:
+            stop.set()
+        assert [output.token_id for output in outputs] == sequence.generated_ids == answer(PROMPT, plan, max_tokens=5)
+        for each in busy:
+            each.result(60)
+
+
 def test_ctrl_c_in_one_thread_leaves_the_others_their_answers() -> None:
     plan = plan_of()
     engine, executor = engine_of(plan)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import pytest
 
 from halfbyte.cli.prompts import single_request
-from halfbyte.errors import ContextFullError
+from halfbyte.errors import ContextFullError, DeviceError
 from halfbyte.options import RunOptions
-from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
+from tests.unit.cli_fakes import FakeStream, error_lines, halfbyte, use_fake
 
 FIGURES = ["prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s"]
-KEYS = ["prompt", "text", "token_ids", *FIGURES]
+KEYS = ["prompt", "text", "token_ids", "finish_reason", *FIGURES]
 
 
 def test_the_answer_alone_is_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,27 +211,93 @@ def test_answers_to_a_file_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_p
         (b"[" * 100_000, "it is not JSON"),
     ],
 )
-def test_a_bad_line_is_named_before_anything_is_loaded(
+def test_a_bad_line_is_named_and_the_others_are_answered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: bytes, complaint: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b'\n{"prompt": "good"}\n')
+    use_fake(monkeypatch, ["one"], ["two"])
+    result = halfbyte("run", "--prompts", str(file), "--json")
+    first, bad, last = map(json.loads, result.stdout.splitlines())
+    assert (result.exit_code, first["text"], last["text"]) == (2, "one", "two")
+    assert (first["line"], bad["line"], last["line"]) == (1, 3, 4)
+    assert bad["error"]["type"] == "UsageError"
+    assert f"{file}, line 3: {complaint}" in bad["error"]["message"]
+    use_fake(monkeypatch, ["one"], ["two"])
+    result = halfbyte("run", "--prompts", str(file))
+    assert (result.exit_code, result.stdout) == (2, "one\n\n\ntwo\n")
+    assert f"error: {file}, line 3: {complaint}" in result.stderr
+
+
+def test_a_file_without_any_request_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = use_fake(monkeypatch)
     file = tmp_path / "prompts.jsonl"
-    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
+    file.write_text('{"text": "x"}\n[1]\n')
     result = halfbyte("run", "--prompts", str(file))
-    assert result.exit_code == 2
-    assert f"{file}, line 3: {complaint}" in error_lines(result)[0]
-    assert model.loads == []
+    assert (result.exit_code, model.loads) == (2, [])
+    assert f'{file}, line 1: there is no "prompt"' in error_lines(result)[0]
 
 
-def test_what_is_done_stays_when_a_later_prompt_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["one"], [ContextFullError("the prompt has 9 tokens.", "Shorten it.")], ["never"])
+def test_a_prompt_that_fails_is_an_error_of_its_line_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["one"], [ContextFullError("the prompt has 9 tokens.", "Shorten it.")], ["three"])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1", "id": "a"}\n{"prompt": "2", "id": "b"}\n{"prompt": "3"}\n')
+    result = halfbyte("run", "--prompts", str(file), "--json", "--stats")
+    lines = list(map(json.loads, result.stdout.splitlines()))
+    assert [line.get("text") for line in lines] == ["one", None, "three"]
+    assert lines[1] == {
+        "line": 2, "id": "b",
+        "error": {
+            "type": "ContextFullError", "message": f"{file}, line 2: the prompt has 9 tokens.", "hint": "Shorten it.",
+        },
+    }  # fmt: skip
+    assert result.exit_code == ContextFullError.exit_code
+    assert "tokens_per_s" in result.stderr
+
+
+def test_a_device_that_fails_ends_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake(monkeypatch, ["one"], [DeviceError("the GPU was lost.")], ["never"])
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "1"}\n{"prompt": "2"}\n{"prompt": "3"}\n')
-    result = halfbyte("run", "--prompts", str(file), "--json", "--stats")
+    result = halfbyte("run", "--prompts", str(file), "--json")
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one"]
-    assert result.exit_code == ContextFullError.exit_code
-    assert f"error: {file}, line 2: the prompt has 9 tokens." in error_lines(result)
-    assert "tokens_per_s" in result.stderr
+    assert result.exit_code == DeviceError.exit_code
+    assert f"error: {file}, line 2: the GPU was lost." in error_lines(result)
+
+
+def test_lines_may_hold_messages_or_questions_and_keep_their_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = use_fake(monkeypatch, ["one"], ["two"], ["three"])
+    messages = [{"role": "user", "content": "hi"}]
+    own = [{"role": "system", "content": "own"}, *messages]
+    file = tmp_path / "prompts.jsonl"
+    lines: list[dict[str, object]] = [
+        {"messages": messages, "id": 7},
+        {"messages": own},
+        {"question": "why?", "id": None},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    result = halfbyte("run", "--prompts", str(file), "--json", "--system", "S")
+    given = [{"role": "system", "content": "S"}, *messages]
+    assert [prompt for prompt, _ in model.asked] == [given, own, "why?"]
+    assert [options["system"] for _, options in model.asked] == [None, None, "S"]
+    first, second, third = map(json.loads, result.stdout.splitlines())
+    assert (first["line"], first["id"], first["messages"], first["finish_reason"]) == (1, 7, given, "stop")
+    assert "id" not in second
+    assert (third["line"], third["id"], third["prompt"]) == (3, None, "why?")
+
+
+def test_a_full_context_is_said_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["cut"])
+    model.plan = SimpleNamespace(context=64)  # type: ignore[attr-defined]
+    finish = FakeStream.result
+    monkeypatch.setattr(FakeStream, "result", lambda self: replace(finish(self), finish_reason="context"))
+    result = halfbyte("run", "x")
+    assert (result.exit_code, result.stdout) == (0, "cut\n")
+    assert "(stopped after 1 tokens: the context of 64 tokens is full)" in result.stderr
 
 
 def test_ctrl_c_keeps_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:

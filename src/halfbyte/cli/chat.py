@@ -33,6 +33,8 @@ HELP = """\
 /help         show this
 Ctrl-C stops an answer."""
 
+_WHEN_FULL = "/reset begins a new conversation, /save FILE keeps this one."
+
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
 
 
@@ -130,7 +132,7 @@ class Conversation:
             self._stream(parts)
         except HalfbyteError as error:
             if isinstance(error, ContextFullError):
-                error.hint = "/reset begins a new conversation, /save FILE keeps this one."
+                error.hint = _WHEN_FULL
             return error
         except KeyboardInterrupt:
             note("(stopped)")
@@ -154,6 +156,8 @@ class Conversation:
             if parts:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
+        if stream.result().finish_reason == "context":
+            note(f"(stopped: the context is full. {_WHEN_FULL})")
 
     def obey(self, command: str, argument: str) -> None:
         """Carry out a command other than `/quit`."""

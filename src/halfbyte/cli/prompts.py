@@ -9,8 +9,9 @@ import re
 import select
 import stat
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,28 @@ class Request:
     """One prompt and its settings.
 
     Attributes:
+        prompt: Text or messages.
         where: The file and line it comes from; empty for a single prompt.
+        given: What the line says of itself, to be repeated beside its answer: its number, and its `id` if it has one.
+        error: Why the line cannot be answered; the other fields then mean nothing.
     """
 
-    prompt: str
+    prompt: str | list[dict[str, Any]]
     system: str | None
     max_tokens: int
     where: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    error: HalfbyteError | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The prompt under the name that a line has for it."""
+        return {"prompt" if isinstance(self.prompt, str) else "messages": self.prompt}
+
+    @property
+    def shown(self) -> str:
+        """The prompt as a line of text: of messages the last."""
+        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1].get("content", ""))
 
 
 def single_request(prompt: str | None, *, system: str | None, max_tokens: int, model: str | None = None) -> Request:
@@ -77,22 +93,27 @@ def _refuse_model(prompt: str) -> None:
 
 
 def read_requests(path: Path, *, system: str | None, max_tokens: int) -> list[Request]:
-    """The prompts of a JSON-lines file; a line may hold its own `system` and `max_tokens`, other keys are ignored.
+    """The prompts of a JSON-lines file.
+
+    A line holds a `prompt` (or `question`), or `messages`, and may hold its own `system`, `max_tokens` and `id`; other
+    keys are ignored. A line that is no request becomes one with an `error`.
 
     Raises:
-        UsageError: The file cannot be read, holds no prompt, or one of its lines is no request.
+        UsageError: The file cannot be read, or none of its lines is a request.
     """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror}.", "Check the path after --prompts.") from error
     requests = [
-        _line_request(line, f"{path}, line {number}", system, max_tokens)
+        _line_request(line, number, f"{path}, line {number}", system, max_tokens)
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
     if not requests:
         raise UsageError(f"{str(path)!r} holds no prompts.", 'Write one per line: {"prompt": "…"}')
+    if all(request.error for request in requests) and requests[0].error:
+        raise requests[0].error
     return requests
 
 
@@ -117,17 +138,40 @@ def _standard_input() -> str:
         raise UsageError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
-def _line_request(line: bytes, where: str, system: str | None, max_tokens: int) -> Request:
-    values = _line_values(line, where)
-    if not isinstance(values.get("prompt"), str):
-        raise UsageError(f'{where}: there is no "prompt" with a text.', 'Write {"prompt": "…"}.')
+def _line_request(line: bytes, number: int, where: str, system: str | None, max_tokens: int) -> Request:
+    given: dict[str, Any] = {"line": number}
+    try:
+        values = _line_values(line, where)
+        given |= {"id": values["id"]} if "id" in values else {}
+        return replace(_request(values, where, system, max_tokens), given=given)
+    except HalfbyteError as error:
+        return Request("", None, 1, where, given, error)
+
+
+def _request(values: dict[str, Any], where: str, system: str | None, max_tokens: int) -> Request:
     system = values.get("system", system)
     if not isinstance(system, str | None):
         raise UsageError(f'{where}: "system" is {system!r}, not a text.')
     max_tokens = values.get("max_tokens", max_tokens)
     if type(max_tokens) is not int or max_tokens < 1:
         raise UsageError(f'{where}: "max_tokens" is {max_tokens!r}.', "Write a whole number, 1 or more.")
-    return Request(_checked(values["prompt"], f"{where}: the prompt"), system, max_tokens, where)
+    if "messages" in values:
+        return Request(_messages(values["messages"], where, system), None, max_tokens, where)
+    prompt = values.get("prompt", values.get("question"))
+    if not isinstance(prompt, str):
+        raise UsageError(f'{where}: there is no "prompt" with a text.', 'Write {"prompt": "…"} or {"messages": […]}.')
+    return Request(_checked(prompt, f"{where}: the prompt"), system, max_tokens, where)
+
+
+def _messages(value: Any, where: str, system: str | None) -> list[dict[str, Any]]:
+    """The messages of a line, after the system message if they have none of their own."""
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+        raise UsageError(
+            f'{where}: "messages" is not a list of messages.', 'Write {"messages": [{"role": "user", "content": "…"}]}.'
+        )
+    if system is None or any(message.get("role") == "system" for message in value):
+        return value
+    return [{"role": "system", "content": system}, *value]
 
 
 def _line_values(line: bytes, where: str) -> dict[str, Any]:

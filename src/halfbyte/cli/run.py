@@ -12,15 +12,18 @@ import typer
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
-from halfbyte.cli.output import note, print_json, print_table
+from halfbyte.cli.output import note, print_error, print_json, print_table
 from halfbyte.cli.prompts import Request, placed, read_requests, single_request
 from halfbyte.cli.sampling import sampling_arguments
-from halfbyte.errors import HalfbyteError, UsageError
+from halfbyte.errors import ContextFullError, HalfbyteError, TemplateError, UsageError
 from halfbyte.units import size
 
 if TYPE_CHECKING:
     from halfbyte.answer import Generation, Token
     from halfbyte.model import Model
+
+_OF_ONE_LINE = (UsageError, ContextFullError, TemplateError)
+"""Errors that say nothing about the other lines of a file."""
 
 FIGURES = ("prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s")
 
@@ -88,11 +91,8 @@ def _requests(
         requests = read_requests(prompts, system=system, max_tokens=max_tokens)
     else:
         requests = [single_request(prompt, system=system, max_tokens=max_tokens, model=model)]
-    if raw and (with_system := next((r for r in requests if r.system is not None), None)):
-        raise placed(
-            UsageError("a system message cannot be used without a chat template.", "Leave out --raw or the message."),
-            with_system,
-        )
+    if raw and system is not None:
+        raise UsageError("a system message cannot be used without a chat template.", "Leave out --raw or the message.")
     return requests
 
 
@@ -108,32 +108,62 @@ def _answer_all(
 ) -> None:
     """Print each answer as it comes; figures at the end, also when an error or Ctrl-C ends it early."""
     done: list[Generation] = []
+    failed: list[HalfbyteError] = []
     try:
         for index, request in enumerate(requests):
-            if json:
-                generation, tokens = _answer(model, request, arguments, done, echo=False)
-                print_json(_record(request, generation, tokens if arguments["logprobs"] else None))
-                continue
-            if len(requests) > 1:
+            if len(requests) > 1 and not json:
                 sys.stdout.write("\n" * (index > 0))
-                note(f"> {request.prompt}")
-            generation, _ = _answer(model, request, arguments, done, echo=True)
-            if generation.finish_reason == "length" and (verbose or sys.stderr.isatty()):
-                note(f"(stopped after {generation.new_tokens} tokens: --max-tokens {request.max_tokens})")
+                note(f"> {request.where if request.error else request.shown}")
+            try:
+                generation, tokens = _answer(model, request, arguments, done, echo=not json)
+            except _OF_ONE_LINE as error:
+                if not request.where:
+                    raise
+                failed.append(error)
+                _say_failed(request, error, json=json)
+                continue
+            if json:
+                print_json(_record(request, generation, tokens if arguments["logprobs"] else None))
+            elif verbose or sys.stderr.isatty() or generation.finish_reason == "context":
+                _say_cut(model, request, generation)
     finally:
         if stats and done:
             rows = [[_cell(name, getattr(generation, name)) for name in FIGURES] for generation in done]
             print_table(FIGURES, rows, file=sys.stderr)
             if any(generation.logits_read_back for generation in done):
                 note("The tokens were sampled on the CPU: the GPU sampler does not support --typical-p and --logprobs.")
+    if failed:
+        raise typer.Exit(failed[0].exit_code)
+
+
+def _say_failed(request: Request, error: HalfbyteError, *, json: bool) -> None:
+    """Say why one line of a file has no answer; the others still get theirs."""
+    if json:
+        kind = type(error).__name__
+        print_json({**request.given, "error": {"type": kind, "message": error.message, "hint": error.hint}})
+    else:
+        print_error(error.message, error.hint)
+
+
+def _say_cut(model: Model, request: Request, generation: Generation) -> None:
+    """Say why an answer ended early, if it did."""
+    if generation.finish_reason == "length":
+        note(f"(stopped after {generation.new_tokens} tokens: --max-tokens {request.max_tokens})")
+    if generation.finish_reason == "context":
+        note(f"(stopped after {generation.new_tokens} tokens: the context of {model.plan.context:,} tokens is full)")
 
 
 def _answer(
     model: Model, request: Request, arguments: dict[str, Any], done: list[Generation], *, echo: bool
 ) -> tuple[Generation, list[Token]]:
     """Stream one answer, printed as it comes if `echo`; it goes to `done` even if an error ends it early."""
+    if request.error:
+        raise request.error
     tokens: list[Token] = []
-    stream = model.stream(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
+    try:
+        stream = model.stream(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
+    except HalfbyteError as error:
+        raise placed(error, request) from error
     try:
         for token in stream:
             tokens.append(token)
@@ -175,9 +205,11 @@ def _why_empty(model: Model, arguments: dict[str, Any]) -> str:
 def _record(request: Request, generation: Generation, tokens: list[Token] | None) -> dict[str, Any]:
     """The line of `--json`; with log-probabilities when tokens are given."""
     record: dict[str, Any] = {
-        "prompt": request.prompt,
+        **request.given,
+        **request.asked,
         "text": generation.text,
         "token_ids": [int(token_id) for token_id in generation.token_ids],
+        "finish_reason": generation.finish_reason,
         **{name: _figure(getattr(generation, name)) for name in FIGURES},
     }
     if tokens is not None:

@@ -36,7 +36,7 @@ _held = _Held()
 
 
 def write(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is complete or as it was before; what is no regular file is written to directly.
+    """Write a file so that it is complete or as it was before; a device or pipe is written to directly.
 
     Raises:
         OSError: It cannot be written; nothing is left of the attempt.
@@ -159,7 +159,7 @@ def new_path(target: Path, nbytes: int, *, overwrite: bool = False) -> Iterator[
 
 
 def check_space(target: Path, nbytes: int) -> None:
-    """Raise the error of a full disk if there is less room beside `target` than so many bytes."""
+    """Raise the error of a full disk if fewer than `nbytes` are free beside `target`."""
     if shutil.disk_usage(nearest_folder(target)).free < nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

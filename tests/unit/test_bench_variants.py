@@ -33,7 +33,7 @@ def test_axes_are_combined() -> None:
 
 
 def test_kinds_and_devices_without_variants_are_refused() -> None:
-    with pytest.raises(UsageError, match="'colours' is no kind of variant"):
+    with pytest.raises(UsageError, match="'colours' is not a kind of variant"):
         variants(["colours"], Settings())
     with pytest.raises(UsageError, match="no variants"):
         variants(["formats"], Settings(RunOptions("reference")))

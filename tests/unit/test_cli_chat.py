@@ -62,7 +62,7 @@ def test_a_path_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["a"])
     result = halfbyte("chat", stdin="/nonsense now\n/etc/hosts holds what?\n")
     assert model.asked[0][0] == [user("/etc/hosts holds what?")]
-    assert error_lines(result) == ["error: /nonsense is no command.", "/help lists them."]
+    assert error_lines(result) == ["error: there is no command /nonsense.", "/help lists them."]
 
 
 def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

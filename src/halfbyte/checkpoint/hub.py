@@ -60,11 +60,11 @@ class InstalledModel:
 
 
 class _UnreachableError(DownloadError):
-    """The hub did not answer, or the connection broke: a cached copy will do."""
+    """The hub did not answer, or the connection broke; a cached copy can be used instead."""
 
 
 def resolve(model: str, *, revision: str | None = None, offline: bool = False) -> Path:
-    """Where a model lies: the folder or GGUF file named, or the cached snapshot of a hub id, downloaded if need be.
+    """The path of a model: the folder or GGUF file named, or the cached snapshot of a hub id, downloaded if need be.
 
     Args:
         model: A folder, a GGUF file, or `org/name`, with `:Q4_K_M` or another GGUF file of it, and `@revision`.
@@ -147,7 +147,7 @@ def cached(repo: str) -> Path:
     """The folder in the cache that holds every revision of a hub id.
 
     Raises:
-        ModelNotFoundError: There is none.
+        ModelNotFoundError: It is not in the cache.
         UsageError: One file of a repository is named.
     """
     repo, choice, _ = _parse(repo, None)
@@ -356,7 +356,7 @@ def _fetch(repo: str, commit: str, names: list[str], sizes: Mapping[str, int]) -
     absent = next((name for name in missing if name not in sizes), None)
     if absent is not None:
         raise DownloadError(
-            f"{repo} lacks the file {absent} that its index names.", "Tell its authors, or name another."
+            f"{repo} lacks the file {absent} that its index names.", "Tell its authors, or choose another repository."
         )
     needed = sum(sizes[name] for name in missing)
     with _explained(repo, commit, needed):
@@ -385,7 +385,7 @@ def _remember(repo: str, revision: str, commit: str) -> None:
 def _explained(repo: str, revision: str, needed: int = 0) -> Iterator[None]:
     """Failures of huggingface_hub and of the HTTP and Xet libraries under it, as one-line errors.
 
-    Those libraries differ between versions and share no base class, so everything they raise is taken.
+    Those libraries differ between versions and share no base class, so every exception is converted.
     """
     try:
         yield
@@ -448,9 +448,9 @@ def _explain_status(error: Exception, repo: str, login: str) -> HalfbyteError:
     if status in (401, 403):
         return DownloadError(f"The hub refused access to {repo} (HTTP {status}).", f"Check your rights and {login}")
     if status == 429:
-        return _UnreachableError("The hub refused more requests for now (HTTP 429).", f"Wait a little, or {login}")
+        return _UnreachableError("The hub asks for fewer requests (HTTP 429).", f"Wait a little, or {login}")
     if status >= 500:
-        return _UnreachableError(f"The hub has a problem of its own (HTTP {status}).", "Try again later.")
+        return _UnreachableError(f"The hub failed (HTTP {status}).", "Try again later.")
     return DownloadError(f"The hub answered HTTP {status} for {repo}.", "Check the name and the revision.")
 
 

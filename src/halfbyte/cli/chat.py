@@ -55,7 +55,7 @@ def chat(
     frequency_penalty: opt.FrequencyPenalty = 0.0,
     seed: opt.Seed = None,
 ) -> None:
-    """Talk with a model: /help lists what can be typed."""
+    """Talk with a model; /help lists the commands."""
     sampling = sampling_arguments(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
@@ -75,7 +75,7 @@ def converse(conversation: Conversation, *, interactive: bool) -> None:
     """Read lines until `/quit` or the end of input.
 
     Raises:
-        typer.Exit: The last turn failed and input is no terminal, so the exit code must tell.
+        typer.Exit: The last turn failed, and without a terminal only the exit code can say so.
     """
     failed: HalfbyteError | None = None
     while (line := _read_line(interactive)) is not None:
@@ -173,7 +173,7 @@ class Conversation:
             case "help":
                 print(HELP, file=sys.stderr)
             case _:
-                print_error(f"/{command} is no command.", "/help lists them.")
+                print_error(f"there is no command /{command}.", "/help lists them.")
 
     def _save(self, name: str) -> None:
         path = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""Questions with one right answer: how many a model gives word for word."""
+"""Questions with one right answer: how many of them a model answers word for word."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask, and the text that is right."""
+    """A question and its right answer."""
 
     question: str
     answer: str
@@ -26,7 +26,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """How a model did; `kept` of the `base_right` answers that its base gives, where one was asked too."""
+    """Right answers of a model; if its base was asked too, how many that had right, and how many of those were kept."""
 
     right: int
     total: int
@@ -59,7 +59,7 @@ def _question(file: Path, number: int, line: str) -> Question:
 
 
 def right_answers(model: Model, questions: list[Question], tick: Tick = lambda what, done, total: None) -> list[bool]:
-    """Which questions a model answers greedily with exactly the right text; as many at once as it was loaded for."""
+    """For each question, whether the greedy answer is exactly the right text; `sequences` of them at once."""
     sequences = [
         model.engine.submit(
             model.encode(question.question), SamplingParams(),
@@ -79,7 +79,7 @@ def _text(model: Model, ids: tuple[int, ...] | list[int]) -> str:
 
 
 def compare(right: list[bool], base: list[bool] | None) -> Answers:
-    """The counts, with or without a base's."""
+    """The counts, with those of a base if it was asked too."""
     if base is None:
         return Answers(sum(right), len(right))
     return Answers(sum(right), len(right), sum(r and b for r, b in zip(right, base, strict=True)), sum(base))

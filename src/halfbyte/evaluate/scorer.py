@@ -33,7 +33,7 @@ class Scored:
 
 
 class Scorer:
-    """A model loaded for windows of at most so many tokens.
+    """A model loaded to score windows of tokens.
 
     Args:
         model: A folder or hub id.
@@ -60,7 +60,7 @@ class Scorer:
             self._together = 1
 
     def score(self, windows: Sequence[Window]) -> Iterator[Scored]:
-        """What the model says to every scored token, in order. The logits are valid until the next is asked for."""
+        """The logits for every scored token, in order. They are valid until the next item is requested."""
         for first in range(0, len(windows), self._together):
             yield from self._batches(windows[first : first + self._together])
 

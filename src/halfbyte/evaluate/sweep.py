@@ -29,15 +29,15 @@ Figure = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a table shows.
+    """The models, texts and settings of a table.
 
     Attributes:
         methods: Names of methods, or folders of models that were quantized before.
         windows: Window lengths, ascending.
         text: A file, or `wikitext-2`; its first `max_tokens` tokens.
         calibration: For the methods that need text.
-        group_size: Of the decoder layers.
-        keep: The folder with the models that the methods make; those that are there are used again.
+        group_size: Group size of the decoder layers.
+        keep: Folder for the quantized models; existing ones are reused.
         questions: What to ask each model, if anything.
         run_options: How the models are run.
     """
@@ -117,7 +117,7 @@ class Sweep:
         return [(each.ppl, each.stderr) for each in found]
 
     def _last_column(self, folders: list[Path], ids: Ids, tick: Tick) -> tuple[list[Figure], list[Divergence | None]]:
-        """The longest window's, for which all models run side by side, and how far each is from the original."""
+        """The column of the longest window, with all models side by side, and how far each is from the original."""
         window = self.windows[-1]
         if len(folders) == 1:
             return self._column(folders, window, ids, tick), [None]

@@ -51,11 +51,12 @@ class Protocol:
         """The windows of a text.
 
         Raises:
-            UsageError: There is none, or a length is out of range.
+            UsageError: The text is too short, or a length is out of range.
         """
         if self.window < 2 or self.stride < 1:
             raise UsageError(
-                f"Windows of {self.window} with stride {self.stride} cannot be scored.", "Use 2 and 1 at least."
+                f"Windows of {self.window} with stride {self.stride} cannot be scored.",
+                "Choose at least 2 and 1.",
             )
         found = _CUTTERS[self.name](self, ids)
         if not found:

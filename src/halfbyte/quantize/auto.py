@@ -98,7 +98,7 @@ def _left(budget: float, least: Sequence[int]) -> float:
     """What a budget leaves when every matrix has its smallest format. Raises UsageError if that is too much."""
     left = budget - sum(least)
     if left < 0:
-        raise UsageError("The budget is too small even for 3 bits a weight.", "Allow more bits.")
+        raise UsageError("The budget is too small even for 3 bits per weight.", "Allow more bits.")
     return left
 
 

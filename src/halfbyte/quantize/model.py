@@ -128,7 +128,7 @@ class _Job:
         return self._write(packed, made, parts, name, overwrite)
 
     def _refined(self, layerwise: Layerwise, packed: Packed) -> dict[str, Parts]:
-        """What refining changes of a model that was quantized layer by layer."""
+        """The tensors that refining changes, after quantizing layer by layer."""
         from halfbyte.quantize.refine import Refiner, Stored
 
         task = layerwise.task
@@ -175,7 +175,7 @@ class _Job:
         return (self.options.budget or 0.0) - self._bits_of_norms()
 
     def _bits_of_norms(self) -> float:
-        """Bits a weight that storing every norm in f32 adds, where a method changes norms."""
+        """Bits per weight added by storing every norm in f32, if the method changes norms."""
         if not self.options.refine and not self.options.awq_scales:
             return 0.0
         norms = {name: shape for name, shape in self.spec.shapes.items() if len(shape) == 1}
@@ -251,7 +251,7 @@ def _refuse_two_for_one(spec: ModelSpec, options: Options) -> None:
     for first, second in ((options.embed_bits, options.head_bits), sizes):
         if first is not None and second is not None and first != second:
             raise UsageError(
-                f"The output matrix of this model is its embedding table: it cannot have {second} and that {first}.",
+                f"The output matrix of this model is its embedding table: the two cannot have {first} and {second}.",
                 "Give both the same bits and group size.",
             )
 

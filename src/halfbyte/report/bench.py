@@ -27,7 +27,7 @@ from halfbyte.runtime.sequence import Sequence
 
 Say = Callable[[str], None]
 Loading = Callable[[], AbstractContextManager[Progress | None]]
-"""What a model is loaded inside of: gives what is told how far that has come, if anything is."""
+"""A context manager around loading a model; it gives the progress callback, if any."""
 
 
 @dataclass(frozen=True)

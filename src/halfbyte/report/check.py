@@ -21,7 +21,7 @@ LARGEST_KL = 0.02
 """Nats by which a mean next-token distribution may differ from the reference's."""
 
 MOST_NATS_LOST = 0.1
-"""How much less likely, by the reference, a chosen token may be than the likeliest."""
+"""How much less likely a chosen token may be than the reference's first choice, in nats."""
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 7

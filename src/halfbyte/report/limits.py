@@ -1,4 +1,4 @@
-"""What the processor and the GPUs of this machine could do at most: measured once, then remembered with the day.
+"""Upper limits of the processor and the GPUs of this machine: measured once, then remembered with the date.
 
 A processor's entry is found by its name, cores, instruction set and threads, a GPU's by its name and driver.
 """
@@ -17,13 +17,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class CpuLimits:
-    """What a processor could do at most, with one thread and with all that would be used.
+    """Upper limits of a processor, with one thread and with all that would be used.
 
     Attributes:
-        read_bandwidth: Bytes a second that are read, with one thread; `all_` with all.
-        copy_bandwidth: Bytes a second that are read and written together.
-        int8_rate: Products of two 8-bit integers a second that are added up.
-        threads: How many all are.
+        read_bandwidth: Bytes read per second with one thread; `all_read_bandwidth` with all.
+        copy_bandwidth: Bytes per second of a copy, reads and writes added.
+        int8_rate: Products of two 8-bit integers per second, each added to a sum.
+        threads: The number of all threads.
         measured: When, in ISO 8601, UTC.
     """
 
@@ -78,7 +78,7 @@ def gpu_limits(
 ) -> list[dict[str, Any]]:
     """Of each real GPU among adapters: `name`, `driver`, `measured` (when), and `limits` or `error`.
 
-    Measuring takes about two seconds a GPU, in a process of its own.
+    Measuring takes about two seconds per GPU, in a separate process.
     """
     path = path or limits_file()
     known = user_cache.load(path, SCHEMA)
@@ -94,7 +94,7 @@ def gpu_limits(
 
 
 def known_read_bandwidth(name: str, driver: str, *, path: Path | None = None) -> float | None:
-    """Bytes a second that a GPU reads, if that was measured."""
+    """Bytes per second that a GPU reads; None if it was not measured."""
     match user_cache.load(path or limits_file(), SCHEMA).get(_gpu_key({"name": name, "driver": driver})):
         case {"limits": {"read_bandwidth": float(rate)}} if rate > 0:
             return rate

@@ -21,9 +21,9 @@ from halfbyte.report.watch import Watcher
 ROUNDS = 3
 """Answers of each kind, watched and not, that the cost of watching is judged by."""
 BEFORE_STEPS = ("state", "start")
-"""What a processor does in a batch before its first step."""
+"""Work of a processor in a batch before its first step."""
 AROUND = ("schedule", *BEFORE_STEPS, "sample")
-"""What it does beside the steps, in lines of their own."""
+"""Work beside the steps; it has rows of its own."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _lines(spans: Sequence[Span], key: Callable[[Span], str]) -> tuple[Line, ...
 
 
 def profile(model: Model, prompt_ids: Sequence[int], *, max_tokens: int) -> Profile:
-    """Answer a prompt greedily and say what took how long.
+    """Answer a prompt greedily and measure the time of each step.
 
     Raises:
         UsageError: The device does not tell the time of steps.

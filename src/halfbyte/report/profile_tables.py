@@ -17,7 +17,7 @@ _HEAD = ["calls", "ms", "share", "GB/s", "GFLOP/s", "of limit"]
 def tables(profile: Profile) -> list[tuple[str, Rows]]:
     """For each phase a table by part of a layer and one by operation, each adding up to the phase's time.
 
-    Beside a GPU there is a third: what the host did in the same time.
+    On a GPU there is a third table, of the host's work in the same time.
     """
     found = []
     for phase in PHASES:

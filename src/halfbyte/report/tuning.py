@@ -1,4 +1,4 @@
-"""What tuning found, as tables: each kernel's sizes before and after, and what that comes to a token."""
+"""The results of tuning as tables: sizes of each kernel before and after, and the time saved per token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from halfbyte.plan import make_plan
 from halfbyte.report.bench import decode_bytes
 from halfbyte.report.schema import Case
 
-HEAD = ("kernel", "for", "tried", "µs usual", "µs tuned", "ratio", "a step", "sizes")
+HEAD = ("kernel", "for", "tried", "µs default", "µs tuned", "ratio", "per step", "sizes")
 
 
 def kernel_rows(measured: Iterable[Measured]) -> list[list[str]]:
-    """A line a kernel under a heading, those that save the most first."""
+    """A heading and a line per kernel; those that save the most come first."""
     by_saving = sorted(measured, key=lambda m: m.best_s - m.usual_s)
     return [list(HEAD), *(_row(m) for m in by_saving)]
 
@@ -33,18 +33,18 @@ def _row(m: Measured) -> list[str]:
 
 
 def _sizes(m: Measured) -> str:
-    """What changed, or that the usual sizes stay."""
+    """The sizes that changed, or that the default stays."""
     changed = {name: (m.usual.get(name), value) for name, value in m.sizes.items() if m.usual.get(name) != value}
-    return " ".join(f"{name} {old}→{new}" for name, (old, new) in changed.items()) or "as usual"
+    return " ".join(f"{name} {old}→{new}" for name, (old, new) in changed.items()) or "default"
 
 
 def estimates(measured: Collection[Measured]) -> list[str]:
-    """What the gains of single kernels add up to."""
+    """The sum of the gains of single kernels."""
     found = []
-    for phase, unit in ((DECODE, "a token"), (PREFILL, "a batch of the prompt")):
+    for phase, unit in ((DECODE, "per token"), (PREFILL, "per batch of the prompt")):
         saved = sum(m.usual_s - m.best_s for m in measured if m.phase == phase)
         if saved > 0:
-            found.append(f"{phase}: {saved * 1e6:,.0f} µs less {unit}, estimated: the sum of kernels timed alone.")
+            found.append(f"{phase}: {saved * 1e6:,.0f} µs less {unit} (an estimate: kernels timed alone, added up).")
     return found
 
 
@@ -53,7 +53,7 @@ def verdict_line(v: Verdict) -> str:
     ratio = v.after_s / v.before_s
     outcome = "kept" if v.kept else "dropped: not faster by more than the noise"
     times = f"{v.before_s * 1e6:,.0f} → {v.after_s * 1e6:,.0f} µs"
-    return f"{v.phase}, {v.layers} layers whole: {times} ({ratio:.3f}); {outcome}."
+    return f"{v.phase}, {v.layers} layers together: {times} ({ratio:.3f}); {outcome}."
 
 
 def limit_line(
@@ -63,7 +63,7 @@ def limit_line(
 
     Args:
         short: Whether the short version timed it, with few words.
-        read_bandwidth: Bytes a second.
+        read_bandwidth: Bytes per second.
     """
     cut = smaller(spec, v.layers, DISTINCT_ROWS if short else None)
     context = max(min(spec.context, max(DEPTHS)), LEAST_CONTEXT)
@@ -72,8 +72,8 @@ def limit_line(
     nbytes = decode_bytes(plan, Case(sum(depths) // len(depths), 0))
     least, taken = nbytes / read_bandwidth, v.after_s if v.kept else v.before_s
     return (
-        f"{v.phase}: to read {nbytes / 1e6:,.0f} MB takes {least * 1e6:,.0f} µs at the {read_bandwidth / 1e9:,.0f} "
-        f"GB/s that doctor measured: {least / taken:.0%} of the limit."
+        f"{v.phase}: reading {nbytes / 1e6:,.0f} MB takes {least * 1e6:,.0f} µs at the {read_bandwidth / 1e9:,.0f} "
+        f"GB/s that doctor measured; this model runs at {least / taken:.0%} of that limit."
     )
 
 

@@ -30,7 +30,7 @@ def variants(axes: Sequence[str], settings: Settings) -> list[Settings]:
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
-        raise UsageError(f"{unknown[0]!r} is no kind of variant.", f"They are {', '.join(AXES)}.")
+        raise UsageError(f"{unknown[0]!r} is not a kind of variant.", f"Choose from {', '.join(AXES)}.")
     kernels = factory(settings.run.device).kernels(settings.run)
     made = [[_with(axis, value) for value in _values(axis, kernels)] for axis in dict.fromkeys(axes)]
     combined = []

@@ -177,7 +177,7 @@ class _Noted:
 
 
 class _Works:
-    """What a GPU ran, told from what was submitted."""
+    """The work of a GPU, from what was submitted to it."""
 
     def __init__(self, model: Model, noted: _Noted, costs: _Costs) -> None:
         self.notes: list[str] = []

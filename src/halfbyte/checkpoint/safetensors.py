@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import damaged, is_shape, shown, unique_keys
-from halfbyte.checkpoint.mapped import map_file, release_pages
+from halfbyte.checkpoint.mapped import map_file
 from halfbyte.errors import UnsupportedModelError
+from halfbyte.mapped import MappedFile
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -61,13 +61,16 @@ class SafetensorsFile:
         self.path = path
         self._map = map_file(path, 8)
         self.metadata, self.entries = _header(path, self._map)
+        self._map.verify()
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """A read-only view of a tensor, maybe unaligned; BF16 comes as uint16.
 
         Raises:
             UnsupportedModelError: The dtype has no NumPy counterpart.
+            InvalidModelError: The file has been cut short since it was opened.
         """
+        self._map.verify()
         entry = self.entries[name]
         if entry.dtype not in _READABLE:
             raise UnsupportedModelError(
@@ -79,12 +82,17 @@ class SafetensorsFile:
         return flat.reshape(entry.shape)
 
     def release(self, name: str) -> None:
-        """Give back the memory of the whole pages inside a tensor; they are read again when touched."""
+        """Give back the memory of the whole pages inside a tensor; they are read again when touched.
+
+        Raises:
+            InvalidModelError: The file has been cut short, so that the tensor may have been read as zeros.
+        """
         entry = self.entries[name]
-        release_pages(self._map, entry.start, entry.stop)
+        self._map.release(entry.start, entry.stop)
+        self._map.verify()
 
 
-def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, str], dict[str, Entry]]:
+def _header(path: Path, data: MappedFile) -> tuple[dict[str, str], dict[str, Entry]]:
     """The checked metadata and tensors of a file."""
     length = int.from_bytes(data[:8], "little")
     if length > min(len(data) - 8, MAX_HEADER_BYTES):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
+from halfbyte.mapped import MappedFile, file_of
 
 Parts = dict[str, NDArray[np.generic]]
 """Arrays of one stored tensor by suffix: `{"": …}` for plain formats, `{".q": …, ".scale": …}` for packed."""
@@ -100,8 +101,19 @@ class Weight:
     parts: Parts
 
     def decode(self) -> NDArray[np.float32]:
-        """Its values in float32, a new array."""
-        return self.format.decode(self.parts, self.shape)
+        """Its values in float32, a new array.
+
+        Raises:
+            InvalidModelError: The file that it lies in was cut short meanwhile.
+        """
+        values = self.format.decode(self.parts, self.shape)
+        for file in self.files():
+            file.verify()
+        return values
+
+    def files(self) -> set[MappedFile]:
+        """The mapped files that its parts are views of."""
+        return {file for part in self.parts.values() if (file := file_of(part)) is not None}
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,6 @@ Tensors have logical shapes here (rows first). A model may be split: `name-00001
 from __future__ import annotations
 
 import math
-import mmap
 import re
 import struct
 from collections.abc import Mapping
@@ -22,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.checks import damaged, is_shape, shown
-from halfbyte.checkpoint.mapped import map_file, release_pages
+from halfbyte.checkpoint.mapped import map_file
 from halfbyte.errors import ModelNotFoundError, UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat
+from halfbyte.mapped import MappedFile
 
 Value = int | float | bool | str | list[str] | NDArray[np.generic]
 """A metadata value; arrays of numbers are NumPy arrays, arrays of strings lists."""
@@ -83,9 +83,15 @@ class GgufFile:
         tensors, pairs = _counts(cursor)
         self.metadata = _metadata(cursor, pairs)
         self.entries = _entries(cursor, tensors, _alignment(cursor, self.metadata))
+        self._map.verify()
 
     def weight(self, name: str) -> Weight:
-        """A tensor as it is stored: a read-only view of the memory map, maybe unaligned."""
+        """A tensor as it is stored: a read-only view of the memory map, maybe unaligned.
+
+        Raises:
+            InvalidModelError: The file has been cut short since it was opened.
+        """
+        self._map.verify()
         entry = self.entries[name]
         if isinstance(entry.format, BlockFormat):
             rows, nbytes = entry.shape[0], entry.stop - entry.start
@@ -95,9 +101,14 @@ class GgufFile:
         return Weight(entry.format, entry.shape, {"": flat.reshape(entry.shape)})
 
     def release(self, name: str) -> None:
-        """Give back the memory of the whole pages inside a tensor; they are read again when touched."""
+        """Give back the memory of the whole pages inside a tensor; they are read again when touched.
+
+        Raises:
+            InvalidModelError: The file has been cut short, so that the tensor may have been read as zeros.
+        """
         entry = self.entries[name]
-        release_pages(self._map, entry.start, entry.stop)
+        self._map.release(entry.start, entry.stop)
+        self._map.verify()
 
 
 def open_files(path: Path) -> list[GgufFile]:
@@ -143,7 +154,7 @@ def _check_parts(files: list[GgufFile], count: int) -> None:
 class _Cursor:
     """Reads from the front of a file, never beyond its end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: MappedFile) -> None:
         self.path, self.data, self.at, self.size = path, data, 0, len(data)
 
     def damaged(self, what: str) -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -431,11 +432,101 @@ def test_attention_to_blocks_of_whole_vectors(
 
 
 def test_a_scale_that_turns_scores_around_is_refused() -> None:
-    program = _native.Program(1, 8)
-    x, state = np.zeros((1, 16), np.float32), np.zeros(1, np.int32)
-    caches = (np.zeros((1, 1, 8, 16), np.float16), np.zeros((1, 1, 8, 16), np.float16))
+    case = Case(1)
+    q = case.activation(hostile(1, 48))
+    caches = case.caches((1, 1, 16), 16, "f16")
+    plan = case.plan(case.add(Attention(1, 1, 16, q, *caches, *PAGING, case.out(16), -0.25)))
     with pytest.raises(ValueError, match=r"scale of the scores is -0\.25"):
-        program.attention((1, 1, 16), x, caches, (state, state, np.zeros((1, 1), np.int32)), x.copy(), -0.25, 0, 0.0)
+        CpuExecutor(plan, Source(case), threads=1)
+
+
+def not_finite(case: Case, result: str, isa: str, activations: str, batches: list[Batch]) -> None:
+    """Both executors' results are finite, or not, in the same places."""
+    plan = case.plan(result)
+    cpu = CpuExecutor(plan, Source(case), threads=2, isa=isa, activations=activations)
+    reference = ReferenceExecutor(plan, Source(case))
+    for fed in batches:
+        with np.errstate(all="ignore"):
+            expected = reference.run(fed).reshape(len(fed.logit_rows), -1)
+            np.testing.assert_array_equal(np.isfinite(cpu.run(fed)), np.isfinite(expected))
+    assert not np.isfinite(expected).all()
+
+
+def put(stored: str, parts: dict[str, NDArray[np.generic]], value: float) -> None:
+    """Store a value as a scale of row 3, or as a number of it in a plain format."""
+    if ".scale" in parts:
+        parts[".scale"][3, 0] = value  # type: ignore[call-overload]
+    elif stored == "bf16":
+        parts[""][3, 7] = np.float32(value).view(np.uint32) >> 16  # type: ignore[call-overload]
+    elif stored.endswith("_k"):
+        next(iter(parts.values())).view(np.float16)[3, -1 if stored == "q6_k" else 0] = value
+    else:
+        parts[""][3, 7] = value  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+@pytest.mark.parametrize("part", ["x", "scale", "bias", "residual"])
+def test_products_hand_on_what_is_not_a_number(
+    value: float, activations: str, tokens: int, part: str, isa: str
+) -> None:
+    for stored in FORMATS:
+        case = Case(tokens)
+        x, onto = hostile(tokens, 256), hostile(tokens, 40, 5)
+        bias = hostile(1, 40)[0]
+        {"x": x[tokens // 2], "residual": onto[0], "bias": bias}.get(part, np.empty(9))[7] = value
+        names = case.activation(x), case.activation(onto), case.weight("b", bias)
+        weight = case.weight("w", hostile(40, 256), stored)
+        if part == "scale":
+            put(stored, case.stored[weight].parts, value)
+        out = case.add(Linear(names[0], (weight,), case.out(40), names[1], (names[2],)))
+        not_finite(case, out, isa, activations, [batch(tokens)])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize(("part", "window"), [("q", None), ("k", None), ("v", None), ("q", 17), ("k", 17)])
+@pytest.mark.parametrize(("value", "softcap"), [(np.nan, None), (np.inf, None), (-np.inf, None), (np.nan, 5.0)])
+def test_attention_hands_on_what_is_not_a_number(
+    value: float, dtype: str, part: str, window: int | None, softcap: float | None, isa: str
+) -> None:
+    """In one token's q, k or v, which others see or not. A cap makes infinite scores finite again, as it should.
+
+    Not in v with a window: the reference multiplies what is outside a window by 0, kernels do not look at it.
+    """
+    heads = (4, 2, 20)
+    case = Case(33, sequences=2, columns=9)
+    values = hostile(33, 8 * 20)
+    first = {"q": 0, "k": 4 * 20, "v": 6 * 20}[part]
+    values[5, first : first + 20] = value
+    qkv = case.activation(values)
+    caches = case.caches(heads, 18, dtype)
+    case.add(KvWrite(*heads, qkv, *PAGING, *caches))
+    out = case.add(Attention(*heads, qkv, *caches, *PAGING, case.out(80), 20**-0.5, window, softcap))
+    not_finite(case, out, isa, "int8", [batch(33, blocks=np.arange(18, dtype=np.int32).reshape(2, 9))])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_other_ops_hand_on_what_is_not_a_number(value: float, isa: str) -> None:
+    x = hostile(3, 40)
+    x[1, 7] = x[2, 39] = value
+    norm = hostile(1, 40)[0]
+    norm[3] = value
+
+    def result(make: Callable[[Case, str], Op]) -> None:
+        case = Case(3)
+        not_finite(case, case.add(make(case, case.activation(x))), isa, "int8", [batch(3)])
+
+    result(lambda case, x: Add(x, case.activation(hostile(3, 40, 1)), case.out(40)))
+    result(lambda case, x: RmsNorm(x, case.weight("norm", hostile(1, 40)[0]), case.out(40), 1e-6))
+    result(lambda case, x: RmsNorm(x, case.weight("norm", norm), case.out(40), 1e-6, 1.0, x))
+    result(lambda case, x: QkNorm(2, 1, 10, x, *2 * [case.weight("norm", norm[:10])], case.out(40), 1e-6))
+    result(lambda case, x: Rope(2, 1, 10, x, case.rope_table(10), case.out(40)))
+    if np.isnan(value):
+        result(lambda case, x: Softcap(x, case.out(40), 30.0))
+    for activation in ("silu", "gelu_tanh"):
+        if value != -np.inf:
+            result(lambda case, x: GatedActivation(x, case.out(20), activation))  # type: ignore[arg-type]  # noqa: B023
 
 
 def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
@@ -446,11 +537,14 @@ def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
     special = np.array(large + small, np.float32)
     spread = (rng.standard_normal(400) * 2.0 ** rng.integers(-26, 18, 400)).astype(np.float32)
     values = np.concatenate([ties, special, spread])
-    program = _native.Program(1, 8, isa)
-    caches = (np.zeros((1, 1, 8, len(values)), np.float16), np.zeros((1, 1, 8, len(values)), np.float16))
-    state = np.zeros(1, np.int32)
+    program, state = _native.Program(1, 8, isa), np.zeros(1, np.int32)
+    caches = [np.zeros((1, 1, 8, len(values)), np.float16) for _ in range(2)]
     qkv = np.concatenate([np.zeros_like(values), values, values])[None]
-    program.kv_write((1, 1, len(values)), qkv, (state, state, np.zeros((1, 1), np.int32)), caches)
+    fields = {
+        "heads": 1, "kv_heads": 1, "head_dim": len(values), "qkv": qkv,
+        "positions": state, "sequences": state, "blocks": state[None], "k_cache": caches[0], "v_cache": caches[1],
+    }  # fmt: skip
+    program.step("KvWrite", False, fields)
     program.run(1, 0)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(caches[0].reshape(-1, 8)[:, 0], values.astype(np.float16))
@@ -462,7 +556,8 @@ def test_angles_of_far_positions() -> None:
     frequencies = (10_000.0 ** (-np.arange(0, 64, 2) / 64)).astype(np.float32)[None]
     table = np.empty((5, 64), np.float32)
     program = _native.Program(2, 131_072)
-    program.rope_table(positions, np.zeros(5, np.int32), frequencies, table, 1.0)
+    state = {"positions": positions, "sets": np.zeros(5, np.int32)}
+    program.step("RopeTable", False, {**state, "inv_freq": frequencies, "out": table, "factor": 1.0})
     program.run(5, 0)
     angles = (positions[:, None].astype(np.float32) * frequencies).astype(np.float64)
     np.testing.assert_allclose(table, np.hstack([np.cos(angles), np.sin(angles)]), rtol=0, atol=1e-6)
@@ -551,23 +646,68 @@ def test_blocks_outside_the_cache_are_refused(block: int) -> None:
 def test_arrays_that_disagree_are_refused() -> None:
     program = _native.Program(1, 8)
     x, out = np.zeros((4, 32), np.float32), np.zeros((4, 8), np.float32)
-    matrix = _native.dense_matrix(np.zeros(8 * 32 * 4, np.uint8), "f32", 8, 32)
+    weights = [program.matrix("f32", np.zeros(8 * 32 * 4, np.uint8), None, None, 8, 32, 0)]
+
+    def linear(**fields: object) -> None:
+        program.step("Linear", False, {"x": x, "weights": weights, "out": out, **fields})
+
+    linear(bias=np.zeros(8, np.float32), residual=None)
     with pytest.raises(ValueError, match="width of the output is 32, expected 8"):
-        program.linear(False, x, [matrix], None, x, None)
+        linear(out=x)
     with pytest.raises(ValueError, match="width of the activations is 8, expected 32"):
-        program.linear(False, out, [matrix], None, out, None)
+        linear(x=out)
     with pytest.raises(ValueError, match="length of the bias is 7, expected 8"):
-        program.linear(False, x, [matrix], np.zeros(7, np.float32), out, None)
-    with pytest.raises(TypeError):
-        program.linear(False, x.astype(np.float64), [matrix], None, out, None)  # type: ignore[arg-type]
+        linear(bias=np.zeros(7, np.float32))
+    with pytest.raises(ValueError, match="'x' is missing"):
+        linear(x=None)
+    with pytest.raises(ValueError, match="'x' is not an array"):
+        linear(x="x")
+    with pytest.raises(ValueError, match="'x' is of another type"):
+        linear(x=x.astype(np.int32))
+    with pytest.raises(ValueError, match="'out' is read-only"):
+        linear(out=np.frombuffer(out.tobytes(), np.float32).reshape(4, 8))
+    with pytest.raises(TypeError, match=r"Linear\.x is of a type"):
+        linear(x=x.astype(np.float64))
+    with pytest.raises(TypeError, match=r"Linear\.x is of a type"):
+        linear(x=np.zeros((4, 64), np.float32)[:, ::2])
+    with pytest.raises(ValueError, match="no op 'Convolution'"):
+        program.step("Convolution", False, {})
+
+
+def test_parts_that_do_not_fit_their_matrix_are_refused() -> None:
+    program = _native.Program(1, 8)
+
+    def matrix(name: str, shape: tuple[int, int], group: int, *sizes: int | None) -> None:
+        codes, scales, zeros = (None if size is None else np.zeros(size, np.uint8) for size in sizes)
+        program.matrix(name, codes, scales, zeros, *shape, group)  # type: ignore[arg-type]
+
     with pytest.raises(ValueError, match="bytes of the matrix is 10"):
-        _native.dense_matrix(np.zeros(10, np.uint8), "f16", 8, 32)
+        matrix("f16", (8, 32), 0, 10, None, None)
     with pytest.raises(ValueError, match="no multiple of 32"):
-        program.packed_matrix(np.zeros(8, np.uint8), np.zeros(8, np.uint8), None, 1, 16, 16, 4)
-    with pytest.raises(ValueError, match="bytes of the blocks is 143, expected 144"):
-        program.block_matrix(np.zeros(143, np.uint8), "q4_k", 1, 200)
-    with pytest.raises(ValueError, match="unknown block format 'q2_k'"):
-        program.block_matrix(np.zeros(84, np.uint8), "q2_k", 1, 256)
+        matrix("q4g", (1, 16), 16, 8, 8, None)
+    with pytest.raises(ValueError, match="bytes of the codes is 8, expected 16"):
+        matrix("q4g", (1, 16), 32, 8, 2, None)
+    with pytest.raises(ValueError, match="bytes of the scales is 0, expected 2"):
+        matrix("q4g", (1, 16), 32, 16, None, None)
+    with pytest.raises(ValueError, match="bytes of the zero points is 1, expected 0"):
+        matrix("q8g", (1, 16), 32, 32, 2, 1)
+    with pytest.raises(ValueError, match="bytes of the codes is 143, expected 144"):
+        matrix("q4_k", (1, 200), 0, 143, None, None)
+    with pytest.raises(ValueError, match="unknown format 'q2_k'"):
+        matrix("q2_k", (1, 256), 0, 84, None, None)
+    with pytest.raises(ValueError, match="must have rows and columns"):
+        matrix("f16", (0, 32), 0, 0, None, None)
+
+
+def test_ops_that_the_core_lacks_are_refused_by_name() -> None:
+    @dataclass(frozen=True)
+    class Convolution(Op):
+        out: str
+
+    case = Case(1)
+    plan = case.plan(case.add(Convolution(case.out(8))))
+    with pytest.raises(UnsupportedModelError, match="the CPU has no op Convolution"):
+        CpuExecutor(plan, Source(case))
 
 
 def test_unknown_instruction_sets_are_refused() -> None:

@@ -17,17 +17,15 @@ from halfbyte.plan.ops import Linear
 from tests.device.test_cpu_ops import Case, Source, attention_case, batch, conversation, hostile
 
 
-def matrix(rows: int, columns: int) -> _native.Matrix:
-    return _native.dense_matrix(hostile(rows, columns).reshape(-1).view(np.uint8), "f32", rows, columns)
-
-
-def chain(threads: int, steps: int, size: int = 64) -> _native.Program:
+def chain(threads: int, steps: int, size: int = 64, *, spin: bool = True) -> _native.Program:
     """A program of `steps` products that hand one activation on, scaled down so that it stays finite."""
-    program = _native.Program(threads, 8)
-    weights, x, y = matrix(size, size), np.ones((4, size), np.float32), np.empty((4, size), np.float32)
+    program = _native.Program(threads, 8, spin=spin)
+    values = hostile(size, size).reshape(-1).view(np.uint8)
+    weights = program.matrix("f32", values, None, None, size, size, 0)
+    x, y = np.ones((4, size), np.float32), np.empty((4, size), np.float32)
     for _ in range(steps):
-        program.linear(False, x, [weights], None, y, None)
-        program.softcap(False, y, x, 1.0)
+        program.step("Linear", False, {"x": x, "weights": [weights], "out": y})
+        program.step("Softcap", False, {"x": y, "out": x, "cap": 1.0})
     return program
 
 
@@ -114,7 +112,7 @@ def test_times_of_steps_add_up() -> None:
     assert elapsed * 0.1 < times.sum() <= elapsed
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1025])
+@pytest.mark.parametrize("threads", [0, -1, 1 + machine.most_threads(), 1_000_000])
 def test_impossible_numbers_of_threads_are_refused(threads: int) -> None:
     case = Case(1)
     plan = case.plan(case.activation(hostile(1, 8)))

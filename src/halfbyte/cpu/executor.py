@@ -7,7 +7,9 @@ batch's few integers in, and Python is not entered again until the logits are th
 
 from __future__ import annotations
 
-from functools import singledispatchmethod
+import dataclasses
+import os
+import re
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,10 +20,7 @@ from halfbyte.cpu import _native, machine
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
-from halfbyte.formats.ggml import BLOCKS, BlockFormat
-from halfbyte.formats.q3g import Q3G
-from halfbyte.formats.q4g import Q4G
-from halfbyte.formats.q8g import Q8G
+from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, ops
 from halfbyte.plan.batch import Timing
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
@@ -31,6 +30,7 @@ Float32 = NDArray[np.float32]
 _DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "i32": np.int32}
 _PER_TOKEN = (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS)
 _ALIGNMENT = 64
+_GROUPED = re.compile(r"(q\d+g)(\d+)z?")
 
 
 class CpuExecutor:
@@ -43,7 +43,7 @@ class CpuExecutor:
 
     Raises:
         UsageError: `threads` or `isa` is none that this machine can offer, or `activations` is neither.
-        UnsupportedModelError: A weight is in a format that the core has no kernel for.
+        UnsupportedModelError: A weight is in a format that the core has no kernel for, or an op is unknown to it.
     """
 
     def __init__(
@@ -59,10 +59,13 @@ class CpuExecutor:
             raise UsageError(f"activations {activations!r} are unknown.", "They are int8 or f32.")
         self._plan = plan
         self._weights = weights
-        self._program = _native.Program(_threads(threads), plan.context, _isa(isa), activations == "int8")
+        count = _threads(threads)
+        spin = count <= machine.processors()
+        self._program = _native.Program(count, plan.context, _isa(isa), activations == "int8", spin)
         self._arrays = _allocate(plan)
         self._matrices: dict[str, _native.Matrix] = {}
         self._over_rows: set[str] = set()
+        self._files: set[MappedFile] = set()
         for step in plan.steps:
             self._lower(step)
         self._logits: Float32 = self._arrays[LOGITS]
@@ -110,6 +113,7 @@ class CpuExecutor:
 
         Raises:
             ValueError: The batch exceeds the plan's capacities or points outside the model or its caches.
+            InvalidModelError: A file that plain weights are read from has been cut short.
         """
         called = perf_counter_ns()
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
@@ -117,6 +121,8 @@ class CpuExecutor:
             self._set_state(name, values, tokens)
         self._state_ns = perf_counter_ns() - called
         self._program.run(tokens, rows)
+        for file in self._files:
+            file.verify()
         return self._logits[:rows]
 
     def step_ns(self) -> NDArray[np.int64]:
@@ -134,6 +140,40 @@ class CpuExecutor:
             raise ValueError(f"{name} of shape {values.shape} does not fit {tokens} tokens and {state.shape}")
         state[: len(values)] = values
 
+    def _lower(self, step: ops.Op) -> None:
+        """Append the native step of an op, its fields as the core takes them."""
+        op = type(step).__name__
+        if op not in _native.ops():
+            raise UnsupportedModelError(f"the CPU has no op {op}.", "Use `--device reference`, which has every op.")
+        tensors = {*step.reads, *step.writes}
+        fields = {
+            field.name: self._tensors(value) if field.name in tensors else value
+            for field in dataclasses.fields(step)
+            if (value := getattr(step, field.name)) not in (None, ())
+        }
+        self._program.step(op, self._follows_rows(step), fields)
+
+    def _follows_rows(self, step: ops.Op) -> bool:
+        """Whether a step works on rows of logits: `Rows` does, and what takes the output of one that does."""
+        over_rows = isinstance(step, ops.Rows) or not self._over_rows.isdisjoint(step.inputs)
+        if over_rows:
+            self._over_rows.update(step.outputs)
+        return over_rows
+
+    def _tensors(self, names: str | tuple[str, ...]) -> Any:
+        """What the core takes for a tensor; of several, the list of their matrices or their vectors end to end."""
+        if isinstance(names, str):
+            return self._tensor(names)
+        found = [self._tensor(name) for name in names]
+        return found if isinstance(found[0], _native.Matrix) else np.concatenate(found)
+
+    def _tensor(self, name: str) -> Any:
+        """A tensor's array; a weight is a matrix or, where it has one dimension, its values in float32."""
+        tensor = self._plan.tensors[name]
+        if tensor.kind != "weight":
+            return self._arrays[name]
+        return self._matrix(name) if len(tensor.shape) == 2 else self._weights.weight(name).decode()
+
     def _matrix(self, name: str) -> _native.Matrix:
         """The weight as the core streams it, made once however many steps use it."""
         if name not in self._matrices:
@@ -141,146 +181,41 @@ class CpuExecutor:
         return self._matrices[name]
 
     def _load(self, weight: Weight, name: str) -> _native.Matrix:
-        rows, columns = weight.shape
-        match weight.format:
-            case Dense(format_name):
-                return _native.dense_matrix(_bytes(weight.parts[""]), format_name, rows, columns)
-            case Q3G(group) | Q4G(group) | Q8G(group):
-                codes, scales = _bytes(weight.parts[".q"]), _bytes(weight.parts[".scale"])
-                zeros = _bytes(weight.parts[".zero"]) if ".zero" in weight.parts else None
-                bits = weight.format.bits
-                matrix = self._program.packed_matrix(codes, scales, zeros, rows, columns, group, bits)
-            case BlockFormat("q4_k" | "q6_k" as format_name):
-                matrix = self._program.block_matrix(_bytes(weight.parts[BLOCKS]), format_name, rows, columns)
-            case _:
-                raise _unsupported(weight, name)
-        self._weights.release(name)
+        family, group = _family(weight.format.name)
+        if family not in _native.formats():
+            raise _unsupported(weight, name)
+        parts = {suffix: _bytes(part) for suffix, part in weight.parts.items()}
+        scales, zeros = parts.pop(".scale", None), parts.pop(".zero", None)
+        (codes,) = parts.values()
+        matrix = self._program.matrix(family, codes, scales, zeros, *weight.shape, group)
+        if isinstance(weight.format, Dense):
+            self._files |= weight.files()
+        else:
+            self._weights.release(name)
         return matrix
 
-    def _vector(self, name: str) -> Float32:
-        """A weight of one dimension in float32."""
-        return self._weights.weight(name).decode()
 
-    def _optional(self, name: str | None) -> Any:
-        return None if name is None else self._arrays[name]
-
-    def _follows_rows(self, step: ops.Op, name: str) -> bool:
-        """Whether a step works on rows of logits, because its input does; its outputs then do too."""
-        over_rows = name in self._over_rows
-        if over_rows:
-            self._over_rows.update(step.outputs)
-        return over_rows
-
-    def _paging(self, step: ops.KvWrite | ops.RopeKvWrite | ops.Attention) -> Any:
-        return tuple(self._arrays[name] for name in (step.positions, step.sequences, step.blocks))
-
-    def _caches(self, step: ops.KvWrite | ops.RopeKvWrite | ops.Attention) -> Any:
-        return self._arrays[step.k_cache], self._arrays[step.v_cache]
-
-    @singledispatchmethod
-    def _lower(self, step: ops.Op) -> None:
-        """Append the native step of an op."""
-        raise ValueError(f"the CPU core has no {type(step).__name__}")
-
-    @_lower.register
-    def _(self, step: ops.Embed) -> None:
-        a = self._arrays
-        self._program.embed(a[step.ids], self._matrix(step.table), a[step.out], step.scale)
-
-    @_lower.register
-    def _(self, step: ops.RopeTable) -> None:
-        a = self._arrays
-        table = _flat_rows(a[step.out])
-        self._program.rope_table(a[step.positions], a[step.sets], a[step.inv_freq], table, step.factor)
-
-    @_lower.register
-    def _(self, step: ops.RmsNorm) -> None:
-        a = self._arrays
-        self._program.rms_norm(
-            self._follows_rows(step, step.x), a[step.x], self._vector(step.weight), a[step.out], step.eps, step.offset,
-            self._optional(step.residual),
-        )  # fmt: skip
-
-    @_lower.register
-    def _(self, step: ops.Linear) -> None:
-        a, matrices = self._arrays, [self._matrix(name) for name in step.weights]
-        bias = np.concatenate([self._vector(name) for name in step.bias]) if step.bias else None
-        self._program.linear(
-            self._follows_rows(step, step.x), a[step.x], matrices, bias, a[step.out], self._optional(step.residual)
-        )
-
-    @_lower.register
-    def _(self, step: ops.GatedLinear) -> None:
-        matrices = [self._matrix(name) for name in step.weights]
-        a = self._arrays
-        self._program.gated_linear(self._follows_rows(step, step.x), a[step.x], matrices, a[step.out], step.activation)
-
-    @_lower.register
-    def _(self, step: ops.GatedActivation) -> None:
-        a = self._arrays
-        self._program.gated_activation(self._follows_rows(step, step.x), a[step.x], a[step.out], step.activation)
-
-    @_lower.register
-    def _(self, step: ops.Add) -> None:
-        a = self._arrays
-        self._program.add(self._follows_rows(step, step.x), a[step.x], a[step.y], a[step.out])
-
-    @_lower.register
-    def _(self, step: ops.Softcap) -> None:
-        a = self._arrays
-        self._program.softcap(self._follows_rows(step, step.x), a[step.x], a[step.out], step.cap)
-
-    @_lower.register
-    def _(self, step: ops.Rows) -> None:
-        a = self._arrays
-        self._program.rows(a[step.x], a[step.rows], a[step.out])
-        self._over_rows.add(step.out)
-
-    @_lower.register
-    def _(self, step: ops.QkNorm) -> None:
-        a, weights = self._arrays, (self._vector(step.q_weight), self._vector(step.k_weight))
-        self._program.qk_norm(_heads(step), a[step.qkv], weights, a[step.out], step.eps, step.offset)
-
-    @_lower.register
-    def _(self, step: ops.Rope) -> None:
-        a = self._arrays
-        self._program.rope(_heads(step), a[step.qkv], _flat_rows(a[step.table]), a[step.out])
-
-    @_lower.register
-    def _(self, step: ops.KvWrite) -> None:
-        self._program.kv_write(_heads(step), self._arrays[step.qkv], self._paging(step), self._caches(step))
-
-    @_lower.register
-    def _(self, step: ops.RopeKvWrite) -> None:
-        a, weights = self._arrays, None
-        if step.q_weight is not None and step.k_weight is not None:
-            weights = (self._vector(step.q_weight), self._vector(step.k_weight))
-        self._program.rope_kv_write(
-            _heads(step), a[step.qkv], _flat_rows(a[step.table]), weights, step.eps, step.offset, self._paging(step),
-            self._caches(step), a[step.out],
-        )  # fmt: skip
-
-    @_lower.register
-    def _(self, step: ops.Attention) -> None:
-        a = self._arrays
-        self._program.attention(
-            _heads(step), a[step.q], self._caches(step), self._paging(step), a[step.out], step.scale, step.window or 0,
-            step.softcap or 0.0,
-        )  # fmt: skip
+def _family(format_name: str) -> tuple[str, int]:
+    """What the core calls a format, and the size of its groups: ("q4g", 64) for q4g64z, ("f16", 0) for f16."""
+    grouped = _GROUPED.fullmatch(format_name)
+    return (grouped[1], int(grouped[2])) if grouped else (format_name, 0)
 
 
 def _unsupported(weight: Weight, name: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the CPU cannot run {weight.format.name} weights such as {name}.",
-        "It runs f32, f16, bf16, q3g, q4g, q8g, q4_k and q6_k; `--device reference` runs every format, slowly.",
+        f"It runs {', '.join(_native.formats())}; `--device reference` runs every format, slowly.",
     )
 
 
 def _threads(threads: int | None) -> int:
     if threads is None:
         return machine.default_threads()
-    if not 1 <= threads <= machine.MOST_THREADS:
-        raise UsageError(f"threads is {threads}.", f"It is a number from 1 to {machine.MOST_THREADS}.")
+    most = machine.most_threads()
+    if not 1 <= threads <= most:
+        raise UsageError(
+            f"threads is {threads}.", f"Give a number from 1 to {most}; this machine has {os.cpu_count()} processors."
+        )
     return threads
 
 
@@ -316,12 +251,3 @@ def _aligned(nbytes: int) -> NDArray[np.uint8]:
 def _bytes(part: NDArray[np.generic]) -> NDArray[np.uint8]:
     """The bytes of an array, in place where it is contiguous; they may lie at any address."""
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-
-
-def _flat_rows(array: NDArray[Any]) -> NDArray[Any]:
-    """[T, 2, D/2] as [T, D]."""
-    return array.reshape(len(array), -1)
-
-
-def _heads(step: ops.QkNorm | ops.Rope | ops.KvWrite | ops.RopeKvWrite | ops.Attention) -> tuple[int, int, int]:
-    return step.heads, step.kv_heads, step.head_dim

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from halfbyte.cpu import _native
 
-MOST_THREADS = 1024
+_LEAST_MOST_THREADS = 32
 _BANDWIDTH_NBYTES = 256 << 20
 _BANDWIDTH_SECONDS = 0.25
 _RATE_SECONDS = 0.1
@@ -64,6 +64,18 @@ def default_threads() -> int:
     quota = cpu_quota()
     lent = usable_cores() if quota is None else math.ceil(quota)
     return max(1, min(usable_cores(), lent))
+
+
+def processors() -> int:
+    """Threads that can run at the same moment: the processors that this process may use and its container lends."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def most_threads() -> int:
+    """The most threads that it makes sense to ask for; more than processors only ever wait for each other."""
+    return max(_LEAST_MOST_THREADS, 2 * (os.cpu_count() or 1))
 
 
 def read_bandwidth(threads: int) -> float:

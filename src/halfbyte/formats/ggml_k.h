@@ -26,6 +26,7 @@ static void for_super_blocks(const Stored& from, int64_t tile, int64_t nbytes, c
 namespace q4_k {
 
 constexpr int64_t kStoredBytes = 144;
+constexpr int64_t stored_bytes(int64_t) { return kStoredBytes; }
 constexpr int64_t kScales = q4g::kBlockBytes;
 constexpr int64_t kBlockBytes = kScales + 2 * kTileRows;
 
@@ -64,7 +65,8 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 
 // The format as the loops over tiles see it; members as in q4g.h and tiles.h. Codes are multiplied with s.
 struct Format : Grouped<0> {
-    static constexpr bool kZeros = false, kBlockOffsets = true;
+    static constexpr bool kZeros = false, kBlockOffsets = true, kStoredScales = false;
+    static constexpr int64_t kGroup = kSuperBlock, kGroupScales = 2;
 
     static HB_INLINE bool has_offsets(const Tiles&) { return true; }
     template <class Lanes>
@@ -103,6 +105,7 @@ namespace q6_k {
 
 constexpr int kMiddle = 32;
 constexpr int64_t kStoredBytes = 210;
+constexpr int64_t stored_bytes(int64_t) { return kStoredBytes; }
 constexpr int64_t kScales = kTileRows * kBlock * 6 / 8;
 constexpr int64_t kBlockBytes = kScales + 2 * kTileRows;
 
@@ -140,7 +143,8 @@ inline void decode_row(const Tiles& from, int64_t row, int64_t columns, float* o
 // The format as the loops over tiles see it; members as in q4g.h and tiles.h. Codes are multiplied with s.
 struct Format : Grouped<kMiddle> {
     static constexpr int kParts = 2;
-    static constexpr bool kZeros = false;
+    static constexpr bool kZeros = false, kStoredScales = false;
+    static constexpr int64_t kGroup = kSuperBlock;
 
     static HB_INLINE bool has_offsets(const Tiles&) { return false; }
     template <class Lanes, class Use>

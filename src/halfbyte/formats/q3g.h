@@ -11,6 +11,9 @@ namespace halfbyte::q3g {
 constexpr int kMiddle = 4;
 constexpr int64_t kBlockBytes = kTileRows * kBlock * 3 / 8;
 
+// Bytes on disk of the codes of a group, of one row.
+constexpr int64_t stored_bytes(int64_t group) { return group * 3 / 8; }
+
 // Fills one tile from the 16 rows it holds.
 inline void repack(const Stored& from, int64_t tile, const Tiles& to) {
     interleave(from, tile, to, 0);

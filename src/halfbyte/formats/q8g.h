@@ -9,6 +9,9 @@ namespace halfbyte::q8g {
 
 constexpr int64_t kBlockBytes = kTileRows * kBlock;
 
+// Bytes on disk of the codes of a group, of one row.
+constexpr int64_t stored_bytes(int64_t group) { return group; }
+
 // Fills one tile from the 16 rows it holds.
 inline void repack(const Stored& from, int64_t tile, const Tiles& to) {
     interleave(from, tile, to, 0);

@@ -126,6 +126,9 @@ struct Grouped {
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
     static constexpr bool kZeros = true;           // whether groups can have zero points
     static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
+    static constexpr int64_t kGroup = 0;           // columns of a group; 0 where each matrix has its own size of group
+    static constexpr int64_t kGroupScales = 1;     // scales of a group
+    static constexpr bool kStoredScales = true;    // whether scales are stored apart from the codes
 
     // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each block.
     static HB_INLINE bool has_offsets(const Tiles& w) { return w.zeros; }

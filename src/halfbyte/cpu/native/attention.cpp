@@ -15,6 +15,12 @@
 namespace halfbyte {
 namespace {
 
+struct Scores {
+    float scale;
+    int64_t window;  // 0 for all positions
+    float softcap;   // 0 for none
+};
+
 constexpr int64_t kQueries = 48;
 constexpr int64_t kPartsPerThread = 4;
 // Blocks whose scores are weighed together: of one head, and of all heads.
@@ -38,7 +44,7 @@ struct Partial {
 
 class Attention final : public Step {
 public:
-    Attention(Heads heads, Floats q, Cache k, Cache v, Paging paging, Floats out, AttentionScores scores)
+    Attention(Heads heads, Floats q, Cache k, Cache v, Paging paging, Floats out, Scores scores)
         : Step(Axis::tokens), heads_(heads), q_(q), k_(k), v_(v), paging_(paging), out_(out), scores_(scores),
           tile_tokens_(std::max<int64_t>(1, kQueries / heads.group())) {}
 
@@ -228,13 +234,18 @@ private:
     Cache k_, v_;
     Paging paging_;
     Floats out_;
-    AttentionScores scores_;
+    Scores scores_;
     int64_t tile_tokens_;
 };
 
 }  // namespace
 
-StepPtr make_attention(Inputs& inputs, Heads heads, Floats q, Cache k, Cache v, Paging paging, Floats out, AttentionScores scores) {
+StepPtr make_attention(const Fields& f, Inputs& inputs) {
+    const Heads heads = f.heads();
+    const Floats q = f.floats("q"), out = f.floats("out");
+    const Cache k = f.cache("k_cache"), v = f.cache("v_cache");
+    const Paging paging = f.paging();
+    const Scores scores{f.number("scale"), f.optional_whole("window"), f.optional_number("softcap")};
     require(heads.kv_heads > 0 && heads.heads % heads.kv_heads == 0,
             std::to_string(heads.heads) + " heads cannot share " + std::to_string(heads.kv_heads) + " kv heads");
     require(q.columns >= heads.heads * heads.head_dim, "queries of " + std::to_string(q.columns) + " values are too narrow");

@@ -91,36 +91,45 @@ void require_same_shape(Floats x, Floats out) {
 
 }  // namespace
 
-StepPtr make_embed(Inputs& inputs, State ids, MatrixPtr table, Floats out, float scale) {
+StepPtr make_embed(const Fields& f, Inputs& inputs) {
+    const State ids = f.state("ids");
+    MatrixPtr table = f.matrix("table");
+    const Floats out = f.floats("out");
     require_equal(out.columns, table->view().columns, "width of the embedding");
     require_equal(out.rows, ids.size(), "rows of the embedding");
     inputs.limit(ids, Axis::tokens, table->view().rows, "token id");
-    return std::make_unique<Embed>(ids, std::move(table), out, scale);
+    return std::make_unique<Embed>(ids, std::move(table), out, f.number("scale"));
 }
 
-StepPtr make_rows(Inputs& inputs, Floats x, State rows, Floats out) {
+StepPtr make_rows(const Fields& f, Inputs& inputs) {
+    const Floats x = f.floats("x"), out = f.floats("out");
+    const State rows = f.state("rows");
     require_equal(out.columns, x.columns, "width of the chosen rows");
     require_equal(out.rows, rows.size(), "number of chosen rows");
     inputs.rows(rows);
     return std::make_unique<Rows>(x, rows, out);
 }
 
-StepPtr make_add(Axis axis, Floats x, Floats y, Floats out) {
+StepPtr make_add(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), y = f.floats("y"), out = f.floats("out");
     require_same_shape(x, y);
     require_same_shape(x, out);
-    return std::make_unique<Add>(axis, x, y, out);
+    return std::make_unique<Add>(f.axis(), x, y, out);
 }
 
-StepPtr make_gated_activation(Axis axis, Floats x, Floats out, Activation activation) {
+StepPtr make_gated_activation(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out");
     require_equal(out.rows, x.rows, "rows of the output");
     require_equal(x.columns, 2 * out.columns, "width of gate and up values");
-    return std::make_unique<GatedActivation>(axis, x, out, activation);
+    return std::make_unique<GatedActivation>(f.axis(), x, out, f.activation());
 }
 
-StepPtr make_softcap(Axis axis, Floats x, Floats out, float cap) {
+StepPtr make_softcap(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out");
+    const float cap = f.number("cap");
     require_same_shape(x, out);
     require(cap > 0, "the cap of the logits is " + std::to_string(cap) + ", expected more than 0");
-    return std::make_unique<Softcap>(axis, x, out, cap);
+    return std::make_unique<Softcap>(f.axis(), x, out, cap);
 }
 
 }  // namespace halfbyte

@@ -23,12 +23,14 @@
 
 namespace halfbyte::HB_ISA {
 
+#define HB_PLAIN_PRODUCT(name, Tag) dense_product<Tag>,
+#define HB_PACKED_PRODUCT(name) packed_product<name::Format>,
+
 static constexpr Kernels table() {
     return {
         .pack = pack,
         .quantize = quantize,
-        .product = {dense_product<F32>, dense_product<F16>, dense_product<BF16>, packed_product<q3g::Format>, packed_product<q4g::Format>,
-                    packed_product<q8g::Format>, packed_product<q4_k::Format>, packed_product<q6_k::Format>},
+        .product = {HB_PLAIN_FORMATS(HB_PLAIN_PRODUCT) HB_PACKED_FORMATS(HB_PACKED_PRODUCT)},
         .rms_norm = rms_norm,
         .gate = gate,
         .add = add,

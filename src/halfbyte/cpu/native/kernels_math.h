@@ -27,10 +27,10 @@ static HB_INLINE void map(float* out, int64_t n, const F& f, const Inputs*... in
     if (i < n) store_some(f(load_some<F32>(inputs + i, n - i)...), out + i, n - i);
 }
 
-// e^x to about 1e-7, relative; x is clamped to what float can hold. Polynomial of the Cephes library's expf.
+// e^x to about 1e-7, relative; x is clamped to what float can hold, and NaN stays NaN. Polynomial of the Cephes library's expf.
 static HB_INLINE Lanes exp(Lanes x) {
     const auto constant = [](float value) { return Lanes::broadcast(value); };
-    x = Lanes::min(Lanes::max(x, constant(-87.33f)), constant(88.37f));
+    x = Lanes::min(constant(88.37f), Lanes::max(constant(-87.33f), x));
     const Lanes n = Lanes::round(x * constant(1.44269504f));
     Lanes r = Lanes::fma(n, constant(-0.693359375f), x);
     r = Lanes::fma(n, constant(2.12194440e-4f), r);
@@ -40,9 +40,9 @@ static HB_INLINE Lanes exp(Lanes x) {
     return Lanes::scale(p, n);
 }
 
-// 2^x for x up to 126, to about 1e-7, relative; 2^-126 for less than -126. Polynomial of the Cephes library's exp2f.
+// 2^x for x up to 126, to about 1e-7, relative; 2^-126 for less than -126, and NaN stays NaN. Polynomial of the Cephes library's exp2f.
 static HB_INLINE Lanes exp2(Lanes x) {
-    x = Lanes::max(x, Lanes::broadcast(-126));
+    x = Lanes::max(Lanes::broadcast(-126), x);
     const Lanes n = Lanes::round(x), r = x - n;
     Lanes p = Lanes::broadcast(1.535336188e-4f);
     for (const float coefficient : {1.339887440e-3f, 9.618437357e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472028e-1f, 1.0f})

@@ -101,6 +101,7 @@ struct Lanes {
     static HB_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
         return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
     }
+    // The larger, the smaller; NaN where b is NaN, not always where a is.
     static HB_INLINE Lanes max(Lanes a, Lanes b) {
         return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
     }

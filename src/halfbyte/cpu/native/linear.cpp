@@ -26,7 +26,7 @@ static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
 // Weight matrices of equal width, their rows one after another.
 class Stack {
 public:
-    explicit Stack(std::vector<MatrixPtr> matrices) {
+    explicit Stack(Matrices matrices) {
         require(!matrices.empty(), "a product needs at least one weight");
         columns_ = matrices.front()->view().columns;
         for (auto& matrix : matrices) {
@@ -229,8 +229,10 @@ private:
 
 }  // namespace
 
-StepPtr make_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Weights bias, Floats out, Floats residual) {
-    Stack stack(std::move(weights));
+StepPtr make_linear(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out"), residual = f.optional_floats("residual");
+    const Weights bias = f.optional_weights("bias");
+    Stack stack(f.matrices("weights"));
     require_equal(x.columns, stack.columns(), "width of the activations");
     require_equal(out.columns, stack.rows(), "width of the output");
     require_equal(out.rows, x.rows, "rows of the output");
@@ -239,15 +241,16 @@ StepPtr make_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Weights
         require_equal(residual.columns, out.columns, "width of the residual");
         require_equal(residual.rows, out.rows, "rows of the residual");
     }
-    return std::make_unique<Linear>(axis, x, std::move(stack), bias, out, residual);
+    return std::make_unique<Linear>(f.axis(), x, std::move(stack), bias, out, residual);
 }
 
-StepPtr make_gated_linear(Axis axis, Floats x, std::vector<MatrixPtr> weights, Floats out, Activation activation) {
-    Stack stack(std::move(weights));
+StepPtr make_gated_linear(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out");
+    Stack stack(f.matrices("weights"));
     require_equal(x.columns, stack.columns(), "width of the activations");
     require_equal(2 * out.columns, stack.rows(), "rows of gate and up weights");
     require_equal(out.rows, x.rows, "rows of the output");
-    return std::make_unique<GatedLinear>(axis, x, std::move(stack), out, activation);
+    return std::make_unique<GatedLinear>(f.axis(), x, std::move(stack), out, f.activation());
 }
 
 }  // namespace halfbyte

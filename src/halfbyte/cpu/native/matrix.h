@@ -6,20 +6,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "buffer.h"
-#include "formats/ggml_k.h"
-#include "formats/q3g.h"
-#include "formats/q4g.h"
-#include "formats/q8g.h"
+#include "formats/all.h"
 #include "threads.h"
 
 namespace halfbyte {
-
-enum class Storage { f32, f16, bf16, q3g, q4g, q8g, q4_k, q6_k };
-constexpr int kStorages = 8;
-
-constexpr bool is_packed(Storage storage) { return storage >= Storage::q3g; }
 
 struct MatrixView {
     Storage storage = Storage::f32;
@@ -30,12 +26,18 @@ struct MatrixView {
     int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
 };
 
+// A matrix as it lies on disk: its values, or codes, scales and zero points as far as the format stores them apart.
+struct StoredMatrix {
+    std::span<const uint8_t> codes, scales, zeros;
+    int64_t rows, columns;
+    int64_t group;  // columns of a group, of formats that have a choice
+};
+
 class Matrix {
 public:
-    // A plain matrix, read in place.
-    Matrix(const std::byte* values, Storage storage, int64_t rows, int64_t columns);
-    // A repacked copy of groups in memory of `arena`, made by all threads of `pool`.
-    Matrix(const Stored& stored, Storage storage, Pool& pool, Arena& arena);
+    // Reads a plain matrix in place; makes a repacked copy of groups in memory of `arena` on all threads of `pool`.
+    // Throws `std::invalid_argument` where the parts do not fit the shape.
+    Matrix(Storage storage, const StoredMatrix& stored, Pool& pool, Arena& arena);
 
     const MatrixView& view() const { return view_; }
     // Bytes that a product reads.
@@ -44,8 +46,17 @@ public:
     void row(int64_t index, float* out) const;
 
 private:
+    void repack(const Stored& stored, Pool& pool, Arena& arena);
+
     MatrixView view_;
     std::shared_ptr<std::byte> memory_;
 };
+
+using MatrixPtr = std::shared_ptr<const Matrix>;
+
+// The names of all formats, in the order of `Storage`.
+const std::vector<std::string>& format_names();
+// Throws `std::invalid_argument` if no format has that name.
+Storage find_format(const std::string& name);
 
 }  // namespace halfbyte

@@ -29,8 +29,8 @@ private:
 
 class QkNorm final : public Step {
 public:
-    QkNorm(Heads heads, Floats qkv, QkNorms norms, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), norms_(norms), out_(out) {}
+    QkNorm(Heads heads, Floats qkv, Weights q_weight, Weights k_weight, Norm norm, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), out_(out) {}
 
     void run(const Context& c) const override {
         const Range items = c.worker.share(c.count * heads_.total());
@@ -46,19 +46,22 @@ private:
             std::memmove(out, x, n * sizeof(float));
             return;
         }
-        const float* weight = (head < heads_.heads ? norms_.q : norms_.k).data();
-        c.kernels->rms_norm(x, weight, nullptr, norms_.norm.eps, norms_.norm.offset, out, n);
+        const float* weight = (head < heads_.heads ? q_weight_ : k_weight_).data();
+        c.kernels->rms_norm(x, weight, nullptr, norm_.eps, norm_.offset, out, n);
     }
 
     Heads heads_;
     Floats qkv_;
-    QkNorms norms_;
+    Weights q_weight_, k_weight_;
+    Norm norm_;
     Floats out_;
 };
 
 }  // namespace
 
-StepPtr make_rms_norm(Axis axis, Floats x, Weights weight, Floats out, Norm norm, Floats residual) {
+StepPtr make_rms_norm(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out"), residual = f.optional_floats("residual");
+    const Weights weight = f.weights("weight");
     require_equal(weight.size(), x.columns, "length of the norm's weight");
     require_equal(out.columns, x.columns, "width of the output");
     require_equal(out.rows, x.rows, "rows of the output");
@@ -66,16 +69,19 @@ StepPtr make_rms_norm(Axis axis, Floats x, Weights weight, Floats out, Norm norm
         require_equal(residual.columns, x.columns, "width of the residual");
         require_equal(residual.rows, x.rows, "rows of the residual");
     }
-    return std::make_unique<RmsNorm>(axis, x, weight, out, norm, residual);
+    return std::make_unique<RmsNorm>(f.axis(), x, weight, out, f.norm(), residual);
 }
 
-StepPtr make_qk_norm(Heads heads, Floats qkv, QkNorms norms, Floats out) {
+StepPtr make_qk_norm(const Fields& f, Inputs&) {
+    const Heads heads = f.heads();
+    const Floats qkv = f.floats("qkv"), out = f.floats("out");
+    const Weights q_weight = f.weights("q_weight"), k_weight = f.weights("k_weight");
     require_equal(qkv.columns, heads.width(), "width of qkv");
     require_equal(out.columns, heads.width(), "width of the output");
     require_equal(out.rows, qkv.rows, "rows of the output");
-    require_equal(norms.q.size(), heads.head_dim, "length of the norm's weight for q");
-    require_equal(norms.k.size(), heads.head_dim, "length of the norm's weight for k");
-    return std::make_unique<QkNorm>(heads, qkv, norms, out);
+    require_equal(q_weight.size(), heads.head_dim, "length of the norm's weight for q");
+    require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
+    return std::make_unique<QkNorm>(heads, qkv, q_weight, k_weight, f.norm(), out);
 }
 
 }  // namespace halfbyte

@@ -12,8 +12,8 @@ int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch() / 
 
 }  // namespace
 
-Program::Program(int threads, Isa isa, int64_t context, bool int8)
-    : isa_(isa), int8_(int8), kernels_(kernels_for(isa)), pool_(threads), shares_(threads), inputs_(context) {}
+Program::Program(int threads, Isa isa, int64_t context, bool int8, bool spin)
+    : isa_(isa), int8_(int8), kernels_(kernels_for(isa)), pool_(threads, spin), shares_(threads), inputs_(context) {}
 
 void Program::add(std::unique_ptr<Step> step) {
     const Scratch needed = step->scratch(pool_.size());
@@ -27,7 +27,7 @@ void Program::add(std::unique_ptr<Step> step) {
 }
 
 void Program::run(int64_t tokens, int64_t rows) {
-    const std::lock_guard lock(running_);
+    const auto turn = pool_.turn();
     called_ns_ = now_ns();
     batch_ = {tokens, rows};
     inputs_.check(batch_);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "buffer.h"
@@ -41,8 +40,9 @@ public:
 
 class Program {
 public:
-    // Runs on `threads` threads, positions being below `context`; `int8` rounds activations to 8 bits for packed weights.
-    Program(int threads, Isa isa, int64_t context, bool int8);
+    // Runs on `threads` threads, positions being below `context`; `int8` rounds activations to 8 bits for packed
+    // weights; `spin` where each thread has a processor to itself.
+    Program(int threads, Isa isa, int64_t context, bool int8, bool spin);
 
     Pool& pool() { return pool_; }
     // Memory for matrices.
@@ -50,7 +50,7 @@ public:
     Isa isa() const { return isa_; }
     Inputs& inputs() { return inputs_; }
     void add(std::unique_ptr<Step> step);
-    // Runs all steps for this many tokens and rows of logits. Throws `std::invalid_argument` for bad state, before
+    // Runs all steps for this many tokens and rows of logits; a second caller waits. Throws `std::invalid_argument` for bad state, before
     // anything is written.
     void run(int64_t tokens, int64_t rows);
     // How long each step took in the last run, in nanoseconds; 0 for steps that had nothing to do.
@@ -74,7 +74,6 @@ private:
     Buffer local_, shared_;
     int64_t local_floats_ = 0;
     Batch batch_;
-    std::mutex running_;
 };
 
 }  // namespace halfbyte

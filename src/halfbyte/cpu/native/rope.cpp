@@ -114,8 +114,8 @@ private:
 // that share its lines come one after another.
 class RopeKvWrite final : public Step {
 public:
-    RopeKvWrite(Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, CacheWriter k, CacheWriter v, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), norms_(norms), k_(k), v_(v), out_(out) {}
+    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, CacheWriter k, CacheWriter v, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), k_(k), v_(v), out_(out) {}
 
     Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
 
@@ -140,9 +140,9 @@ private:
         const int64_t kv_head = head - heads_.heads;
         const float* x = qkv_.row(t) + head * heads_.head_dim;
         if (kv_head < 0) {
-            transform(c, t, x, norms_ ? norms_->q : Weights{}, out_.row(t) + head * heads_.head_dim);
+            transform(c, t, x, q_weight_, out_.row(t) + head * heads_.head_dim);
         } else if (kv_head < heads_.kv_heads) {
-            transform(c, t, x, norms_ ? norms_->k : Weights{}, c.local);
+            transform(c, t, x, k_weight_, c.local);
             k_.store_key(*c.kernels, t, kv_head, c.local);
         } else {
             v_.store_value(*c.kernels, t, kv_head - heads_.kv_heads, x);
@@ -152,7 +152,7 @@ private:
     // out = x normed, where there is a weight, and rotated.
     void transform(const Context& c, int64_t t, const float* x, Weights weight, float* out) const {
         if (!weight.empty()) {
-            c.kernels->rms_norm(x, weight.data(), nullptr, norms_->norm.eps, norms_->norm.offset, out, heads_.head_dim);
+            c.kernels->rms_norm(x, weight.data(), nullptr, norm_.eps, norm_.offset, out, heads_.head_dim);
             x = out;
         }
         c.kernels->rotate(x, table_.row(t), table_.columns / 2, heads_.head_dim, out);
@@ -160,7 +160,8 @@ private:
 
     Heads heads_;
     Floats qkv_, table_;
-    std::optional<QkNorms> norms_;
+    Weights q_weight_, k_weight_;  // empty where heads are not normed
+    Norm norm_;
     CacheWriter k_, v_;
     Floats out_;
 };
@@ -172,7 +173,9 @@ void require_rope(Heads heads, Floats qkv, Floats table) {
             "a rope table of " + std::to_string(table.columns) + " values does not fit heads of " + std::to_string(heads.head_dim));
 }
 
-CacheWriter cache_writer(Inputs& inputs, Heads heads, Floats qkv, const Paging& paging, const Cache& cache) {
+CacheWriter cache_writer(const Fields& f, Inputs& inputs, Heads heads, Floats qkv, const char* name) {
+    const Cache cache = f.cache(name);
+    const Paging paging = f.paging();
     require_equal(qkv.columns, heads.width(), "width of qkv");
     require_equal(cache.kv_heads, heads.kv_heads, "kv heads of the cache");
     require_equal(cache.head_dim, heads.head_dim, "head_dim of the cache");
@@ -184,38 +187,47 @@ CacheWriter cache_writer(Inputs& inputs, Heads heads, Floats qkv, const Paging& 
 
 }  // namespace
 
-StepPtr make_rope_table(Inputs& inputs, State positions, State sets, Table<const float> inv_freq, Floats out, float factor) {
+StepPtr make_rope_table(const Fields& f, Inputs& inputs) {
+    const State positions = f.state("positions"), sets = f.state("sets");
+    const Table<const float> inv_freq = f.constants("inv_freq");
+    const Floats out = f.floats("out");
     require_equal(out.columns, 2 * inv_freq.columns, "width of the rope table");
     require_equal(out.rows, positions.size(), "rows of the rope table");
     require_equal(sets.size(), positions.size(), "number of rope sets");
     inputs.limit(positions, Axis::tokens, inputs.context(), "position");
     inputs.limit(sets, Axis::tokens, inv_freq.rows, "rope set");
-    return std::make_unique<RopeTable>(positions, sets, inv_freq, out, factor);
+    return std::make_unique<RopeTable>(positions, sets, inv_freq, out, f.number("factor"));
 }
 
-StepPtr make_rope(Heads heads, Floats qkv, Floats table, Floats out) {
+StepPtr make_rope(const Fields& f, Inputs&) {
+    const Heads heads = f.heads();
+    const Floats qkv = f.floats("qkv"), table = f.floats("table"), out = f.floats("out");
     require_rope(heads, qkv, table);
     require_equal(out.columns, qkv.columns, "width of the output");
     require_equal(out.rows, qkv.rows, "rows of the output");
     return std::make_unique<Rope>(heads, qkv, table, out);
 }
 
-StepPtr make_kv_write(Inputs& inputs, Heads heads, Floats qkv, Paging paging, Cache k, Cache v) {
-    return std::make_unique<KvWrite>(heads, qkv, cache_writer(inputs, heads, qkv, paging, k),
-                                     cache_writer(inputs, heads, qkv, paging, v));
+StepPtr make_kv_write(const Fields& f, Inputs& inputs) {
+    const Heads heads = f.heads();
+    const Floats qkv = f.floats("qkv");
+    return std::make_unique<KvWrite>(heads, qkv, cache_writer(f, inputs, heads, qkv, "k_cache"),
+                                     cache_writer(f, inputs, heads, qkv, "v_cache"));
 }
 
-StepPtr make_rope_kv_write(Inputs& inputs, Heads heads, Floats qkv, Floats table, std::optional<QkNorms> norms, Paging paging,
-                           Cache k, Cache v, Floats out) {
+StepPtr make_rope_kv_write(const Fields& f, Inputs& inputs) {
+    const Heads heads = f.heads();
+    const Floats qkv = f.floats("qkv"), table = f.floats("table"), out = f.floats("out");
+    const Weights q_weight = f.optional_weights("q_weight"), k_weight = f.optional_weights("k_weight");
     require_rope(heads, qkv, table);
     require_equal(out.columns, heads.heads * heads.head_dim, "width of the queries");
     require_equal(out.rows, qkv.rows, "rows of the queries");
-    if (norms) {
-        require_equal(norms->q.size(), heads.head_dim, "length of the norm's weight for q");
-        require_equal(norms->k.size(), heads.head_dim, "length of the norm's weight for k");
+    if (!q_weight.empty() || !k_weight.empty()) {
+        require_equal(q_weight.size(), heads.head_dim, "length of the norm's weight for q");
+        require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
     }
-    return std::make_unique<RopeKvWrite>(heads, qkv, table, norms, cache_writer(inputs, heads, qkv, paging, k),
-                                         cache_writer(inputs, heads, qkv, paging, v), out);
+    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), cache_writer(f, inputs, heads, qkv, "k_cache"),
+                                         cache_writer(f, inputs, heads, qkv, "v_cache"), out);
 }
 
 }  // namespace halfbyte

@@ -21,6 +21,7 @@ struct Table {
 
 using Floats = Table<float>;
 using State = std::span<const int32_t>;
+using Weights = std::span<const float>;
 
 // A paged cache [blocks, kv_heads, block_size, head_dim] of f16 or f32. One of keys holds each head's part of a block as
 // [head_dim, block_size] instead.

@@ -1,12 +1,13 @@
 // A team of threads that runs one job at a time: the caller is thread 0, the others wait for it.
 //
 // Waiting threads spin, for tens of microseconds between two steps and for hundreds between two tokens, and then sleep
-// until they are woken.
+// until they are woken. Where there are more threads than processors they sleep at once: another one needs the processor.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -21,11 +22,12 @@ struct Range {
 // Holds every thread of a team until all have arrived.
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(threads) {}
+    Barrier(int threads, bool spin) : threads_(threads), spin_(spin) {}
     void wait();
 
 private:
     const int threads_;
+    const bool spin_;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
 };
@@ -88,25 +90,42 @@ class Pool {
 public:
     using Job = std::function<void(const Worker&)>;
 
-    // Starts `threads` - 1 threads.
-    explicit Pool(int threads);
+    // Starts `threads` - 1 threads; `spin` where each has a processor to itself.
+    Pool(int threads, bool spin);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
     int size() const { return size_; }
+    // The right to call `run`, which one caller has at a time.
+    std::unique_lock<std::mutex> turn() { return std::unique_lock(team().turn); }
     // Runs `job` once on every thread and returns when all are done. The job must not throw.
-    void run(const Job& job);
+    void run(const Job& job) { team().run(job); }
 
 private:
-    void serve(int index);
-    void stop();
+    // The threads of one process. A process that was forked has none of them, and makes a team of its own.
+    struct Team {
+        Team(int size, bool spin);
+        ~Team();
+        void run(const Job& job);
+        void serve(int index);
+        void stop();
+
+        const int64_t process;
+        const int size;
+        const bool spin;
+        std::mutex turn;
+        Barrier barrier;
+        const Job* job = nullptr;  // null tells the threads to end
+        alignas(64) std::atomic<uint32_t> calls{0};
+        std::vector<std::thread> threads;
+    };
+
+    Team& team();
 
     const int size_;
-    Barrier barrier_;
-    const Job* job_ = nullptr;  // null tells the threads to end
-    alignas(64) std::atomic<uint32_t> calls_{0};
-    std::vector<std::thread> threads_;
+    const bool spin_;
+    std::atomic<Team*> team_;
 };
 
 }  // namespace halfbyte

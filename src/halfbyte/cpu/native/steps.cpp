@@ -1,0 +1,42 @@
+#include "steps.h"
+
+#include <map>
+
+namespace halfbyte {
+namespace {
+
+using Make = StepPtr (*)(const Fields&, Inputs&);
+
+// By the names of the classes in halfbyte/plan/ops.py.
+const std::map<std::string, Make> kOps{
+    {"Add", make_add},
+    {"Attention", make_attention},
+    {"Embed", make_embed},
+    {"GatedActivation", make_gated_activation},
+    {"GatedLinear", make_gated_linear},
+    {"KvWrite", make_kv_write},
+    {"Linear", make_linear},
+    {"QkNorm", make_qk_norm},
+    {"RmsNorm", make_rms_norm},
+    {"Rope", make_rope},
+    {"RopeKvWrite", make_rope_kv_write},
+    {"RopeTable", make_rope_table},
+    {"Rows", make_rows},
+    {"Softcap", make_softcap},
+};
+
+}  // namespace
+
+StepPtr make_step(const std::string& name, const Fields& fields, Inputs& inputs) {
+    const auto found = kOps.find(name);
+    require(found != kOps.end(), "the CPU core has no op '" + name + "'");
+    return found->second(fields, inputs);
+}
+
+std::vector<std::string> op_names() {
+    std::vector<std::string> names;
+    for (const auto& [name, make] : kOps) names.push_back(name);
+    return names;
+}
+
+}  // namespace halfbyte

@@ -124,9 +124,8 @@ def perplexity(
     with progress_bar() as tick:
         found = perplexity(scorer, ids, cut, tick)
     conditions = about_text(content, Path(text).name) | how_it_ran(scorer.model)
-    if protocol == "sliding":
-        conditions["stride"] = cut.stride
-    _finish(folder, "perplexity", asdict(found) | conditions, _may_store(store, run), json)
+    stepped = {"stride": cut.stride} if protocol == "sliding" else {}
+    _finish(folder, "perplexity", asdict(found) | conditions | stepped, _may_store(store, run), json)
 
 
 @app.command(cls=Command)

@@ -187,7 +187,8 @@ class CpuExecutor:
         parts = {suffix: _bytes(part) for suffix, part in weight.parts.items()}
         scales, zeros = parts.pop(".scale", None), parts.pop(".zero", None)
         (codes,) = parts.values()
-        matrix = self._program.matrix(family, codes, scales, zeros, *weight.shape, group)
+        rows, columns = weight.shape
+        matrix = self._program.matrix(family, codes, scales, zeros, rows, columns, group)
         if isinstance(weight.format, Dense):
             self._files |= weight.files()
         else:

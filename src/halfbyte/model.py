@@ -186,7 +186,7 @@ class Model:
         settings = SamplingParams(**sampling)
         ids = self.encode(prompt, raw=raw, system=system, tools=tools)
         text = TextStream(self.tokenizer, stop_strings(stop))
-        ends: Collection[int] = () if ignore_eos else self.spec.stop_token_ids
+        ends: Collection[int] = () if ignore_eos else self.tokenizer.with_eos(self.spec.stop_token_ids)
         outputs = self.engine.generate(ids, settings, max_tokens=max_tokens, stop_token_ids=ends)
         read_back = self._decoder is not None and not self._decoder.supports(settings)
         return Stream(outputs, text, len(ids), read_back)

@@ -416,3 +416,10 @@ def test_importing_the_package_loads_no_library_for_text() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_end_token_that_only_the_tokenizers_configuration_names_ends_an_answer(folder: Path) -> None:
+    tokenizer = set_config(folder, eos_token="<new>")
+    assert tokenizer.with_eos([7]) == (7, tokenizer.token_id("<new>"))
+    assert set_config(folder, eos_token="</s>").with_eos([2, 7]) == (2, 7)
+    assert set_config(folder).with_eos([7]) == (7,)

@@ -125,6 +125,11 @@ class Tokenizer:
         """The id of `eos_token`; None if it is not named or not in the vocabulary."""
         return None if self.eos_token is None else self.token_id(self.eos_token)
 
+    def with_eos(self, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """A model's stop tokens and `eos_token`, which some models name in no other file."""
+        end = self.eos_token_id
+        return (*stop_token_ids, *([] if end is None or end in stop_token_ids else [end]))
+
     @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""

@@ -13,14 +13,11 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from halfbyte.gpu.device.adapters import counted, described
+from halfbyte.gpu.device.adapters import ask_drivers
 
 
 def _list() -> list[dict[str, Any]]:
-    import wgpu
-
-    found = counted(map(described, wgpu.gpu.enumerate_adapters_sync()))
-    return [asdict(replace(adapter, handle=None)) for adapter in found]
+    return [asdict(replace(adapter, handle=None)) for adapter in ask_drivers()]
 
 
 def _examine(gpu: int) -> tuple[tuple[str, ...], float, str]:

@@ -18,11 +18,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import wgpu
 from numpy.typing import NDArray
 
 from halfbyte.gpu.device import ffi, passes
-from halfbyte.gpu.device.clock import tick_seconds
+from halfbyte.gpu.device.clock import RESOLVED, tick_seconds
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.run.bound import BoundDispatch, Command
 from halfbyte.gpu.run.executor import GpuExecutor
@@ -35,7 +34,6 @@ LOOKS = 20
 ROUNDS = 7
 """Times that a step is run with and without each kind of dispatch, where there are no timestamps."""
 _MOST = QUERIES // 2 - 1
-_USAGE = wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ class Tracer:
 
         None but those that were written: for others, Vulkan drivers wait for ever.
         """
-        resolved = self._device.buffer(count * 8, "timestamps", usage=_USAGE)
+        resolved = self._device.buffer(count * 8, "timestamps", usage=RESOLVED)
         encoder = self._device.handle.create_command_encoder()
         encoder.resolve_query_set(queries, 0, count, resolved, 0)
         self._device.handle.queue.submit([encoder.finish()])

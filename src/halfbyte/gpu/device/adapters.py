@@ -69,7 +69,14 @@ def counted(adapters: Iterable[Adapter]) -> list[Adapter]:
     return sorted(usable, key=lambda adapter: _RANK.get(adapter.type, 2))
 
 
-def described(handle: Any) -> Adapter:
+def ask_drivers() -> list[Adapter]:
+    """Every usable adapter, in the order of `--gpu N`; asks the drivers in this process."""
+    import wgpu
+
+    return counted(map(_described, wgpu.gpu.enumerate_adapters_sync()))
+
+
+def _described(handle: Any) -> Adapter:
     """What wgpu's adapter tells about itself."""
     info = handle.info
     return Adapter(

@@ -17,6 +17,8 @@ Commands = Sequence[tuple[int, int, int, int, int]]
 REPEATS = 8
 SHORTEST_S = 1e-9
 """What a difference of times on the host is at least, lest noise makes it negative."""
+RESOLVED = wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
+"""How a buffer is used that timestamps are written to."""
 PASSES = 1024
 """Passes that a `PassClock` keeps the times of before it has to wait for them and add them up."""
 
@@ -33,9 +35,7 @@ class Clock:
             raise DeviceError(f"{device.name} has no timestamps.", "Time whole generations instead.")
         self._device = device
         self._queries = device.handle.create_query_set(type="timestamp", count=2)
-        self._resolved = device.buffer(
-            16, "timestamps", usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
-        )
+        self._resolved = device.buffer(16, "timestamps", usage=RESOLVED)
 
     def seconds(self, commands: Commands, *, before: Commands = ()) -> float:
         """Seconds that the commands take, run in one pass, after others that do not count."""
@@ -90,9 +90,7 @@ class PassClock:
             raise DeviceError(f"{device.name} has no timestamps.", "Time whole generations instead.")
         self._device = device
         self._queries = device.handle.create_query_set(type="timestamp", count=2 * PASSES)
-        self._resolved = device.buffer(
-            16 * PASSES, "timestamps", usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
-        )
+        self._resolved = device.buffer(16 * PASSES, "timestamps", usage=RESOLVED)
         self._writes = ffi.TimestampWrites(self._queries)
         self._used = 0
         self._seconds = 0.0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError, UsageError
 from halfbyte.gpu.device import ffi
-from halfbyte.gpu.device.adapters import Adapter, counted, described
+from halfbyte.gpu.device.adapters import Adapter, ask_drivers
 from halfbyte.gpu.shaders.capabilities import Capabilities
 from halfbyte.units import quantity
 
@@ -43,7 +43,7 @@ _SUBGROUPS = {0x10DE: 32, 0x106B: 32}
 def enumerate_adapters() -> list[Adapter]:
     """Every usable adapter, in the order that `gpu` counts them; asks the drivers in this process."""
     _prepare_instance()
-    return counted(map(described, wgpu.gpu.enumerate_adapters_sync()))
+    return ask_drivers()
 
 
 def choose_adapter(gpu: int | None = None, *, software: bool = False) -> Adapter:

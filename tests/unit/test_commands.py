@@ -14,7 +14,7 @@ from halfbyte.gpu.run.bound import KEYS_STEP, MOST_GRIDS, MOST_RECORDED, BoundDi
 
 @pytest.fixture
 def cache() -> Buffer:
-    return Buffer("a cache")
+    return Buffer("a cache", grows=True)
 
 
 @pytest.fixture
@@ -73,3 +73,8 @@ def test_a_cache_that_has_grown_is_bound_anew(program: BoundProgram, cache: Buff
     after = program.commands(Extent(1, 1, 16))
     assert [command[0] for command in before] == [command[0] for command in after]
     assert before[0][1] != after[0][1]
+
+
+def test_only_memory_that_may_grow_is_replaced() -> None:
+    with pytest.raises(TypeError, match="stays"):
+        Buffer("weights").replace("others")

@@ -21,18 +21,26 @@ MOST_GRIDS = 64
 
 @dataclass(eq=False)
 class Buffer:
-    """A buffer whose memory may be replaced by more of it; programs bind what it holds at the time.
+    """A buffer that programs bind.
 
     Attributes:
         handle: wgpu's buffer.
+        grows: Whether its memory may be replaced by more of it; programs bind what it holds at the time.
         version: Counts replacements.
     """
 
     handle: Any
+    grows: bool = False
     version: int = 0
 
     def replace(self, handle: Any) -> None:
-        """Hold other memory from now on."""
+        """Hold other memory from now on.
+
+        Raises:
+            TypeError: Programs do not expect that of it.
+        """
+        if not self.grows:
+            raise TypeError("the memory of this buffer stays")
         self.handle = handle
         self.version += 1
 
@@ -106,7 +114,7 @@ class BoundProgram:
         self._made: dict[tuple[BoundDispatch, Dimensions], Command] = {}
         self._versions: tuple[int, ...] = ()
         self._recorded: dict[Extent, list[Command]] = {}
-        self._buffers = list({id(b): b for d in self.dispatches for b in d.every_buffer}.values())
+        self._growing = list({id(b): b for d in self.dispatches for b in d.every_buffer if b.grows}.values())
 
     def __len__(self) -> int:
         return len(self.dispatches)
@@ -124,7 +132,7 @@ class BoundProgram:
 
     def commands(self, extent: Extent) -> list[Command]:
         """Every dispatch for a batch of this extent."""
-        versions = tuple([buffer.version for buffer in self._buffers])
+        versions = tuple([buffer.version for buffer in self._growing])
         if versions != self._versions:
             self._recorded.clear()
             self._groups.clear()

@@ -30,7 +30,7 @@ class Caches:
         for name, cache in self._layouts.items():
             blocks = min(-(-FIRST_POSITIONS // plan.block_size), cache.blocks)
             self._capacity[cache.table] = blocks
-            self.buffers[name] = Buffer(device.buffer(blocks * cache.block_nbytes, name))
+            self.buffers[name] = Buffer(device.buffer(blocks * cache.block_nbytes, name), grows=True)
 
     @property
     def nbytes(self) -> int:

@@ -103,8 +103,11 @@ class Harness:
     def rows(self, phase: str) -> dict[str, tuple[str, Shape]]:
         """The rows of the table that a phase looks up, with their families and shapes."""
         tuning = Tuning()
-        config = replace(self.config, tuning=tuning)
-        Lowerer(self.executor.plan, self.device.capabilities, config).program(PHASES[phase])
+        lowerer = Lowerer(self.executor.plan, self.device.capabilities, replace(self.config, tuning=tuning))
+        if phase == SAMPLING:
+            lowerer.program(SINGLE)
+            tuning.asked.clear()
+        lowerer.program(PHASES[phase])
         return dict(tuning.asked)
 
     def whole(self, phase: str, config: KernelConfig) -> Entry:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.errors import ContextFullError, HalfbyteError
+from halfbyte.errors import ContextFullError, DeviceError, HalfbyteError
 
 if TYPE_CHECKING:
     from halfbyte.answer import Generation, Stream, Token
@@ -52,7 +52,23 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")
+    if _in_subinterpreter():
+        raise DeviceError(
+            "Halfbyte does not work in a subinterpreter, because NumPy and its own compiled code do not.",
+            "Use it in the main interpreter or in another process.",
+        )
     return getattr(importlib.import_module(f"halfbyte.{_HOMES[name]}"), name)
+
+
+def _in_subinterpreter() -> bool:
+    """Whether this is not the main interpreter of its process, as far as Python's private modules say."""
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        return bool(interpreters.get_current() != interpreters.get_main())
+    return False
 
 
 def __dir__() -> list[str]:

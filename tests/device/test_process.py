@@ -210,6 +210,29 @@ def test_the_interpreter_may_end_while_a_daemon_thread_streams(shell_29m: Path, 
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
+INSIDE = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+
+inside = "import sys; sys.path[:] = %r; from halfbyte import load; load(%r, 'cpu')" % (sys.path, sys.argv[1])
+try:
+    failed = interpreters.run_string(interpreters.create(), inside)
+except interpreters.RunFailedError as error:
+    failed = str(error)
+print(failed)
+"""
+
+
+def test_a_subinterpreter_is_refused_at_once(shell_29m: Path) -> None:
+    command = [sys.executable, "-c", INSIDE, str(shell_29m)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "does not work in a subinterpreter" in ended.stdout, ended.stderr
+    assert ended.returncode == 0
+
+
 def test_programs_of_processes_do_not_share_what_they_write() -> None:
     """A child's run leaves its parent's arrays alone."""
     program = chain(threads=2, steps=3)

@@ -10,7 +10,9 @@
 #define HB_LAMBDA __attribute__((always_inline))
 #endif
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(HB_GENERIC)
+// Only the plain C++ kernels: all instruction sets share their loops, so that these are enough for sanitizers.
+#elif defined(__x86_64__) || defined(_M_X64)
 #define HB_X86 1
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #define HB_ARM 1

@@ -24,8 +24,8 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 from tests.models import llama_cpp
-from tests.models.test_interchange import IDS, divergence, logits, small_tokenizer, spec_of
-from tests.models.tiny import FAMILIES, tiny
+from tests.models.test_interchange import IDS, IN_GGUF, divergence, logits, small_tokenizer, spec_of
+from tests.models.tiny import tiny
 
 AGREE = 0.001
 """Mean KL divergence of two programs' logits on one file, at most."""
@@ -111,7 +111,7 @@ def test_what_only_llama_cpp_writes_is_read_alike(tmp_path: Path, short: Path, i
     check_agreement(path, kind, ids)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma-3-softcap"}))
+@pytest.mark.parametrize("family", sorted(set(IN_GGUF) - {"gemma-3-softcap"}))
 def test_llama_cpp_runs_every_family_as_halfbyte_wrote_it(tmp_path: Path, family: str) -> None:
     """All but a Gemma whose second layer of two is local: to llama.cpp every sixth is global, whatever a file says.
 

@@ -136,6 +136,12 @@ def write_gguf(
     architecture = gguf_architecture(spec.model_type)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")
+    if not architecture.windows and any(layer.attention.window for layer in spec.layers):
+        raise UnsupportedModelError(
+            f"This {spec.model_type} model has layers with a sliding window, for which GGUF files of the architecture "
+            f"{architecture.name} have no place.",
+            "Write another layout, such as awq or gptq.",
+        )
     rounded: Counter[str] = Counter()
     tensors = _tensors(source, spec, architecture, KINDS[kind], importance or {}, rounded)
     metadata = _metadata(spec, architecture, name, KINDS[kind].number)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,34 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(OSError, match="No space left"):
             atomic.write(path, "half")
     assert (names(tmp_path), file.read_text(encoding="utf-8")) == (["page.html"], "neu: ü")
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.jsonl"
+    atomic.append(file, "one\n")
+    atomic.append(file, "two: ü\n")
+    whole = "one\ntwo: ü\n"
+    assert file.read_text(encoding="utf-8") == whole
+    with pytest.raises(OSError, match="No space left"):
+        atomic.append(Path("/dev/full"), "x\n")
+
+    class Full(io.FileIO):
+        """Takes two bytes, then nothing."""
+
+        def write(self, data: Any) -> int:
+            if self.tell() >= limit:
+                raise OSError(28, "No space left on device")
+            return super().write(bytes(data)[:2])
+
+    def opened(path: Path, mode: str, **_: Any) -> Full:
+        return Full(str(path), mode)
+
+    for path in (file, tmp_path / "new.jsonl"):
+        limit = (path.stat().st_size if path.exists() else 0) + 4
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(Path, "open", opened)
+            atomic.append(path, "a longer line\n")
+    assert (names(tmp_path), file.read_text(encoding="utf-8")) == (["rows.jsonl"], whole)
 
 
 def test_a_device_is_written_to_as_it_is() -> None:

@@ -60,6 +60,10 @@ def test_figures_follow_from_the_samples(record: Record) -> None:
     shown = cells(record)
     assert shown["prefill ms"] == "210.0 ±4.8%"
     assert shown["tokens/s"] == f"{2 * 4 / 0.06:.1f} ±0.0%"
+    assert cells(replace(record, samples=record.samples[:1]))["prefill ms"] == "200.0"
+    assert "±" not in tables.terminal([replace(record, samples=record.samples[:1])])
+    alone, both = (tables.csv_text([replace(record, samples=record.samples[:n])]).splitlines()[1] for n in (1, 2))
+    assert alone.count(",,") == both.count(",,") + 2
     assert (shown["ms/token p50"], shown["p95"], shown["p99"]) == ("10.000", "30.000", "30.000")
     assert shown["% of read bandwidth"] == f"{100 * 20e6 * (8 / 0.06) / 10e9:.0f}"
     assert shown["host ms/token"] == "1.000"
@@ -83,6 +87,19 @@ def test_tables_have_a_cell_a_figure_and_case(record: Record) -> None:
     assert len({line.count("|") for line in lines[3:]}) == 1
     assert len(tables.terminal([record, record]).splitlines()) == len(tables.COLUMNS) + 4
     assert len(tables.csv_text([record, record]).splitlines()) == 3
+
+
+def test_every_variant_has_its_own_size_and_check_above_the_table(record: Record) -> None:
+    small = replace(record, settings={**record.settings, "variant": "q4g32"})
+    large = replace(
+        record, settings={**record.settings, "variant": "f16"}, model={**record.model, "nbytes": 59e6},
+        check={**record.check, "same": 7, "kl": 0.0011, "layers": 16},
+    )  # fmt: skip
+    lines = tables.terminal([small, large]).splitlines()
+    assert lines[1].startswith(
+        "q4g32: 20 MB; correctness check passed: 8 of 8 tokens match the reference (KL 0.001 nats"
+    )
+    assert lines[2] == "f16: 59 MB; correctness check passed: 7 of 8 tokens match the reference (KL 0.0011 nats)."
 
 
 def test_a_record_survives_its_file(record: Record, tmp_path: Path) -> None:
@@ -213,6 +230,8 @@ def test_a_full_disk_is_a_sentence_and_the_row_is_shown(monkeypatch: pytest.Monk
     assert result.exit_code == 74
     assert "the disk is full" in error_lines(result)[0]
     assert "tokens/s" in result.stdout
+    missing = halfbyte("bench", "--output", str(Path("/no/such/folder/rows.jsonl")))
+    assert (missing.exit_code, missing.stdout) == (74, "")
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,13 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(shell_29m: Path) -> None
     assert cut.text == whole.text[: whole.text.index(word)]
 
 
-def test_a_full_context_is_an_error_that_says_so(shell_29m: Path) -> None:
+def test_a_full_context_ends_the_answer_and_a_prompt_that_fills_it_is_an_error(shell_29m: Path) -> None:
     model = halfbyte.load(shell_29m, context=32)
-    stream = model.stream("Once upon a time", raw=True, ignore_eos=True, max_tokens=100)
-    with pytest.raises(halfbyte.ContextFullError, match="32"):
-        list(stream)
-    assert stream.result().new_tokens + stream.result().prompt_tokens == 32
+    tokens = list(model.stream("Once upon a time", raw=True, ignore_eos=True, max_tokens=100))
+    assert [token.finish_reason for token in tokens] == [None] * (len(tokens) - 1) + ["context"]
+    answer = model.generate("Once upon a time", raw=True, ignore_eos=True, max_tokens=100)
+    assert (answer.finish_reason, answer.new_tokens + answer.prompt_tokens) == ("context", 32)
+    assert answer.text == "".join(token.text for token in tokens)
     with pytest.raises(halfbyte.ContextFullError, match="32"):
         model.generate(list(range(5, 50)))
 

@@ -223,6 +223,7 @@ def test_a_bad_line_is_named_and_the_others_are_answered(
     assert (first["line"], bad["line"], last["line"]) == (1, 3, 4)
     assert bad["error"]["type"] == "UsageError"
     assert f"{file}, line 3: {complaint}" in bad["error"]["message"]
+    assert f"error: {file}, line 3: {complaint}" in result.stderr
     use_fake(monkeypatch, ["one"], ["two"])
     result = halfbyte("run", "--prompts", str(file))
     assert (result.exit_code, result.stdout) == (2, "one\n\n\ntwo\n")

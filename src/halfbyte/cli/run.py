@@ -141,8 +141,7 @@ def _say_failed(request: Request, error: HalfbyteError, *, json: bool) -> None:
     if json:
         kind = type(error).__name__
         print_json({**request.given, "error": {"type": kind, "message": error.message, "hint": error.hint}})
-    else:
-        print_error(error.message, error.hint)
+    print_error(error.message, error.hint)
 
 
 def _say_cut(model: Model, request: Request, generation: Generation) -> None:

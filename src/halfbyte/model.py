@@ -101,6 +101,11 @@ class Model:
         """Bytes of the weights as they are stored."""
         return sum(tensor.nbytes for tensor in self.plan.of_kind("weight"))
 
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those of its configuration, and the tokenizer's end of text."""
+        return self.tokenizer.with_eos(self.spec.stop_token_ids)
+
     def encode(
         self, prompt: Prompt, *, raw: bool = False, system: str | None = None, tools: Tools | None = None
     ) -> list[int]:
@@ -186,7 +191,7 @@ class Model:
         settings = SamplingParams(**sampling)
         ids = self.encode(prompt, raw=raw, system=system, tools=tools)
         text = TextStream(self.tokenizer, stop_strings(stop))
-        ends: Collection[int] = () if ignore_eos else self.tokenizer.with_eos(self.spec.stop_token_ids)
+        ends: Collection[int] = () if ignore_eos else self.stop_token_ids
         outputs = self.engine.generate(ids, settings, max_tokens=max_tokens, stop_token_ids=ends)
         read_back = self._decoder is not None and not self._decoder.supports(settings)
         return Stream(outputs, text, len(ids), read_back)

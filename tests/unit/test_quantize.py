@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,20 @@ def test_larger_groups_and_other_formats_for_the_embedding(shell_29m: Path, tmp_
     assert formats.pop("model.layers.0.mlp.down_proj.weight") == "q4g128"
     assert manifest.tensors["model.embed_tokens.weight"].method == "copy"
     assert manifest.source == "a name"
+
+
+def test_tokens_and_templates_in_files_of_their_own_go_along(shell_29m: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(shell_29m, source)
+    source.chmod(0o755)
+    (source / "added_tokens.json").write_text('{"<new>": 8192}')
+    templates = source / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("{{ tools }}")
+    quantize(source, tmp_path / "q")
+    found = open_checkpoint(tmp_path / "q").tokenizer_files()
+    assert found.templates == {"tool_use": "{{ tools }}"}
+    assert [token.content for token in found.added_tokens] == ["<new>"]
 
 
 def test_what_is_packed_is_not_packed_again(shell_29m: Path, tmp_path: Path) -> None:

@@ -34,10 +34,12 @@ SETTINGS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
-"""Files of a model folder, besides weights, that Halfbyte reads."""
+"""Files of a model folder, besides weights, that Halfbyte reads: names, or patterns of names."""
 
 _CHUNK_BYTES = 1 << 24
 
@@ -76,7 +78,8 @@ class Folder(Checkpoint, ABC):
 
     def settings(self) -> dict[str, bytes]:
         """Contents of the folder's configuration and tokenizer files, by name."""
-        return {name: (self.path / name).read_bytes() for name in SETTINGS if (self.path / name).is_file()}
+        files = [file for pattern in SETTINGS for file in sorted(self.path.glob(pattern)) if file.is_file()]
+        return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in files}
 
     def _untie(self, embed: str, head: str) -> None:
         """Leave out an output matrix that is a copy of the embedding table; else it is used, as by transformers."""

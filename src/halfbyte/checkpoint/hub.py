@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from halfbyte.checkpoint.folder import CONFIG_NAME, SETTINGS
 from halfbyte.checkpoint.gguf.choice import choose, gguf_models, label, parts
@@ -310,7 +310,8 @@ def _download(repo: str, choice: str | None, revision: str) -> Path:
         if not _COMMIT.fullmatch(revision):
             _remember(repo, revision, commit)
         return snapshot / files[0]
-    settings = [name for name in (*SETTINGS, MANIFEST_NAME) if name in sizes]
+    patterns = [PurePosixPath(pattern) for pattern in (*SETTINGS, MANIFEST_NAME)]
+    settings = [name for name in sizes if any(_matches(PurePosixPath(name), pattern) for pattern in patterns)]
     if CONFIG_NAME not in settings:
         raise ModelNotFoundError(
             f"{repo} has no {CONFIG_NAME}: it is not a language model.", "Name another repository."
@@ -321,6 +322,11 @@ def _download(repo: str, choice: str | None, revision: str) -> Path:
     if not _COMMIT.fullmatch(revision):
         _remember(repo, revision, commit)
     return snapshot
+
+
+def _matches(name: PurePosixPath, pattern: PurePosixPath) -> bool:
+    """Whether a file lies in the pattern's folder and is called as it says."""
+    return name.parent == pattern.parent and name.match(pattern.name)
 
 
 def _only_gguf(sizes: Mapping[str, int]) -> bool:

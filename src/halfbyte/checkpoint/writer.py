@@ -85,6 +85,7 @@ def write_folder(
         weights = sum(int(np.prod(tensor.shape)) for tensor in tensors)
         manifest = Manifest(records, round(8 * total / max(weights, 1), 4), source, quality or {})
         for name, data in settings.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             _write(folder / name, data)
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
     return manifest

@@ -63,7 +63,7 @@ def right_answers(model: Model, questions: list[Question], tick: Tick = lambda w
     sequences = [
         model.engine.submit(
             model.encode(question.question), SamplingParams(),
-            max_tokens=len(model.encode(question.answer, raw=True)) + 8, stop_token_ids=model.spec.stop_token_ids,
+            max_tokens=len(model.encode(question.answer, raw=True)) + 8, stop_token_ids=model.stop_token_ids,
         )
         for question in questions
     ]  # fmt: skip

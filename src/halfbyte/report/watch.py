@@ -54,7 +54,7 @@ class Watcher:
         noted.decoder = decoder
         engine = Engine(noted, rope_switch=model.spec.rope_switch, decoder=noted if decoder else None)
         outputs = engine.generate(
-            self._prompt_ids, SamplingParams(), max_tokens=self._max_tokens, stop_token_ids=model.spec.stop_token_ids
+            self._prompt_ids, SamplingParams(), max_tokens=self._max_tokens, stop_token_ids=model.stop_token_ids
         )
         turns: list[Turn] = []
         while True:

@@ -102,7 +102,10 @@ class GgufCheckpoint(Checkpoint):
         """Contents of the files that a Hugging Face folder would have beside the weights, by name."""
         files = self.tokenizer_files()
         tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **files.special_tokens}
-        if files.chat_template is not None:
+        if files.templates:
+            named = ({"default": files.chat_template} if files.chat_template else {}) | files.templates
+            tokenizer["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        elif files.chat_template is not None:
             tokenizer["chat_template"] = files.chat_template
         documents = {
             "config.json": self.config,

@@ -90,6 +90,7 @@ def write_foreign(
     with new_path(target, total) as folder:
         folder.mkdir()
         for name, data in settings.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         document = json.loads(settings[CONFIG_NAME]) | {"quantization_config": config, "dtype": "float16"}
         document.pop("torch_dtype", None)

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from halfbyte.checkpoint.folder import CONFIG_NAME, SETTINGS
 from halfbyte.checkpoint.gguf.choice import choose, gguf_models, label, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
-from halfbyte.checkpoint.open import is_gguf, open_checkpoint
+from halfbyte.checkpoint.open import OWN_FILES, is_gguf, open_checkpoint
 from halfbyte.checkpoint.shards import INDEX_NAME, PICKLES, WEIGHTS_NAME, shard_names
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
 
@@ -310,7 +310,7 @@ def _download(repo: str, choice: str | None, revision: str) -> Path:
         if not _COMMIT.fullmatch(revision):
             _remember(repo, revision, commit)
         return snapshot / files[0]
-    patterns = [PurePosixPath(pattern) for pattern in (*SETTINGS, MANIFEST_NAME)]
+    patterns = [PurePosixPath(pattern) for pattern in (*SETTINGS, MANIFEST_NAME, *OWN_FILES)]
     settings = [name for name in sizes if any(_matches(PurePosixPath(name), pattern) for pattern in patterns)]
     if CONFIG_NAME not in settings:
         raise ModelNotFoundError(

@@ -30,7 +30,7 @@ _NAME_ONE = "Name a folder with config.json and *.safetensors, or a GGUF file."
 _USE_PLAIN = "Use the model's checkpoint in bf16, f16 or f32."
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _PACKED = re.compile(r".+\.(qweight|weight_packed)")
-_OWN_FILES = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
+OWN_FILES = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
 """Files beside config.json in which AutoAWQ and AutoGPTQ kept their settings, and whose they are."""
 
 
@@ -108,7 +108,7 @@ def _own_settings(path: Path, stored: Stored) -> Mapping[str, Any] | None:
     packed = next((name for name in stored.files if _PACKED.fullmatch(name)), None)
     if packed is None:
         return None
-    for name, method in _OWN_FILES.items():
+    for name, method in OWN_FILES.items():
         if (path / name).is_file():
             found = read_json(path / name)
             renamed = {"w_bit": "bits", "q_group_size": "group_size"}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from halfbyte._version import __version__
 from halfbyte.errors import ContextFullError, DeviceError, HalfbyteError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from halfbyte.model import Model, load
     from halfbyte.options import RunOptions
     from halfbyte.runtime import SamplingParams
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ContextFullError",

@@ -9,9 +9,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from halfbyte.system import available_memory
 
 if TYPE_CHECKING:
     from halfbyte.formats import WeightSource
@@ -138,20 +138,12 @@ class ExecutorFactory(Protocol[E]):
 
 def fitting_context(plan: Plan) -> int:
     """Positions whose KV cache takes at most half of the host's free memory, at most the plan's."""
-    from halfbyte.cpu.machine import available_memory
-
     room = available_memory() // 2
     cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
     return plan.context if cache <= room else int(plan.context * room / cache)
 
 
-@cache
-def names() -> tuple[str, ...]:
-    """Every device there is code for."""
-    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/factory.py")))
-
-
 def factory(name: str) -> ExecutorFactory[Any]:
-    """The factory of a device, one of `names()`."""
+    """The factory of a device, one of `options.devices()`."""
     found: ExecutorFactory[Any] = importlib.import_module(f"halfbyte.{name}.factory").FACTORY
     return found

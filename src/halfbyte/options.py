@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from operator import index
+from pathlib import Path
 from typing import Any, TypedDict
 
-from halfbyte import executors
 from halfbyte.errors import UsageError
 
 AUTO = "auto"
@@ -138,7 +139,7 @@ class RunOptions:
         return max(self.logit_rows, self.sequences)
 
     def _check_device(self) -> None:
-        known = (AUTO, *executors.names())
+        known = (AUTO, *devices())
         if not isinstance(self.device, str) or self.device not in known:
             raise UsageError(f"device {self.device!r} is unknown.", f"It must be one of {', '.join(known)}.")
 
@@ -168,6 +169,12 @@ class RunOptions:
                 f"{name} applies to device {only!r} only, not to {self.device!r}.",
                 f"Leave {name} out, or choose device {only!r}.",
             )
+
+
+@cache
+def devices() -> tuple[str, ...]:
+    """Every device there is code for: packages with a module `factory`."""
+    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/factory.py")))
 
 
 def whole(value: object) -> int | None:

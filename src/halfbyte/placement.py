@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from halfbyte.errors import DeviceError, UnsupportedModelError
-from halfbyte.executors import OpenDevice, Progress, factory, names
+from halfbyte.executors import OpenDevice, Progress, factory
 from halfbyte.formats import Format, WeightSource
 from halfbyte.models.spec import ModelSpec
-from halfbyte.options import AUTO, RunOptions
+from halfbyte.options import AUTO, RunOptions, devices
 from halfbyte.plan import Executor, Plan, make_plan
 from halfbyte.units import quantity
 
@@ -33,7 +33,7 @@ def choose_device(options: RunOptions) -> tuple[str, str]:
         name = options.deciding[0]
         return options.device_of(name), f"{name}={getattr(options, name)} was given"
     why = ""
-    for name in sorted(names(), key=lambda name: -factory(name).rank):
+    for name in sorted(devices(), key=lambda name: -factory(name).rank):
         there, found = factory(name).available()
         why = found or why
         if there:

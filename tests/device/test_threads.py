@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from halfbyte import system
 from halfbyte.cpu import CpuExecutor, _native, machine
 from halfbyte.errors import UsageError
 from halfbyte.plan.ops import Linear
@@ -133,7 +134,7 @@ def quota(tmp_path: Path) -> Groups:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         (tmp_path / "self").write_text(membership)
-        return machine.cpu_quota(tmp_path / "cgroup", tmp_path / "self")
+        return system.cpu_quota(tmp_path / "cgroup", tmp_path / "self")
 
     return find
 
@@ -164,8 +165,8 @@ def test_a_containers_quota(quota: Groups, files: dict[str, str], membership: st
 def test_threads_never_exceed_cores_or_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
-    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(system, "usable_cores", lambda: 4)
+    monkeypatch.setattr(system, "cpu_quota", lambda: quota)
     assert machine.default_threads() == expected
 
 
@@ -173,7 +174,7 @@ def test_affinity_bounds_the_cores() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        assert machine.usable_cores() == 1
+        assert system.usable_cores() == 1
         assert machine.default_threads() == 1
     finally:
         os.sched_setaffinity(0, allowed)

@@ -11,8 +11,7 @@ import pytest
 
 import halfbyte
 from halfbyte.errors import UsageError
-from halfbyte.executors import names
-from halfbyte.options import LoadOptions, RunOptions
+from halfbyte.options import LoadOptions, RunOptions, devices
 
 
 def test_keyword_arguments_of_load_are_the_fields() -> None:
@@ -34,7 +33,7 @@ def test_integers_of_numpy_are_integers() -> None:
 
 
 def test_devices_are_the_packages_with_a_factory() -> None:
-    assert names() == ("cpu", "gpu", "reference")
+    assert devices() == ("cpu", "gpu", "reference")
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_taken_target_and_too_little_memory_are_seen_before_any_work(
     asked = ["quantize", str(tied), str(tmp_path / "q"), *GPTQ, "--calibration", str(text)]
     assert "already exists" in error_lines(halfbyte(*asked))[0]
     assert "not a model folder written by Halfbyte" in error_lines(halfbyte(*asked, "--overwrite"))[0]
-    monkeypatch.setattr("halfbyte.cpu.machine.available_memory", lambda: 1000)
+    monkeypatch.setattr("halfbyte.system.available_memory", lambda: 1000)
     asked[2] = str(tmp_path / "new")
     assert "Refining this model takes" in error_lines(halfbyte(*asked, "--refine", "2"))[0]
     assert [path.name for path in tmp_path.iterdir()] == ["q"]

@@ -37,7 +37,7 @@ app.add_typer(models, name="models")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from halfbyte import __version__
+        from halfbyte._version import __version__
 
         typer.echo(f"halfbyte {__version__}")
         raise typer.Exit

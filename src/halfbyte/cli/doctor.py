@@ -40,7 +40,7 @@ def examine(*, measure: bool = False) -> dict[str, Any]:
     Args:
         measure: Whether to measure limits that are known already.
     """
-    from halfbyte import __version__
+    from halfbyte._version import __version__
     from halfbyte.cpu import machine
     from halfbyte.gpu.device.adapters import find_adapters, self_test
     from halfbyte.options import RunOptions

@@ -13,6 +13,7 @@ from halfbyte.executors import Limits, Progress, fitting_context
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.options import RunOptions
 from halfbyte.plan import Decoder, Plan
+from halfbyte.system import cpu_quota
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _threads(asked: int | None) -> int | None:
 def usable_processors() -> int:
     """Processors (hardware threads) that this process may run on, no more than its container lends (rounded up)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = machine.cpu_quota()
+    quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 

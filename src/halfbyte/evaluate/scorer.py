@@ -103,7 +103,7 @@ class Scorer:
 
 def how_it_ran(model: Model) -> dict[str, str]:
     """Where a model ran, the precision of its activations, and Halfbyte's version, for the record of a measurement."""
-    from halfbyte import __version__
+    from halfbyte._version import __version__
 
     packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))
     usual = "int8" if packed and model.device != "reference" else "f32"

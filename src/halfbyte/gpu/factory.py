@@ -138,8 +138,8 @@ class OpenGpu:
         self._device.close()
 
     def _free_memory(self) -> int | None:
-        from halfbyte.cpu.machine import available_memory
         from halfbyte.gpu.run import budget
+        from halfbyte.system import available_memory
 
         return budget.free_memory(self._device, available_memory())
 

@@ -257,8 +257,8 @@ def _refuse_two_for_one(spec: ModelSpec, options: Options) -> None:
 
 
 def _refuse_too_large(spec: ModelSpec) -> None:
-    from halfbyte.cpu.machine import available_memory
     from halfbyte.quantize.refine import needed_bytes
+    from halfbyte.system import available_memory
 
     needed = needed_bytes(spec)
     if needed > available_memory():

@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
     """Versions of Halfbyte, Python and the packages that matter to speed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from halfbyte import __version__
+    from halfbyte._version import __version__
 
     found = {"halfbyte": __version__, "python": platform.python_version()}
     for name in _PACKAGES:

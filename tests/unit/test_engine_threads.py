@@ -326,7 +326,7 @@ def test_a_device_that_no_fork_survives_is_refused_in_the_child() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 def test_a_model_answers_in_a_forked_process(alone: list[str]) -> None:
-    with halfbyte.load(threads=1, context=256) as model:
+    with halfbyte.load(threads=2, context=256) as model:
         model.generate("What does grep do?", max_tokens=4)
 
         def child() -> None:
@@ -350,6 +350,4 @@ print("done")
 """
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-        assert (done.returncode, done.stdout) == (0, "done\n")
-        assert "terminate" not in done.stderr
-        assert "Traceback" not in done.stderr
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

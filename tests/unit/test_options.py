@@ -106,10 +106,10 @@ def test_conversations_wait_for_each_other_when_the_cache_is_full() -> None:
 
 
 def test_more_threads_than_processors_are_as_many_as_there_are(caplog: pytest.LogCaptureFixture) -> None:
-    from halfbyte.cpu.factory import usable_processors
+    from halfbyte.cpu.machine import processors
 
     model = halfbyte.load(threads=1000, context=64)
-    assert model.executor.threads == usable_processors()
+    assert model.executor.threads == processors()
     assert "threads=1000 is more than the processors" in caplog.text
 
 

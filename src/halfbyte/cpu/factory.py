@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 from contextlib import AbstractContextManager
 
 from halfbyte.cpu import machine
@@ -13,7 +11,6 @@ from halfbyte.executors import Limits, Progress, fitting_context
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.options import RunOptions
 from halfbyte.plan import Decoder, Plan
-from halfbyte.system import cpu_quota
 
 _log = logging.getLogger(__name__)
 
@@ -111,18 +108,11 @@ class _Told:
 
 def _threads(asked: int | None) -> int | None:
     """The threads that were asked for, at most one per processor: more would only wait for each other."""
-    most = usable_processors()
+    most = machine.processors()
     if asked is None or asked <= most:
         return asked
     _log.warning("threads=%d is more than the processors that this process may use; it uses %d.", asked, most)
     return most
-
-
-def usable_processors() -> int:
-    """Processors (hardware threads) that this process may run on, no more than its container lends (rounded up)."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
-    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 FACTORY = CpuFactory()

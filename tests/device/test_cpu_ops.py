@@ -38,7 +38,7 @@ from halfbyte.plan.ops import (
     Softcap,
 )
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 
 PACKED = [
     "q3g32", "q3g32z", "q3g64z", "q3g128", "q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z", "q8g32", "q8g64",

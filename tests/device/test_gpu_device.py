@@ -22,7 +22,7 @@ from halfbyte.gpu.shaders.template import compose
 from halfbyte.gpu.tuning.harness import smaller
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import make_plan
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import one, software_gpu
 from tests.models.tiny import feed, tiny

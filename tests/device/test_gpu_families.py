@@ -19,7 +19,7 @@ from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.ops import GatedLinear, Linear, RopeTable
 from halfbyte.plan.sampling import SamplingParams
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from tests.device.gpu import block_tables, one, software_gpu
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 

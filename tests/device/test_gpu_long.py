@@ -10,7 +10,7 @@ from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Decoder, Executor
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.runtime import Engine, SamplingParams
 from tests.device.gpu import software_gpu
 from tests.models.tiny import VOCABULARY, Tiny, tiny

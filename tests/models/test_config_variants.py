@@ -17,7 +17,7 @@ from halfbyte.errors import HalfbyteError, UnsupportedModelError
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from tests.models.tiny import feed
 
 IDS = np.random.default_rng(3).integers(3, 90, 40).tolist()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halfbyte.cpu import CpuExecutor
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 
 EXECUTORS = {"reference": ReferenceExecutor, "cpu": CpuExecutor}

@@ -22,7 +22,7 @@ from halfbyte.formats import get_format
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 from tests.models.tiny import FAMILIES, VOCABULARY, feed, tiny

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfbyte.cpu import CpuExecutor
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.runtime import Engine, SamplingParams
 from tests.models.tiny import VOCABULARY, tiny
 

@@ -27,7 +27,7 @@ from halfbyte.cpu import CpuExecutor
 from halfbyte.formats import get_format
 from halfbyte.models.catalog import catalog_spec
 from halfbyte.plan import make_plan
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"llama": "llama-3.2-1b", "phi3": "phi-4-mini", "gemma3": "gemma-3-1b"}

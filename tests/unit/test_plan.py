@@ -14,7 +14,7 @@ from halfbyte.errors import UsageError
 from halfbyte.plan import Plan, Tensor, make_plan, ops
 from halfbyte.plan.plan import CacheGroup
 from halfbyte.plan.show import summary, table, to_json
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.units import quantity
 from tests.models.tiny import FAMILIES, feed, tiny
 

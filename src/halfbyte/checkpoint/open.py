@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.checks import read_json, shown
 from halfbyte.checkpoint.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, FolderCheckpoint
-from halfbyte.checkpoint.foreign import ForeignCheckpoint
-from halfbyte.checkpoint.gguf.file import MAGIC
-from halfbyte.checkpoint.gguf.model import open_gguf
-from halfbyte.checkpoint.layouts import autoawq, compressed_tensors, gptq
-from halfbyte.checkpoint.layouts.grouped import Scheme
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from halfbyte.checkpoint.shards import Stored, open_weights
 from halfbyte.errors import InvalidModelError, ModelNotFoundError, UnsupportedModelError
 
-SCHEMES: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]] = {
-    "awq": autoawq.scheme,
-    "gptq": gptq.scheme,
-    "compressed-tensors": compressed_tensors.scheme,
-}
-"""What reads the settings of each method that Halfbyte has, by its `quant_method`."""
+if TYPE_CHECKING:
+    from halfbyte.checkpoint.layouts.grouped import Scheme
+
+SCHEMES = {"awq": "autoawq", "gptq": "gptq", "compressed-tensors": "compressed_tensors"}
+"""Modules of `layouts` that read packed weights, by `quant_method`. They and `gguf` are imported when they are needed."""
 
 _NAME_ONE = "Name a folder with config.json and *.safetensors, or a GGUF file."
 _USE_PLAIN = "Use the model's checkpoint in bf16, f16 or f32."
@@ -46,6 +41,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     gguf = path if is_gguf(path) else _only_gguf(path)
     if gguf is not None:
+        from halfbyte.checkpoint.gguf.model import open_gguf
+
         return open_gguf(gguf)
     if not path.is_dir():
         what = "is a file, not a model folder" if path.exists() else "does not exist"
@@ -59,6 +56,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     stored = open_weights(path)
     settings = None if manifest else _quantization(path, config, stored)
     if settings is not None:
+        from halfbyte.checkpoint.foreign import ForeignCheckpoint
+
         return ForeignCheckpoint(path, config, generation_config, stored, _scheme(path, settings))
     return FolderCheckpoint(path, config, generation_config, manifest, stored)
 
@@ -69,6 +68,8 @@ def is_gguf(path: Path) -> bool:
         return False
     if path.suffix.lower() == ".gguf":
         return True
+    from halfbyte.checkpoint.gguf.file import MAGIC
+
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -133,4 +134,5 @@ def _scheme(path: Path, settings: Mapping[str, Any]) -> Scheme:
             f"{path} is quantized with {shown(method)}, which Halfbyte cannot read.",
             f"It reads {', '.join(SCHEMES)}; otherwise use the model's bf16, f16 or f32 checkpoint.",
         )
-    return SCHEMES[method](path, settings)
+    scheme: Scheme = import_module(f"halfbyte.checkpoint.layouts.{SCHEMES[method]}").scheme(path, settings)
+    return scheme

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from halfbyte.errors import UsageError
 from halfbyte.executors import Limits, Progress, fitting_context
 from halfbyte.formats import WeightSource
 from halfbyte.options import RunOptions
 from halfbyte.plan import Decoder, Plan
-from halfbyte.reference.executor import ReferenceExecutor
+
+if TYPE_CHECKING:
+    from halfbyte.reference.executor import ReferenceExecutor
 
 
 class ReferenceFactory:
@@ -91,6 +94,8 @@ class OpenReference:
 
     def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> ReferenceExecutor:
         """The executor of a plan."""
+        from halfbyte.reference.executor import ReferenceExecutor
+
         return ReferenceExecutor(plan, source)
 
     def close(self) -> None:

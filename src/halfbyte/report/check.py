@@ -59,7 +59,7 @@ def check(subject: Subject, settings: Settings) -> Agreement:
     Raises:
         DeviceError: They disagree.
     """
-    from halfbyte.reference import ReferenceExecutor
+    from halfbyte.reference.executor import ReferenceExecutor
 
     cut = subject.cut()
     plan, executor = cut.load(settings, context=PROMPT_TOKENS + NEW_TOKENS + 1, sequences=1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from halfbyte.checkpoint.layouts.grouped import Scheme
 
 SCHEMES = {"awq": "autoawq", "gptq": "gptq", "compressed-tensors": "compressed_tensors"}
-"""Modules of `layouts` that read packed weights, by `quant_method`. They and `gguf` are imported when they are needed."""
+"""Modules of `layouts` that read packed weights, by `quant_method`; imported when needed, as `gguf` is."""
 
 _NAME_ONE = "Name a folder with config.json and *.safetensors, or a GGUF file."
 _USE_PLAIN = "Use the model's checkpoint in bf16, f16 or f32."

@@ -17,8 +17,8 @@ UInt32 = NDArray[np.uint32]
 
 BITS = 23
 """Bits of a uniform number: with one half added, it is exact in float32."""
-REACH = 19.5
-"""More than the largest noise, -log(2⁻²⁴) = 16.64, is above the smallest, -log(-log(2⁻²⁴)) = -2.81."""
+MOST = 16.65
+"""More than the largest noise, -log(2⁻²⁴) = 16.64."""
 _WORD = 0xFFFFFFFF
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
-from halfbyte.plan.draws import REACH, noise
+from halfbyte.plan.draws import MOST, noise
 from halfbyte.plan.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 Indices = NDArray[np.int64]
 _PIECE = 1 << 13
+_LIKELY = 4.0
 
 Filter = Callable[[Float32], Indices]
 
@@ -208,17 +209,23 @@ def _weights(scores: Float32) -> Float32:
 def _draw(scores: Float32, ids: Indices, seed: int, position: int) -> int:
     """The token of `ids` with the largest score plus noise: a draw from the softmax of their `scores`.
 
-    Tokens that the largest noise cannot lift above the best with the smallest get none. The rest is taken in pieces
-    that fit the processor's cache.
+    Tokens with large scores come first. Those that even the largest noise cannot lift above the best so far get none.
     """
-    near = np.flatnonzero(scores >= scores.max() - np.float32(REACH))
+    likely = scores >= scores.max() - np.float32(_LIKELY)
+    found = _best(scores, ids, seed, position, np.flatnonzero(likely))
+    rest = np.flatnonzero((scores >= np.float32(found[0] - MOST)) & ~likely)
+    return -max([found, _best(scores, ids, seed, position, rest)] if rest.size else [found])[1]
+
+
+def _best(scores: Float32, ids: Indices, seed: int, position: int, places: Indices) -> tuple[float, int]:
+    """The largest score plus noise at some places, and its id negated; in pieces that fit the processor's cache."""
     found: list[tuple[float, int]] = []
-    for start in range(0, near.size, _PIECE):
-        piece = near[start : start + _PIECE]
+    for start in range(0, places.size, _PIECE):
+        piece = places[start : start + _PIECE]
         totals = scores[piece] + noise(seed, position, ids[piece])
         best = int(np.argmax(totals))
         found.append((float(totals[best]), -int(ids[piece[best]])))
-    return -max(found)[1]
+    return max(found)
 
 
 def _top(logits: Float32, count: int, log_sum: float) -> tuple[tuple[int, float], ...]:

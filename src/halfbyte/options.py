@@ -166,8 +166,8 @@ class RunOptions:
         object.__setattr__(self, name, number)
         if only and self.device not in (AUTO, only):
             raise UsageError(
-                f"{name} applies to device {only!r} only, not to {self.device!r}.",
-                f"Leave {name} out, or choose device {only!r}.",
+                f"{name}={value} cannot be combined with device={self.device!r}.",
+                f"Leave out one of the two, or use device={only!r}.",
             )
 
 

@@ -163,7 +163,7 @@ def test_a_damaged_model_is_refused_in_a_line(model: Path, damage: str) -> None:
         (["run", "hello", "--context", "9999"], 2, "2048"),
         (["run", "hello", "--device", "reference", "--threads", "0"], 2, "threads"),
         (["run", "hello", "--device", "reference", "--threads", "2"], 2, "threads"),
-        (["run", "hello", "--device", "cpu", "--gpu", "0"], 2, "GPU"),
+        (["run", "hello", "--device", "cpu", "--gpu", "0"], 2, "--gpu 0 cannot be combined with --device cpu."),
         (["run", "hello", "--weights", "q5x"], 5, "q5x"),
         (["run", "word " * 3000], 6, "2,048"),
         (["run", "hello", "--logit-bias", "999999=3"], 2, "999999"),
@@ -192,7 +192,9 @@ def test_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     prompts.write_text(f'{{"prompt": "{QUESTION}"}}\n{{"prompt": "What does grep do?"}}\n')
     done = halfbyte("run", "--prompts", prompts, "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    promised = "prompt text token_ids prompt_tokens new_tokens prefill_ms ms_per_token tokens_per_s total_s"
+    promised = (
+        "line prompt text token_ids finish_reason prompt_tokens new_tokens prefill_ms ms_per_token tokens_per_s total_s"
+    )
     assert [list(row) for row in rows] == [promised.split()] * 2
     assert rows[0]["text"] == ANSWER
     assert rows[0]["new_tokens"] == len(rows[0]["token_ids"]) == 15

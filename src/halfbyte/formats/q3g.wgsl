@@ -36,7 +36,8 @@ fn weight4(row: u32, k4: u32) -> vec4<f32> {
     let block = k4 >> 3u;
     let t = k4 & 7u;
     let at = (row * ${BLOCKS}u + block) * 3u;
-    let word = (w_q[at + (t & 1u)] >> (t & 6u)) & 0x03030303u | ((w_q[at + 2u] >> t) & 0x01010101u) << 2u;
+    let low = (w_q[at + (t & 1u)] >> (t & 6u)) & 0x03030303u;
+    let word = low | (((w_q[at + 2u] >> t) & 0x01010101u) << 2u);
     let scale = weight_scale(row, block);
     return vec4<f32>(vec4<i32>(unpack4xU8(word)) - scale.zero) * scale.scale;
 }

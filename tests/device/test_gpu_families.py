@@ -17,7 +17,7 @@ from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Plan
-from halfbyte.plan.ops import GatedLinear, Linear, RopeTable
+from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear, Rope, RopeTable
 from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference.executor import ReferenceExecutor
 from tests.device.gpu import block_tables, one, software_gpu
@@ -80,6 +80,16 @@ def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
         assert np.abs(got - expected).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_that_is_not_fused_runs_as_it_is(family: str) -> None:
+    model, ids = tiny(family), prompt(50)
+    gpu, reference = executors(model, fused=False)
+    assert {Rope, KvWrite, GatedActivation, Add} <= {type(step) for step in gpu.plan.steps}
+    for start, stop in ((0, 40), (40, 41), (41, 45)):
+        got, expected = (feed(e, ids[start:stop], start=start) for e in (gpu, reference))
+        assert np.abs(got - expected).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("weight_format", ["f16", "q4g64z", "q8g32", "q4_k"])
 def test_stored_formats_agree(weight_format: str) -> None:
     model, ids = replace(tiny("phi-3.5-mini"), weight_format=weight_format), prompt(20)
@@ -107,12 +117,13 @@ def firsts(plan: Plan, count: int) -> Batch:
         ("gemma-3-1b", "q6_k", False),
     ],
 )
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
 def test_int8_activations_round_as_they_should(
-    family: str, weight_format: str, baseline: bool, off: tuple[str, ...]
+    fused: bool, family: str, weight_format: str, baseline: bool, off: tuple[str, ...]
 ) -> None:
     """A sum that differs in its last bit may round one value to its neighbour, in few tokens; all others agree."""
     model = replace(tiny(family), weight_format=weight_format)
-    gpu, _ = executors(model, off=off, baseline=baseline, sequences=48, context=64)
+    gpu, _ = executors(model, off=off, baseline=baseline, sequences=48, context=64, fused=fused)
     oracle = Oracle(gpu.plan, model, int8=True)
     for count in (1, 3, 40):
         batch = firsts(gpu.plan, count)

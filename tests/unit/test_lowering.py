@@ -31,11 +31,9 @@ from halfbyte.plan.plan import Tensor
 from halfbyte.synthetic import SyntheticWeights
 
 FULL = replace(
-    BASELINE, subgroup=32, workgroup_storage=49_152, invocations=1024, max_binding=2 << 30, max_buffer=4 << 30,
-    timestamps=True, coherent=True,
+    BASELINE, subgroup=32, workgroup_storage=49_152, invocations=1024, max_binding=2 << 30,
+    max_buffer=4 << 30, timestamps=True, coherent=True,
 )  # fmt: skip
-UNBIASED = [name for name, config in CATALOG.items() if config["model_type"] != "qwen2"]
-"""Qwen2's products have biases, which the GPU refuses."""
 EXTENTS = [Extent(*sizes) for sizes in ((1, 1, 1), (1, 1, 1600), (3, 2, 40), (8, 8, 512), (70, 1, 70), (1000, 9, 4000))]
 
 
@@ -59,7 +57,7 @@ def every_dispatch(found: Lowered) -> Iterator[Dispatch]:
 
 
 @pytest.mark.parametrize("capabilities", [BASELINE, FULL], ids=["baseline", "full"])
-@pytest.mark.parametrize("model", UNBIASED)
+@pytest.mark.parametrize("model", CATALOG)
 def test_every_catalog_model_is_lowered_and_comes_back_from_json(model: str, capabilities: Capabilities) -> None:
     """Layers enough for each kind of attention: Gemma's sixth is its first without a window."""
     found = lower(plan_of(model, layers=6), capabilities, choose(capabilities))
@@ -230,11 +228,6 @@ def test_an_op_without_kernels_is_a_sentence_that_names_it() -> None:
         UnsupportedModelError, match=r"the GPU has no kernels for the operation Unknown\. Use device='cpu'"
     ):
         lower(other, FULL, choose(FULL))
-
-
-def test_a_bias_is_refused_and_not_left_out() -> None:
-    with pytest.raises(UnsupportedModelError, match="no kernels for products with a bias"):
-        lower_section(section(ops.Linear("x", ("w0",), "y", bias=("norm0",))), "p", {"x": X}, keep="y")
 
 
 def test_a_format_without_kernels_is_a_sentence_that_names_it() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from halfbyte.gpu.lowering.builder import Bound, Builder
-from halfbyte.gpu.lowering.norms import quantize
 from halfbyte.gpu.lowering.program import Dispatch, KeySplits, Ref, ceil_div, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PartialAttention
 from halfbyte.gpu.shaders import rules
@@ -14,19 +13,36 @@ from halfbyte.plan import ops
 
 _Constants = dict[str, Any]
 _Buffers = dict[str, Ref | None]
+_HeadsOp = ops.QkNorm | ops.Rope | ops.KvWrite | ops.RopeKvWrite
+_Normed = ops.QkNorm | ops.RopeKvWrite
+_Rotating = ops.Rope | ops.RopeKvWrite
+_LABELS: dict[type[ops.Op], str] = {
+    ops.QkNorm: "norm of heads",
+    ops.Rope: "rope",
+    ops.KvWrite: "cache",
+    ops.RopeKvWrite: "rope and cache",
+}
 
 
-def lower_rope(step: ops.RopeKvWrite, b: Builder) -> None:
-    """Rotation and the cache write, unless attention does both."""
-    if b.index in b.schedule.rotating.values():
+def lower_heads(step: _HeadsOp, b: Builder) -> None:
+    """Norm and rotation of heads, and the cache write, unless attention does that itself."""
+    if b.index in b.schedule.rotating.values() and not isinstance(step, ops.KvWrite):
         b.values[step.out] = b.values[step.qkv]
         return
-    value = b.value(step.out, step.heads * step.head_dim)
-    lanes = rules.head_lanes(step.head_dim)
-    constants = {**_rotation(step, lanes, b), "WG": max(64, lanes), "TL": lanes, "Q_ROW": value.stride}
-    x = ceil_div(step.heads + 2 * step.kv_heads, constants["WG"] // lanes)
-    bound = {**_rotation_buffers(step, b), **_cache_buffers(step), "out": value.f32}
-    b.add("rope_kv", constants, bound, grid(x, b.tokens), "rope and cache")
+    lanes, heads = rules.head_lanes(step.head_dim), step.heads + 2 * step.kv_heads
+    constants, bound = _rotation(step, lanes, b), _rotation_buffers(step, b)
+    constants |= {"WG": max(64, lanes), "TL": lanes, "CACHE": False, "FIRST_HEAD": 0, "OUT_HEADS": 0}
+    if isinstance(step, ops.KvWrite | ops.RopeKvWrite):
+        constants |= _cache_constants(step, b) | {"CACHE": True}
+        bound |= _cache_buffers(step)
+    if isinstance(step, ops.KvWrite):
+        constants["FIRST_HEAD"] = step.heads
+    else:
+        constants["OUT_HEADS"] = step.heads if isinstance(step, ops.RopeKvWrite) else heads
+        value = b.value(step.out, constants["OUT_HEADS"] * step.head_dim)
+        constants["OUT_ROW"], bound["out"] = value.stride, value.f32
+    x = ceil_div(heads - constants["FIRST_HEAD"], constants["WG"] // lanes)
+    b.add("heads", constants, bound, grid(x, b.tokens), _LABELS[type(step)])
 
 
 def lower_attention(step: ops.Attention, b: Builder) -> None:
@@ -41,35 +57,44 @@ def lower_attention(step: ops.Attention, b: Builder) -> None:
     (_lower_split if b.section.columns else _lower_tiled)(step, constants, b)
 
 
-def _rotation(step: ops.RopeKvWrite, lanes: int, b: Builder) -> _Constants:
-    half = b.context.plan.tensors[step.table].shape[2]
+def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
+    rotates, normed = isinstance(step, _Rotating), isinstance(step, _Normed) and bool(step.q_weight)
+    half = b.context.plan.tensors[step.table].shape[2] if isinstance(step, _Rotating) else 0
     return {
-        **_cache_constants(step, b),
+        **_head_sizes(step),
+        "ROTATE": rotates,
         "HALF": half,
         "ROW": b.values[step.qkv].stride,
-        "QK_NORM": bool(step.q_weight),
-        "EPS": step.eps,
+        "QK_NORM": normed,
+        "EPS": step.eps if isinstance(step, _Normed) else 0.0,
         "FOURS": step.head_dim % 8 == 0 and half % 4 == 0,
         "SHUFFLED": b.context.config.subgroup >= lanes and half % 8 == 0,
     }
 
 
-def _rotation_buffers(step: ops.RopeKvWrite, b: Builder) -> _Buffers:
-    norms = {"q_norm": step.q_weight, "k_norm": step.k_weight}
-    return {
-        "qkv": b.values[step.qkv].f32,
-        "table": b.values[step.table].f32,
-        **{name: b.context.vector(weight, step.offset) if weight else None for name, weight in norms.items()},
-    }
+def _rotation_buffers(step: _HeadsOp, b: Builder) -> _Buffers:
+    found: _Buffers = {"qkv": b.values[step.qkv].f32}
+    if isinstance(step, _Rotating):
+        found["table"] = b.values[step.table].f32
+    if isinstance(step, _Normed):
+        norms = {"q_norm": step.q_weight, "k_norm": step.k_weight}
+        found |= {name: b.context.vector(weight, offset=step.offset) for name, weight in norms.items() if weight}
+    return found
 
 
-def _cache_constants(step: ops.RopeKvWrite | ops.Attention, b: Builder) -> _Constants:
-    plan, state = b.context.plan, b.context.state
+def _head_sizes(step: _HeadsOp | ops.Attention) -> _Constants:
     return {
         "HEADS": step.heads,
         "KV_HEADS": step.kv_heads,
         "HD": step.head_dim,
         "HDP": ceil_div(step.head_dim, 8) * 8,
+    }
+
+
+def _cache_constants(step: ops.KvWrite | ops.RopeKvWrite | ops.Attention, b: Builder) -> _Constants:
+    plan, state = b.context.plan, b.context.state
+    return {
+        **_head_sizes(step),
         "BLOCK_SIZE": plan.block_size,
         "TABLE": state.tables[step.blocks],
         "COLUMNS": state.columns[step.blocks],
@@ -78,7 +103,7 @@ def _cache_constants(step: ops.RopeKvWrite | ops.Attention, b: Builder) -> _Cons
     }
 
 
-def _cache_buffers(step: ops.RopeKvWrite | ops.Attention) -> _Buffers:
+def _cache_buffers(step: ops.KvWrite | ops.RopeKvWrite | ops.Attention) -> _Buffers:
     return {"k_cache": Ref("cache", step.k_cache), "v_cache": Ref("cache", step.v_cache)}
 
 
@@ -172,5 +197,3 @@ def _lower_tiled(step: ops.Attention, constants: _Constants, b: Builder) -> None
     bound = {**_cache_buffers(step), "q": b.values[step.q].f32, "out": value.f32}
     where = grid(step.heads, b.row_steps(step=sizes["ROWS"]))
     b.add("attend_tiled", {**constants, **sizes, "STRIDE": value.stride}, bound, where, "attend")
-    if b.schedule.forms(step.out)[1]:
-        quantize(value, b)

@@ -73,10 +73,10 @@ class LoweringContext:
         name = matrix_name(matrix.tensors)
         return {binding: Ref("weight", name, piece, binding) for binding in matrix.pieces[piece].pitch}
 
-    def vector(self, tensor: str, offset: float = 0.0) -> Ref:
-        """A vector plus `offset` in float32."""
-        name = f"{tensor} + {offset}" if offset else tensor
-        self.vectors[name] = Vector(tensor, offset, self.plan.size(tensor))
+    def vector(self, *tensors: str, offset: float = 0.0) -> Ref:
+        """Vectors, one after the other, plus `offset` in float32."""
+        name = " + ".join([*tensors, *([str(offset)] if offset else [])])
+        self.vectors[name] = Vector(tensors, offset, sum(map(self.plan.size, tensors)))
         return Ref("vector", name)
 
     def buffer(self, ref: Ref, nbytes: int) -> Ref:

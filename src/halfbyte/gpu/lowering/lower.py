@@ -10,9 +10,11 @@ in packed formats read it, or both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import LoweringContext
+from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
 from halfbyte.gpu.lowering.passes import Section, schedule
 from halfbyte.gpu.lowering.program import Cache, Lowered, Output, Program
@@ -153,12 +155,14 @@ def lower_section(section: Section, name: str, inputs: Mapping[str, Output] | No
         inputs: What other programs left.
         keep: The tensor that is the program's output; it stays valid after its last reader.
     """
+    section = replace(section, keep=keep)
     given = {each: DeviceTensor(value.width, f32=value.ref) for each, value in (inputs or {}).items()}
     builder = Builder(schedule(section), name, given)
     for i, step in enumerate(section.steps):
         builder.index = i
         if i not in builder.schedule.done_elsewhere:
             lower_op(step, builder)
+            quantize_outputs(step, builder)
         builder.release_read(keep=keep)
     value = builder.values[keep]
     output = Output(value.f32, value.width, value.stride) if value.f32 else None

@@ -11,6 +11,8 @@ from halfbyte.gpu.lowering.tensor import DeviceTensor, PendingResidual
 from halfbyte.gpu.shaders import rules
 from halfbyte.plan import ops
 
+_NOTHING = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2", "EMIT"), False)
+
 
 def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
     """A norm, with the one that follows it where the two are paired, unless its readers do it."""
@@ -19,12 +21,12 @@ def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
         _leave_to_readers(step, second, b)
         return
     source = b.values[step.x]
-    gathered = any(isinstance(s, ops.Rows) and s.out == step.x for s in b.section.steps) and not b.section.one_row
+    gathered = not b.section.one_row and gathers(step.x, b)
     f32, int8 = b.schedule.forms(step.out)
     value = b.value(step.out, source.width, f32=f32, int8=int8 and not second)
     bound = {
         "x": source.f32,
-        "weight": b.context.vector(step.weight, step.offset),
+        "weight": b.context.vector(step.weight, offset=step.offset),
         "out": value.f32,
         "residual": b.values[step.residual].f32 if step.residual else None,
         "x8_out": value.x8,
@@ -43,7 +45,7 @@ def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
     if second:
         f32, int8 = b.schedule.forms(second.out)
         after = b.value(second.out, source.width, f32=f32, int8=int8)
-        weight2 = b.context.vector(second.weight, second.offset)
+        weight2 = b.context.vector(second.weight, offset=second.offset)
         bound |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
         constants |= {"OUT2": f32, "EMIT": int8}
     _add(constants, bound, source, "norm", b)
@@ -58,11 +60,11 @@ def _second(b: Builder) -> ops.RmsNorm | None:
 def _leave_to_readers(step: ops.RmsNorm, second: ops.RmsNorm | None, b: Builder) -> None:
     """Make the value of a norm, or of a pair, that the products which read it make their input from."""
     last, source = second or step, b.values[step.x]
-    norm = b.context.vector(last.weight, last.offset)
+    norm = b.context.vector(last.weight, offset=last.offset)
     value = DeviceTensor(source.width, f32=source.f32, eps=last.eps, norm=norm)
     if step.residual:
         residual, total = b.values[step.residual], b.value(step.out, source.width)
-        value.added = PendingResidual(b.context.vector(step.weight, step.offset), residual, total)
+        value.added = PendingResidual(b.context.vector(step.weight, offset=step.offset), residual, total)
     b.values[last.out] = value
 
 
@@ -72,14 +74,35 @@ def prepare_norm(source: DeviceTensor, b: Builder) -> dict[str, Ref | None]:
     if not isinstance(norm, ops.RmsNorm):
         raise TypeError(f"{type(norm).__name__} is no norm")
     value = b.value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
-    return {"norm": b.context.vector(norm.weight, norm.offset), "x8_out": value.x8, "xm_out": value.xm}
+    return {"norm": b.context.vector(norm.weight, offset=norm.offset), "x8_out": value.x8, "xm_out": value.xm}
+
+
+def gathers(rows: str, b: Builder) -> bool:
+    """Whether a tensor is the choice of some rows, and only norms read it: they find their rows themselves."""
+    readers = [b.section.steps[i] for i in b.section.readers.get(rows, ())]
+    chosen = any(isinstance(step, ops.Rows) and step.out == rows for step in b.section.steps)
+    return chosen and bool(readers) and all(isinstance(step, ops.RmsNorm) and not step.residual for step in readers)
+
+
+def gather(source: DeviceTensor, rows: str, b: Builder) -> None:
+    """Make the tensor that holds the wanted rows of another."""
+    value = b.value(rows, source.width)
+    constants = _NOTHING | {"GATHER": True, "OUT": True}
+    _add(constants, {"x": source.f32, "out": value.f32}, source, "rows", b)
+
+
+def quantize_outputs(step: ops.Op, b: Builder) -> None:
+    """Make the int8 blocks that readers want of what a step left in float32 only."""
+    for name in step.outputs:
+        value = b.values.get(name)
+        if value and not value.x8 and b.schedule.forms(name)[1]:
+            quantize(value, b)
 
 
 def quantize(value: DeviceTensor, b: Builder) -> None:
     """Make the int8 blocks of a value from its float32."""
     value.x8, value.xm = (b.take(b.section.capacity * value.stride // share) for share in (1, 2))
-    constants = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2"), False) | {"EMIT": True}
-    _add(constants, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize", b)
+    _add(_NOTHING | {"EMIT": True}, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize", b)
 
 
 def _add(constants: Mapping[str, Any], bound: Bound, source: DeviceTensor, label: str, b: Builder) -> None:

@@ -28,7 +28,8 @@ def lower_op(step: ops.Op, b: Builder) -> None:
 lower_op.register(ops.RmsNorm)(norms.lower_norm)
 lower_op.register(ops.Linear)(products.lower_linear)
 lower_op.register(ops.GatedLinear)(products.lower_gated)
-lower_op.register(ops.RopeKvWrite)(attention.lower_rope)
+for _heads_op in (ops.QkNorm, ops.Rope, ops.KvWrite, ops.RopeKvWrite):
+    lower_op.register(_heads_op)(attention.lower_heads)
 lower_op.register(ops.Attention)(attention.lower_attention)
 
 
@@ -70,8 +71,25 @@ def _(step: ops.RopeTable, b: Builder) -> None:
 @lower_op.register
 def _(step: ops.Rows, b: Builder) -> None:
     source = b.values[step.x]
-    b.values[step.out] = DeviceTensor(source.width, f32=source.f32)
     b.head = len(b.dispatches)
+    if b.section.one_row or norms.gathers(step.out, b):
+        b.values[step.out] = DeviceTensor(source.width, f32=source.f32)
+    else:
+        norms.gather(source, step.out, b)
+
+
+@lower_op.register
+def _(step: ops.Add, b: Builder) -> None:
+    x, y = b.values[step.x], b.values[step.y]
+    value = b.value(step.out, x.width)
+    constants = {"WG": 64, "STRIDE4": value.stride // 4}
+    where = grid(ceil_div(value.stride // 4, 64), b.row_steps())
+    b.add("add", constants, {"x": x.f32, "y": y.f32, "out": value.f32}, where, "add")
+
+
+@lower_op.register
+def _(step: ops.GatedActivation, b: Builder) -> None:
+    products.lower_gate(step, b.values[step.x], b)
 
 
 @lower_op.register

@@ -15,7 +15,7 @@ Each is a function of a `Section` and of what was found before; `schedule` appli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +35,7 @@ class Section:
         columns: Columns of the matrix × vector kernels; 0 for matrix × matrix.
         capacity: Rows the activations have room for.
         rows: Whether these steps run over rows of logits, not tokens.
+        keep: The tensor that other programs read, in float32.
     """
 
     context: LoweringContext
@@ -43,6 +44,7 @@ class Section:
     capacity: int
     rows: bool = False
     first: int = 0
+    keep: str = ""
 
     @cached_property
     def readers(self) -> dict[str, tuple[int, ...]]:
@@ -121,9 +123,26 @@ def schedule(section: Section) -> Schedule:
 
 def forms(section: Section, int8: frozenset[int], rounding: frozenset[int], name: str) -> tuple[bool, bool]:
     """Whether readers of a tensor want it in float32, and as int8 blocks; in float32 where nothing reads it."""
-    readers = frozenset(section.readers.get(name, ()))
-    blocks = readers & (int8 - rounding)
-    return not readers or readers != blocks, bool(blocks)
+    blocks = int8 - rounding
+    wanted = any(i in blocks and _reads_as_input(section.steps[i], name) for i in section.readers.get(name, ()))
+    return not only_input_of(section, blocks, name), wanted
+
+
+def only_input_of(section: Section, products: Collection[int], name: str) -> bool:
+    """Whether a tensor is read as the input of some of these products, and nowhere else."""
+    readers = section.readers.get(name, ())
+    return (
+        bool(readers)
+        and name != section.keep
+        and all(
+            i in products and _reads_as_input(section.steps[i], name) and section.steps[i].inputs.count(name) == 1
+            for i in readers
+        )
+    )
+
+
+def _reads_as_input(step: ops.Op, name: str) -> bool:
+    return isinstance(step, Product) and step.x == name
 
 
 def int8_products(section: Section) -> frozenset[int]:
@@ -216,7 +235,7 @@ def norms_left_to_readers(
         last = section.steps[paired.get(i, i)]
         readers = section.readers.get(last.outputs[0], ())
         alone = not step.residual or (i in paired and _same_epsilon(step, last) and len(readers) == 1)
-        if readers and rounding.issuperset(readers) and alone:
+        if alone and only_input_of(section, rounding, last.outputs[0]):
             found.add(i)
     return frozenset(found)
 
@@ -247,8 +266,8 @@ def fused_merge(section: Section, rounding: frozenset[int]) -> frozenset[int]:
         i
         for i, step in enumerate(section.steps)
         if isinstance(step, ops.Attention)
-        and len(readers := section.readers.get(step.out, ())) == 1
-        and rounding.issuperset(readers)
+        and len(section.readers.get(step.out, ())) == 1
+        and only_input_of(section, rounding, step.out)
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from halfbyte.errors import UnsupportedModelError
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import format_constants
-from halfbyte.gpu.lowering.norms import prepare_norm, quantize
+from halfbyte.gpu.lowering.norms import prepare_norm
 from halfbyte.gpu.lowering.program import Matrix, Ref, ceil_div, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PartialAttention
 from halfbyte.gpu.shaders import rules
@@ -19,21 +18,27 @@ MOST_INVOCATIONS = 1024
 """Of the largest workgroups that kernels take."""
 
 _Buffers = dict[str, Ref | None]
+_PLAIN: dict[str, Any] = {
+    "GATED": False,
+    "BIAS": False,
+    "RESIDUAL": False,
+    "OUT": True,
+    "EMIT": False,
+    "NORM": False,
+}
 
 
 def lower_linear(step: ops.Linear, b: Builder) -> None:
-    """A product, with a residual and with a norm that it prepares.
-
-    Raises:
-        UnsupportedModelError: It has a bias, or there are no kernels for the format of its weights.
-    """
-    if step.bias:
-        raise UnsupportedModelError("the GPU has no kernels for products with a bias.", "Use device='cpu'.")
+    """A product, with biases, with a residual, and with a norm that it prepares."""
     matrix = b.context.matrix(step.weights)
     prepares = b.index in b.schedule.prepared
     value = b.value(step.out, matrix.rows)
-    bound: _Buffers = {"residual": b.values[step.residual].f32 if step.residual else None, "out": value.f32}
-    flags = {"GATED": False, "RESIDUAL": bool(step.residual), "OUT": True, "EMIT": prepares, "NORM": prepares}
+    bound: _Buffers = {
+        "bias": b.context.vector(*step.bias) if step.bias else None,
+        "residual": b.values[step.residual].f32 if step.residual else None,
+        "out": value.f32,
+    }
+    flags = _PLAIN | {"BIAS": bool(step.bias), "RESIDUAL": bool(step.residual), "EMIT": prepares, "NORM": prepares}
     if prepares:
         bound |= prepare_norm(value, b)
     for piece in range(len(matrix.pieces)):
@@ -50,28 +55,22 @@ def lower_gated(step: ops.GatedLinear, b: Builder) -> None:
         packed = b.context.packed(matrix, matrix.pieces[0])
         emit = bool(b.section.columns and packed and int8 and not f32 and matrix.rows % 64 == 0)
         value = b.value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
-        flags = {
-            "GATED": True,
-            "RESIDUAL": False,
-            "OUT": not emit,
-            "EMIT": emit,
-            "NORM": False,
-            "ACTIVATION": step.activation,
-        }
+        flags = _PLAIN | {"GATED": True, "OUT": not emit, "EMIT": emit, "ACTIVATION": step.activation}
         bound: _Buffers = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
         _add_product(step, 0, flags, bound, value.stride, b)
-    value = b.values[step.out]
-    if int8 and not value.x8:
-        quantize(value, b)
 
 
 def _gate_apart(step: ops.GatedLinear, matrix: Matrix, b: Builder) -> None:
     """A gated product whose matrix is in several pieces: the product, then the gate."""
     both = b.value(f"{step.out}.both", matrix.rows)
-    flags = {"GATED": False, "RESIDUAL": False, "OUT": True, "EMIT": False, "NORM": False}
     for piece in range(len(matrix.pieces)):
-        _add_product(step, piece, flags, {"out": both.f32}, both.stride, b)
-    value = b.value(step.out, matrix.rows // 2)
+        _add_product(step, piece, _PLAIN, {"out": both.f32}, both.stride, b)
+    lower_gate(step, both, b)
+
+
+def lower_gate(step: ops.GatedLinear | ops.GatedActivation, both: DeviceTensor, b: Builder) -> None:
+    """The gate of values that a product made before."""
+    value = b.value(step.out, both.width // 2)
     constants = {
         "WG": 64,
         "N": value.width,
@@ -79,7 +78,8 @@ def _gate_apart(step: ops.GatedLinear, matrix: Matrix, b: Builder) -> None:
         "STRIDE": value.stride,
         "ACTIVATION": step.activation,
     }
-    b.add("gate", constants, {"x": both.f32, "out": value.f32}, grid(ceil_div(value.width, 64), b.tokens), "gate")
+    where = grid(ceil_div(value.width, 64), b.row_steps())
+    b.add("gate", constants, {"x": both.f32, "out": value.f32}, where, "gate")
 
 
 def _add_product(

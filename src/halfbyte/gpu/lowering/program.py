@@ -182,9 +182,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """A weight `[size]` plus `offset` in float32, followed by zeros up to a multiple of 32 values."""
+    """Weights, one after the other `[size]`, plus `offset` in float32; zeros follow up to a multiple of 32 values."""
 
-    tensor: str
+    tensors: tuple[str, ...]
     offset: float
     size: int
 

@@ -29,7 +29,6 @@ from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Float32, Int32, Timing
-from halfbyte.plan.fuse import fuse
 from halfbyte.plan.plan import LOGITS
 
 
@@ -37,7 +36,7 @@ class GpuExecutor:
     """The `Executor` protocol through WebGPU.
 
     Args:
-        plan: What to run; fused here if it is not.
+        plan: What to run, as it is: faster where it is fused.
         weights: Where its weights come from; each is uploaded once.
         device: An open device.
         off: Names of kernel variants not to use: those that the self-test found wrong.
@@ -68,7 +67,7 @@ class GpuExecutor:
         free_memory: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.plan = fuse(plan)
+        self.plan = plan
         self.device = device
         self.off = frozenset(off)
         unwanted = self.off | ({"int8"} if activations != "int8" else set())

@@ -67,8 +67,8 @@ class WeightStore:
     def vector(self, vector: Vector) -> Buffer:
         """A vector in float32."""
         if vector not in self._vectors:
-            values = np.float32(vector.offset) + self._source.weight(vector.tensor).decode()
-            self._vectors[vector] = self.constant(values, vector.tensor)
+            values = np.concatenate([self._source.weight(tensor).decode() for tensor in vector.tensors])
+            self._vectors[vector] = self.constant(np.float32(vector.offset) + values, vector.tensors[0])
         return self._vectors[vector]
 
     def constant(self, values: NDArray[np.float32], label: str) -> Buffer:

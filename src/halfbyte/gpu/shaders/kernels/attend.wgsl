@@ -7,7 +7,7 @@
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS=["read","read_write"][FUSED]
 #if FUSED
-#include rotate TL=RL
+#include rotate TL=RL ROTATE=True
 // Eights of the queries, the newest key and its value: the first halves of all lanes, then the second.
 var<workgroup> fresh: array<vec4<f32>, ${(SLICE + 2) * 2 * RL}>;
 #else
@@ -85,7 +85,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }
 #if FUSED
-    let turned = rotated8(lid, head, raw, turn);
+    let turned = rotated8(lid, normed8(lid, head, raw), turn);
     if (rotating <= ${SLICE}u) {
         fresh[rotating * ${2 * RL}u + eight] = turned.a;
         fresh[rotating * ${2 * RL}u + ${RL}u + eight] = turned.b;

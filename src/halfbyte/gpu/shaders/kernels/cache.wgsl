@@ -1,11 +1,11 @@
 // The paged cache: [blocks, KV_HEADS, BLOCK_SIZE, HDP / 8] eights of values, HDP being the head's size in whole eights.
 // Constants: F16, ACCESS (read or read_write), SEQUENCES, TABLE and COLUMNS (where the block table lies in `state`).
+#include values
 #if F16
 alias Eight = vec4<u32>;
 #else
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 #endif
-struct Values { a: vec4<f32>, b: vec4<f32> }
 @bind var<storage, ${ACCESS}> k_cache: array<Eight>;
 @bind var<storage, ${ACCESS}> v_cache: array<Eight>;
 

@@ -3,6 +3,7 @@
 // that 16-byte loads do not collide; the next tile is loaded while this one is multiplied.
 // INT8: int8 blocks of x against codes, made signed bytes on the way in. HALVES: each 16 codes have their own scale;
 // OFFSETS: something is taken off what a block's codes stand for. GATED: half the outputs of a tile are gates.
+// BIAS: a value of each output is added, before the residual.
 // Grid: (outputs / (64 or 32), rows / TM). Constants: N, FIRST, STRIDE, X_BLOCKS or K and X_STRIDE, STEP, RM.
 #if INT8
 @bind var<storage, read> x8: array<vec4<u32>>;
@@ -11,6 +12,9 @@
 @bind var<storage, read> x: array<vec4<f32>>;
 #endif
 #include ${FORMAT}
+#if BIAS
+@bind var<storage, read> bias: array<f32>;
+#endif
 #if RESIDUAL
 @bind var<storage, read> residual: array<f32>;
 #endif
@@ -168,10 +172,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             let at = t * ${STRIDE}u + ${FIRST}u + o;
 #if GATED
             out[at] = activate(sum${i}_${j}) * sum${i}_${j + 2};
-#elif RESIDUAL
-            out[at] = residual[at] + sum${i}_${j};
 #else
-            out[at] = sum${i}_${j};
+            let y = sum${i}_${j}${f" + bias[{FIRST}u + o]" if BIAS else ""};
+            out[at] = ${"residual[at] + y" if RESIDUAL else "y"};
 #endif
         }
     }

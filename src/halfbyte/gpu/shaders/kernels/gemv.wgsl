@@ -5,6 +5,7 @@
 // ROUNDS: x is one row of float32, which every workgroup norms and rounds (`input_bindings`).
 // AHEAD: buffers of a later product and their words. The first workgroup only reads a word of each of their pages (of
 // PAGE words), so that the GPU has the address by then. What it read goes where nobody looks.
+// BIAS: a value of each output is added, before the residual.
 // EMIT: results also leave as int8 blocks, multiplied by the weights of the norm that follows where NORM.
 // Grid: (workgroups) in x, then y. Constants: WG, N, FIRST (output of this piece's row 0), STRIDE, K, X_STRIDE.
 #if ROUNDS
@@ -21,6 +22,9 @@
 #endfor
 #if AHEAD
 @bind var<storage, read_write> unread: array<u32>;  // [WG]
+#endif
+#if BIAS
+@bind var<storage, read> bias: array<${"vec4<f32>" if EMIT else "f32"}>;
 #endif
 #if RESIDUAL
 @bind var<storage, read> residual: array<${"vec4<f32>" if EMIT else "f32"}>;
@@ -79,6 +83,12 @@ fn main(
     let o4 = wg * ${WG // TEAM * ROWS // 4}u + here % ${WG // TEAM * ROWS // 4}u;
     let valid = lid == here && o4 < ${N // 4}u;
     let at = c * ${STRIDE // 4}u + o4;
+#if BIAS
+    var added = vec4<f32>(0.0);
+    if (valid) {
+        added = bias[o4];
+    }
+#endif
 #if RESIDUAL
     var before = vec4<f32>(0.0);
     if (valid) {
@@ -182,6 +192,9 @@ fn main(
 #else
         let at = wg * ${WG // TEAM * ROWS}u + row;
         if (at < ${N}u) {
+#if BIAS
+            y += bias[${FIRST}u + at];
+#endif
 #if RESIDUAL
             y += residual[o_column * ${STRIDE}u + ${FIRST}u + at];
 #endif
@@ -194,6 +207,9 @@ fn main(
     var v = vec4<f32>(tile[here * 4u], tile[here * 4u + 1u], tile[here * 4u + 2u], tile[here * 4u + 3u]);
     var squares = 0.0;
     if (valid) {
+#if BIAS
+        v += added;
+#endif
 #if RESIDUAL
         v += before;
 #endif

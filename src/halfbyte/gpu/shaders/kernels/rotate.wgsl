@@ -1,14 +1,16 @@
-// A head's vector, normed and rotated, eight values an invocation: teams of TL invocations, one head each.
-// FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
-// Constants: HD, HDP, HALF (rotated pairs), ROW (values of a row of qkv), TL, QK_NORM, EPS.
+// A head's vector, normed (QK_NORM) and rotated (ROTATE), eight values an invocation: teams of TL invocations, one head
+// each. FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
+// Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs).
 @bind var<storage, read> qkv: array<${"vec4<f32>" if FOURS else "f32"}>;
+#if ROTATE
 @bind var<storage, read> table: array<${"vec4<f32>" if FOURS else "f32"}>;
+#endif
 #if QK_NORM
 @bind var<storage, read> q_norm: array<vec4<f32>>;
 @bind var<storage, read> k_norm: array<vec4<f32>>;
 #endif
 #include team NAME="head" TEAM=TL
-#if not SHUFFLED
+#if ROTATE and not SHUFFLED
 var<workgroup> turning: array<f32, ${WG * 8}>;
 #endif
 
@@ -28,6 +30,22 @@ fn raw8(t: u32, head: u32, lane: u32) -> Values {
 #endif
 }
 
+// The lane's eight values of a query (head < HEADS) or key, normed; in uniform control flow.
+fn normed8(lid: u32, head: u32, raw: Values) -> Values {
+    var v = raw;
+#if QK_NORM
+    let factor = inverseSqrt(head_sum(lid, dot(v.a, v.a) + dot(v.b, v.b)) / ${float(HD)} + ${EPS});
+#for h in "ab"
+    {
+        let at = min(lid % ${TL}u * 2u + ${"ab".index(h)}u, ${(HD + 3) // 4 - 1}u);
+        v.${h} *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
+    }
+#endfor
+#endif
+    return v;
+}
+
+#if ROTATE
 struct Angles { cos: Values, sin: Values }
 
 // (cos, sin) for the lane's eight dimensions; the sines of the first half are negative.
@@ -58,19 +76,9 @@ fn angles8(t: u32, lane: u32) -> Angles {
     return turn;
 }
 
-// The lane's eight values of a query (head < HEADS) or key, normed and rotated; in uniform control flow.
-fn rotated8(lid: u32, head: u32, raw: Values, turn: Angles) -> Values {
+// The lane's eight values, rotated; in uniform control flow.
+fn rotated8(lid: u32, v: Values, turn: Angles) -> Values {
     let lane = lid % ${TL}u;
-    var v = raw;
-#if QK_NORM
-    let factor = inverseSqrt(head_sum(lid, dot(v.a, v.a) + dot(v.b, v.b)) / ${float(HD)} + ${EPS});
-#for h in "ab"
-    {
-        let at = min(lane * 2u + ${"ab".index(h)}u, ${(HD + 3) // 4 - 1}u);
-        v.${h} *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
-    }
-#endfor
-#endif
 #if SHUFFLED
     let partner = select(lane - ${HALF // 8}u, lane + ${HALF // 8}u, lane < ${HALF // 8}u);
     let from_lane = lid % ${SUBGROUP}u - lane + select(lane, partner, lane < ${HALF // 4}u);
@@ -93,3 +101,4 @@ fn rotated8(lid: u32, head: u32, raw: Values, turn: Angles) -> Values {
 #endif
     return Values(v.a * turn.cos.a + other.a * turn.sin.a, v.b * turn.cos.b + other.b * turn.sin.b);
 }
+#endif

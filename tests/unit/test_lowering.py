@@ -31,7 +31,7 @@ from halfbyte.plan.plan import Tensor
 from halfbyte.synthetic import SyntheticWeights
 
 FULL = replace(
-    BASELINE, subgroup=32, workgroup_storage=49_152, invocations=1024, max_binding=2 << 30,
+    BASELINE, subgroup=32, workgroup_storage=49_152, invocations=1024, storage_buffers=32, max_binding=2 << 30,
     max_buffer=4 << 30, timestamps=True, coherent=True,
 )  # fmt: skip
 EXTENTS = [Extent(*sizes) for sizes in ((1, 1, 1), (1, 1, 1600), (3, 2, 40), (8, 8, 512), (70, 1, 70), (1000, 9, 4000))]

@@ -15,7 +15,7 @@ import pytest
 
 from halfbyte.formats import get_format
 from halfbyte.gpu.shaders import rules
-from halfbyte.gpu.shaders.capabilities import Capabilities
+from halfbyte.gpu.shaders.capabilities import BASELINE, Capabilities
 from halfbyte.gpu.shaders.family import Tuning, row_name
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.gpu.tuning.ab_test import ab_test, faster
@@ -25,8 +25,8 @@ from halfbyte.gpu.tuning.tune import Tuner
 from halfbyte.report.tuning import limit_line
 from tests.models.tiny import tiny
 
-LARGE = Capabilities(32, 49152, 1024, 1 << 31, 1 << 31, True, True)
-SMALL = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
+LARGE = Capabilities(32, 49152, 1024, 32, 1 << 31, 1 << 31, True, True)
+SMALL = BASELINE
 NORM = {"width": 3072, "columns": 1}
 ROW = row_name("norm", NORM)
 

@@ -244,6 +244,7 @@ def _capabilities(adapter: Adapter, limits: dict[str, int], features: Sequence[s
         subgroup=_subgroup_size(adapter) if "subgroup" in features else 0,
         workgroup_storage=limits["max-compute-workgroup-storage-size"],
         invocations=min(limits["max-compute-invocations-per-workgroup"], limits["max-compute-workgroup-size-x"]),
+        storage_buffers=limits["max-storage-buffers-per-shader-stage"],
         max_binding=limits["max-storage-buffer-binding-size"],
         max_buffer=limits["max-buffer-size"],
         timestamps="timestamp-query" in features,

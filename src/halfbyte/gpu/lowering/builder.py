@@ -122,10 +122,12 @@ def dispatch(
     """A kernel with what every kernel is told and given; it binds what its shader names.
 
     Raises:
+        DemandError: The shader takes more than the device has.
         KeyError: The shader names a buffer that it is not given.
     """
     common = {"SUBGROUP": context.config.subgroup, **context.state.offsets}
     number = context.shaders.number(kernel, {**common, **constants})
+    context.shaders.shaders[number].check(context.capabilities)
     given = {name: ref for name, ref in bound.items() if ref is not None} | {"state": Ref("state")}
     bindings = {name: given[name] for name in context.shaders.shaders[number].accesses}
     return Dispatch(number, bindings, grid, label, step)

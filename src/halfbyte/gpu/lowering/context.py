@@ -79,6 +79,17 @@ class LoweringContext:
         self.vectors[name] = Vector(tensors, offset, sum(map(self.plan.size, tensors)))
         return Ref("vector", name)
 
+    def mark(self) -> tuple[int, frozenset[str]]:
+        """How far shaders and buffers go, for `rewind`."""
+        return len(self.shaders.shaders), frozenset(self.buffers)
+
+    def rewind(self, mark: tuple[int, frozenset[str]]) -> None:
+        """Forget the shaders and buffers that were referred to since `mark`."""
+        shaders, buffers = mark
+        self.shaders.keep(shaders)
+        for name in self.buffers.keys() - buffers:
+            del self.buffers[name]
+
     def buffer(self, ref: Ref, nbytes: int) -> Ref:
         """Note how large a buffer of a program's own has to be."""
         self.buffers[ref.name] = buffer_nbytes(nbytes)

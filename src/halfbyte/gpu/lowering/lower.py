@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from halfbyte.errors import DeviceError
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
@@ -22,8 +23,8 @@ from halfbyte.gpu.lowering.sampling import SAMPLING_PROGRAMS, lower_sampling
 from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.lowering.tensor import DeviceTensor
 from halfbyte.gpu.shaders.capabilities import Capabilities
-from halfbyte.gpu.shaders.shader import ShaderSet
-from halfbyte.gpu.shaders.variants import KernelConfig
+from halfbyte.gpu.shaders.shader import DemandError, ShaderSet
+from halfbyte.gpu.shaders.variants import KernelConfig, without_one
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS, Tensor
@@ -148,15 +149,37 @@ def lower(plan: Plan, capabilities: Capabilities, config: KernelConfig) -> Lower
 
 
 def lower_section(section: Section, name: str, inputs: Mapping[str, Output] | None = None, *, keep: str) -> Program:
-    """The program of a section.
+    """The program of a section, without the variants of kernels for which the device has too little of something.
 
     Args:
         name: The program's.
         inputs: What other programs left.
         keep: The tensor that is the program's output; it stays valid after its last reader.
+
+    Raises:
+        UnsupportedModelError: There are no kernels for an op or a weight format.
+        DeviceError: A kernel takes more than the device has in every variant.
     """
     section = replace(section, keep=keep)
-    given = {each: DeviceTensor(value.width, f32=value.ref) for each, value in (inputs or {}).items()}
+    while True:
+        context, before = section.context, section.context.mark()
+        try:
+            return _lower_section(section, name, inputs or {})
+        except DemandError as excess:
+            context.rewind(before)
+            section = replace(section, context=replace(context, config=_spared(context.config, excess)))
+
+
+def _spared(config: KernelConfig, excess: DemandError) -> KernelConfig:
+    spared = without_one(config, excess.kernel)
+    if spared is None:
+        raise DeviceError(f"the GPU {excess}.", "Use device='cpu'.") from excess
+    return spared
+
+
+def _lower_section(section: Section, name: str, inputs: Mapping[str, Output]) -> Program:
+    keep = section.keep
+    given = {each: DeviceTensor(value.width, f32=value.ref) for each, value in inputs.items()}
     builder = Builder(schedule(section), name, given)
     for i, step in enumerate(section.steps):
         builder.index = i

@@ -10,8 +10,8 @@ from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.program import Output, Program, Ref, grid
 from halfbyte.gpu.shaders import rules
 
-PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY")
-"""float32s of the buffer `sampling/params`, in their order."""
+PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY", "SEED")
+"""What words of the buffer `sampling/params` hold, in their order: float32s, then both words of the seed."""
 RING = 8
 """Tokens whose results the GPU keeps."""
 RESULT_NBYTES = 8
@@ -20,7 +20,7 @@ SAMPLING_PROGRAMS = ("sample.greedy", "sample.random", "sample.greedy.penalized"
 
 
 def sampling_ref(name: str) -> Ref:
-    """A buffer of the sampling programs: params, seed, counts, bias, result and what they leave for each other."""
+    """A buffer of the sampling programs: params, counts, bias, result and what they leave for each other."""
     return Ref("sampling", f"sampling/{name}")
 
 
@@ -33,7 +33,6 @@ def lower_sampling(context: LoweringContext, name: str, logits: Output) -> Progr
         "parts": groups * 16,
         "found": 4,
         "params": 64,
-        "seed": 8,
         "result": RING * RESULT_NBYTES,
         **(dict.fromkeys(("counts", "bias", "scores"), row) if penalized else {}),
         **({} if greedy else {"candidates": 2 * row}),

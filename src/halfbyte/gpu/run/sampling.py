@@ -43,9 +43,6 @@ class Sampler:
         program = self._executor.program(
             f"sample.{'greedy' if sampling.greedy else 'random'}{'.penalized' if penalized else ''}"
         )
-        if not sampling.greedy:
-            seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-            self._write("seed", np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
         self._write("params", _params(sampling))
         if penalized:
             self._write("counts", _counts(words, sampling, prompt_ids, generated_ids))
@@ -61,8 +58,9 @@ def _penalized(sampling: SamplingParams) -> bool:
     return bool(penalties or sampling.logit_bias)
 
 
-def _params(sampling: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    return np.array(
+def _params(sampling: SamplingParams) -> NDArray[np.uint32]:
+    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    numbers = np.array(
         [
             sampling.temperature,
             sampling.top_k,
@@ -74,6 +72,7 @@ def _params(sampling: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.floa
         ],
         np.float32,
     )
+    return np.append(numbers.view(np.uint32), np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
 
 
 def _counts(

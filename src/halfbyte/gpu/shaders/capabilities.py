@@ -13,6 +13,7 @@ class Capabilities:
         subgroup: Lanes of a subgroup, the same in every kernel; 0 where that is not certain or there are none.
         workgroup_storage: Bytes of workgroup memory.
         invocations: Invocations of a workgroup.
+        storage_buffers: Storage buffers that one kernel can have.
         max_binding: Bytes of a storage binding.
         max_buffer: Bytes of a buffer.
         timestamps: Whether passes can be timed.
@@ -23,6 +24,7 @@ class Capabilities:
     subgroup: int
     workgroup_storage: int
     invocations: int
+    storage_buffers: int
     max_binding: int
     max_buffer: int
     timestamps: bool
@@ -34,5 +36,14 @@ class Capabilities:
         return min(self.max_binding, self.max_buffer)
 
 
-BASELINE = Capabilities(0, 16384, 256, 128 << 20, 256 << 20, False, False)
-"""A browser's default limits; every kernel has a variant for them."""
+BASELINE = Capabilities(
+    subgroup=0,
+    workgroup_storage=16384,
+    invocations=256,
+    storage_buffers=8,
+    max_binding=128 << 20,
+    max_buffer=256 << 20,
+    timestamps=False,
+    coherent=False,
+)
+"""WebGPU's default limits and no optional feature: what any browser has. Every model's programs stay within them."""

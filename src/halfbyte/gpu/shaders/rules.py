@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbyte.gpu.shaders.family import Constants, Family
-from halfbyte.gpu.shaders.variants import WIDE_STORAGE, KernelConfig
+from halfbyte.gpu.shaders.variants import KernelConfig
 
 Sizes = Mapping[str, Any]
-LEAST_STORAGE = 16_384
-"""Bytes of workgroup memory that any device has."""
 BUSY_WORKGROUPS = 128
 """Workgroups of attention that are enough where heads that share keys take many registers; of others more run at once:
 an H200 has 132 cores."""
@@ -164,7 +162,8 @@ def _attend(
     """Sizes for attention of few tokens: WG, SLICE, KEYS, EIGHTS, SPLIT_CHUNKS, MAX_SPLITS; ROOM to merge teams in.
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
-    With `left` the product that reads the result merges the splits.
+    With `left` the product that reads the result merges the splits. Where workgroup memory is short, heads are merged
+    one at a time and workgroups are smaller.
     """
     slice_ = _sharing(heads, heads // kv_heads) if long and config.subgroup else 1
     wg, keys, eights, busy = _MANY_KEYS[slice_] if long else _FEW_KEYS
@@ -182,7 +181,13 @@ def _attend(
         "ROOM": 2 * MERGING_STORAGE if config.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": config.subgroup,
     }
-    return usual | (_leaving(config, heads, kv_heads, head_dim) if left else {})
+    sizes = usual | (_leaving(config, heads, kv_heads, head_dim) if left else {})
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    if not _attend_runs(config, shape | sizes):
+        sizes["ROOM"] = 0
+    while not _attend_runs(config, shape | sizes) and sizes["WG"] // 2 > sizes["SLICE"] * head_lanes(head_dim):
+        sizes["WG"] //= 2
+    return sizes
 
 
 def _sharing(heads: int, group: int) -> int:
@@ -222,19 +227,24 @@ def _attend_fits(config: KernelConfig, sizes: Sizes) -> bool:
         and head_lanes(sizes["head_dim"], sizes["EIGHTS"]) * sizes["EIGHTS"] <= lanes
         and sizes["WG"] // lanes > sizes["SLICE"]
         and sizes["SLICE"] * sizes["head_dim"] // 4 <= sizes["WG"]
-        and sizes["WG"] <= config.invocations
         and not (sizes["left"] and sizes["MAX_SPLITS"] > MOST_LEFT)
-        and _attend_storage(config, sizes) <= (WIDE_STORAGE if config.wide_tiles else LEAST_STORAGE)
+        and _attend_runs(config, sizes)
     )
 
 
+def _attend_runs(config: KernelConfig, sizes: Sizes) -> bool:
+    return bool(sizes["WG"] <= config.invocations and _attend_storage(config, sizes) <= config.workgroup_storage)
+
+
 def _attend_storage(config: KernelConfig, sizes: Sizes) -> int:
-    """Bytes of workgroup memory that attention of few tokens takes, but for some single values."""
+    """Bytes of workgroup memory that attention of few tokens takes at most."""
     lanes, derived = head_lanes(sizes["head_dim"]), _attend_derived(sizes)
     turning = 0 if config.subgroup >= lanes else sizes["WG"] * 40
+    finish = sizes["WG"] * 4 if config.merged_attention and config.subgroup < 8 else 0
     fresh = (sizes["SLICE"] + 2) * lanes * 32
     groups = sizes["WG"] // max(derived["TL"], config.subgroup)
-    return int(turning + fresh + groups * derived["AT_ONCE"] * derived["TL"] * sizes["EIGHTS"] * 32)
+    merged = groups * (derived["AT_ONCE"] * derived["TL"] * sizes["EIGHTS"] * 32 + sizes["SLICE"] * 8)
+    return int(turning + finish + fresh + merged + 4)
 
 
 def _attend_tiled(config: KernelConfig, *, head_dim: int, **cache: int | str) -> Constants:

@@ -6,7 +6,8 @@ A variant is switched off by its name where the self-test found it wrong on a de
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from halfbyte.gpu.shaders.capabilities import Capabilities
 from halfbyte.gpu.shaders.family import Tuning
@@ -26,11 +27,18 @@ class Variant:
     Attributes:
         kernels: The kernel files that have it.
         offered: Whether a device can.
+        spends: Whether kernels take more buffers or workgroup memory with it than without.
     """
 
     name: str
     kernels: tuple[str, ...]
     offered: Callable[[Capabilities], bool]
+    spends: bool = False
+
+    @property
+    def field(self) -> str:
+        """How `KernelConfig` calls it."""
+        return self.name.replace("-", "_")
 
 
 VARIANTS = {
@@ -38,12 +46,12 @@ VARIANTS = {
     for variant in (
         Variant("subgroups", ("gemv", "norm", "attend", "attend_tiled", "embed", "merge"), lambda c: c.subgroup >= 8),
         Variant("int8", ("gemv", "gemm", "norm", "embed", "merge"), lambda c: True),
-        Variant("deferred-norm", ("gemv", "embed"), lambda c: True),
-        Variant("fused-attention", ("attend",), lambda c: True),
-        Variant("merged-attention", ("attend",), lambda c: c.coherent),
-        Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
-        Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024),
-        Variant("read-ahead", ("gemv",), lambda c: True),
+        Variant("deferred-norm", ("gemv", "embed"), lambda c: True, spends=True),
+        Variant("fused-attention", ("attend",), lambda c: True, spends=True),
+        Variant("merged-attention", ("attend",), lambda c: c.coherent, spends=True),
+        Variant("fused-rounding", ("gemv",), lambda c: c.subgroup >= 8 and c.invocations >= 1024, spends=True),
+        Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024, spends=True),
+        Variant("read-ahead", ("gemv",), lambda c: True, spends=True),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
@@ -56,12 +64,16 @@ class KernelConfig:
 
     Attributes:
         subgroup: Lanes of a subgroup where they are used, else 0.
+        invocations: Invocations of the largest workgroups that kernels may have.
+        workgroup_storage: Bytes of workgroup memory.
         tuning: Sizes measured on the device.
         long_keys: Keys beyond which attention of one token takes the sizes for many.
         far_nbytes: Bytes of weights from which products of one token ask for the pages of later ones.
     """
 
     subgroup: int
+    invocations: int
+    workgroup_storage: int
     int8: bool
     deferred_norm: bool
     fused_attention: bool
@@ -75,17 +87,14 @@ class KernelConfig:
     long_keys: int = LONG_KEYS
     far_nbytes: int = FAR_NBYTES
 
-    @property
-    def invocations(self) -> int:
-        """Invocations of the largest workgroups that kernels may have."""
-        return 1024 if self.large_workgroups else 256
-
 
 def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tuning | None = None) -> KernelConfig:
     """Every variant the device offers but those switched off by name, in the sizes measured on it."""
     on = {name for name, variant in VARIANTS.items() if name not in off and variant.offered(capabilities)}
     return KernelConfig(
         capabilities.subgroup if "subgroups" in on else 0,
+        min(capabilities.invocations, 1024 if "large-workgroups" in on else 256),
+        capabilities.workgroup_storage,
         "int8" in on,
         {"int8", "deferred-norm"} <= on,
         "fused-attention" in on,
@@ -97,3 +106,12 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tun
         "wide-tiles" in on,
         tuning or Tuning(),
     )
+
+
+def without_one(config: KernelConfig, kernel: str) -> KernelConfig | None:
+    """The config without the last variant with which a kernel takes more than it must; None if none is in use."""
+    for variant in reversed(VARIANTS.values()):
+        if variant.spends and kernel in variant.kernels and getattr(config, variant.field):
+            off: dict[str, Any] = {variant.field: False}
+            return replace(config, **off)
+    return None

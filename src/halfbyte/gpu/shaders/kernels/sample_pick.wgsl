@@ -1,13 +1,12 @@
 // The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
-// Gumbel noise, a function of (seed, position, id) that plan/draws.py computes on the host. Writes `result` (id, bits of its log-probability) of
-// step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
+// Gumbel noise, a function of (seed, position, id) that plan/draws.py computes on the host. Writes `result` (id, bits of
+// its log-probability) of step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
 #if not GREEDY
-@bind var<storage, read> params: array<f32>;
-@bind var<storage, read> seed: array<u32>;
+@bind var<storage, read> params: array<u32>;  // bits of float32, then the seed's two words
 @bind var<storage, read> found: array<u32>;
 @bind var<storage, read> candidates: array<vec2<u32>>;
 #endif
@@ -21,6 +20,10 @@ var<workgroup> joined_parts: array<vec4<f32>, ${WG}>;
 var<workgroup> high: atomic<u32>;
 var<workgroup> low: atomic<u32>;
 
+fn param(i: u32) -> f32 {
+    return bitcast<f32>(params[i]);
+}
+
 // Larger floats are larger integers.
 fn ordered(bits: u32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
@@ -33,7 +36,7 @@ fn exponential(tail: f32) -> f32 {
 }
 
 fn noise(position: u32, id: u32) -> f32 {
-    var v = vec3<u32>(seed[0] ^ (position * 0x9E3779B9u), seed[1] + position, id) * 1664525u + 1013904223u;
+    var v = vec3<u32>(params[${SEED}] ^ (position * 0x9E3779B9u), params[${SEED + 1}] + position, id) * 1664525u + 1013904223u;
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
@@ -57,7 +60,7 @@ fn measure(lid: u32, count: u32, threshold: u32, best: f32, weighed: bool) -> f3
     for (var i = lid; i < count; i += ${WG}u) {
         let bits = candidates[i].x;
         if (ordered(bits) >= threshold) {
-            let weight = u32(exp((bitcast<f32>(bits) - best) / params[${TEMPERATURE}]) * 16777216.0);
+            let weight = u32(exp((bitcast<f32>(bits) - best) / param(${TEMPERATURE}u)) * 16777216.0);
             my_high += select(0u, weight >> 12u, weighed);
             my_low += select(1u, weight & 4095u, weighed);
         }
@@ -116,22 +119,22 @@ fn main(@builtin(local_invocation_index) lid: u32) {
     let best = all.z;
     let count = found[0];
     var threshold = 0u;
-    if (params[${TOP_K}] > 0.0) {
-        threshold = highest(lid, count, threshold, best, min(params[${TOP_K}], f32(count)), false);
+    if (param(${TOP_K}u) > 0.0) {
+        threshold = highest(lid, count, threshold, best, min(param(${TOP_K}u), f32(count)), false);
     }
-    if (params[${TOP_P}] < 1.0) {
-        let wanted = params[${TOP_P}] * measure(lid, count, threshold, best, true);
+    if (param(${TOP_P}u) < 1.0) {
+        let wanted = param(${TOP_P}u) * measure(lid, count, threshold, best, true);
         threshold = highest(lid, count, threshold, best, wanted, true);
     }
-    if (params[${MIN_P}] > 0.0) {
-        threshold = max(threshold, ordered(bitcast<u32>(best + params[${TEMPERATURE}] * log(params[${MIN_P}]))));
+    if (param(${MIN_P}u) > 0.0) {
+        threshold = max(threshold, ordered(bitcast<u32>(best + param(${TEMPERATURE}u) * log(param(${MIN_P}u)))));
     }
     let position = u32(state[${POSITIONS}]) + 1u;
     var drawn = nothing;
     for (var i = lid; i < count; i += ${WG}u) {
         let candidate = candidates[i];
         if (ordered(candidate.x) >= threshold) {
-            let score = bitcast<f32>(candidate.x) / params[${TEMPERATURE}] + noise(position, candidate.y);
+            let score = bitcast<f32>(candidate.x) / param(${TEMPERATURE}u) + noise(position, candidate.y);
             drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
         }
     }

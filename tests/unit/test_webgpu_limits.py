@@ -1,0 +1,122 @@
+"""Programs of every model of the catalog stay within the limits of WebGPU, whatever its weights are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+
+from halfbyte.errors import DeviceError
+from halfbyte.gpu.lowering.lower import lower
+from halfbyte.gpu.lowering.program import Dispatch, Extent, Lowered
+from halfbyte.gpu.run import budget
+from halfbyte.gpu.shaders.capabilities import BASELINE, Capabilities
+from halfbyte.gpu.shaders.variants import choose
+from halfbyte.gpu.shaders.wgsl import demands, standard
+from halfbyte.models.catalog import CATALOG, catalog_spec
+from halfbyte.plan import Plan, make_plan
+from halfbyte.synthetic import SyntheticWeights
+
+DEVICES = {
+    "any browser": BASELINE,
+    "with subgroups": replace(BASELINE, subgroup=32),
+    "with small subgroups": replace(BASELINE, subgroup=8),
+    "with large workgroups": replace(BASELINE, subgroup=32, invocations=1024, workgroup_storage=32768),
+    "with ten buffers": replace(
+        BASELINE, subgroup=32, invocations=1024, workgroup_storage=32768, storage_buffers=10, coherent=True
+    ),
+}
+WEIGHTS = ("q4g32", "q6_k", "bf16")
+"""Formats of two buffers, of three, and one that is not packed."""
+MOST_WORKGROUPS = 65535
+"""Along each axis, by default."""
+
+
+def planned(name: str, weights: str, capabilities: Capabilities) -> Plan:
+    """The plan of a model's first layers that `load` would make: all its context, where a buffer has room for that."""
+    spec = catalog_spec(name, layers=6 if CATALOG[name].get("sliding_window") else 2)
+    formats = SyntheticWeights(spec, weights).format
+    device = SimpleNamespace(capabilities=capabilities)
+    plan = make_plan(spec, formats, tokens=1024)
+    tokens, context = budget.batch_tokens(plan, device), budget.fitting_context(plan, device, None)
+    return make_plan(spec, formats, tokens=tokens, context=context)
+
+
+@cache
+def lowered(name: str, weights: str, device: str) -> tuple[Plan, Lowered]:
+    """A model's programs, made as if its weights were many."""
+    plan = planned(name, weights, DEVICES[device])
+    return plan, lower(plan, DEVICES[device], replace(choose(DEVICES[device]), far_nbytes=0))
+
+
+def buffers(programs: Lowered) -> Iterator[tuple[str, int]]:
+    """Every buffer and its bytes."""
+    yield from programs.buffers.items()
+    yield from ((name, 4 * vector.size) for name, vector in programs.vectors.items())
+    yield from ((name, 4 * len(values)) for name, values in programs.constants.items())
+    yield from ((name, cache.block_nbytes * cache.blocks) for name, cache in programs.caches.items())
+    for name, matrix in programs.matrices.items():
+        yield from ((name, piece.nbytes(array)) for piece in matrix.pieces for array in piece.pitch)
+
+
+def dispatches(programs: Lowered) -> Iterator[Dispatch]:
+    """Everything that may run."""
+    for program in programs.programs.values():
+        for dispatch in program.dispatches:
+            yield from (each for each in (dispatch, dispatch.long) if each)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", CATALOG)
+def test_programs_stay_within_a_devices_limits(name: str, weights: str, device: str) -> None:
+    capabilities = DEVICES[device]
+    plan, programs = lowered(name, weights, device)
+    assert {number for each in dispatches(programs) for number in each.shaders} == set(range(len(programs.shaders)))
+    assert not {s.kernel: why for s in programs.shaders if (why := demands(s.code).exceeded(capabilities))}
+    assert not {name: nbytes for name, nbytes in buffers(programs) if nbytes > capabilities.largest}
+    most = Extent(plan.tokens, plan.rows, plan.context)
+    assert all(axis.at(most) <= MOST_WORKGROUPS for each in dispatches(programs) for axis in each.grid)
+
+
+def test_what_is_not_standard_is_there_only_where_a_device_has_it() -> None:
+    texts = {device: [s.code for s in lowered("phi-4-mini", "q4g32", device)[1].shaders] for device in DEVICES}
+    for device, capabilities in DEVICES.items():
+        assert any("@coherent" in code for code in texts[device]) == capabilities.coherent
+        headed = any(standard(code).startswith("enable subgroups;") for code in texts[device])
+        assert headed == bool(capabilities.subgroup)
+
+
+SIGNS = {
+    "ahead0": "read-ahead",
+    "x_norm": "fused-rounding",
+    "part0_0": "fused-merge",
+    "newest_chunk": "fused-attention",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers", "used"),
+    [
+        ("phi-4-mini", 32, {"read-ahead", "fused-rounding", "fused-merge", "fused-attention"}),
+        ("gemma-3-1b", 32, {"read-ahead", "fused-rounding", "fused-merge", "fused-attention"}),
+        ("phi-4-mini", 8, {"fused-attention"}),
+        ("gemma-3-1b", 8, set()),
+    ],
+)
+def test_fusions_are_used_as_far_as_there_are_buffers(name: str, buffers: int, used: set[str]) -> None:
+    """The norms of Gemma's heads take two more."""
+    device = replace(DEVICES["with ten buffers"], storage_buffers=buffers)
+    programs = lower(planned(name, "q4g32", device), device, replace(choose(device), far_nbytes=0))
+    text = "".join(shader.code for shader in programs.shaders)
+    assert {variant for sign, variant in SIGNS.items() if sign in text} == used
+
+
+def test_a_device_with_too_few_buffers_for_any_variant_is_refused() -> None:
+    poor = replace(BASELINE, storage_buffers=3)
+    plan = planned("phi-4-mini", "q4g32", poor)
+    with pytest.raises(DeviceError, match=r"^the GPU has not the \d storage buffers that the kernel \w+ takes"):
+        lower(plan, poor, choose(poor))

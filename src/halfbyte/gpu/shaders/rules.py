@@ -60,7 +60,7 @@ def _gemv(
     elif emit:
         wg, team, rows, unroll = _emitting(config, gated, blocks, columns)
     elif not int8 or not config.subgroup:
-        wg, team, rows, unroll = 128, 32, 1, _unroll(blocks, 32, 1)
+        wg, team, rows, unroll = 128, 32, 1, _unroll(blocks, 32, columns)
     elif outputs >= 16384:
         wg, team, rows, unroll = 64, 16, 2, next(u for u in (3, 2, 1) if blocks % (16 * u) == 0 or u == 1)
     elif blocks >= 192 and columns == 1:
@@ -90,8 +90,8 @@ def _unroll(blocks: int, team: int, units: int) -> int:
 def _emitting(config: KernelConfig, gated: bool, blocks: int, columns: int) -> tuple[int, int, int, int]:
     """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
     if not config.large_workgroups or not config.subgroup:
-        wg, team, rows = 256, 8, 1
-    elif columns == 1 and blocks > 32 and not gated:
+        return 256, 8, 1, _unroll(blocks, 8, (2 if gated else 1) * columns)
+    if columns == 1 and blocks > 32 and not gated:
         team = next(t for t in (128, 64, 32) if blocks % t == 0 or t == 32)
         return 1024, team, team // 32, min(8, blocks // team) if team > 32 else 1
     elif columns == 1 and 32 < blocks <= 64:

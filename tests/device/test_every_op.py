@@ -33,7 +33,7 @@ from halfbyte.plan.plan import (
     STATE_SEQUENCES,
     Kind,
 )
-from halfbyte.reference import ReferenceExecutor
+from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.reference.ops import run_op
 from tests.device.gpu import software_gpu
 

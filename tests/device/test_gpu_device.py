@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,7 @@ from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.template import compose
-from halfbyte.gpu.tuning.harness import smaller
-from halfbyte.models.catalog import catalog_spec
-from halfbyte.plan import make_plan
 from halfbyte.reference.executor import ReferenceExecutor
-from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import one, software_gpu
 from tests.models.tiny import feed, tiny
 
@@ -168,28 +163,6 @@ def test_an_adapter_with_no_optional_feature_is_enough(monkeypatch: pytest.Monke
     bare = open_device(software=True, limits=BASELINE)
     assert not {"shader-f16", "subgroup", "timestamp-query"} & set(bare.handle.features)
     assert selftest.error(bare, ()) < selftest.TOLERANCE[True]
-
-
-@pytest.mark.parametrize("name", ["phi-4-mini", "gemma-3-1b"])
-def test_kernels_stay_within_a_browsers_workgroup_memory(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Sizes of real models, by the declarations: a software GPU has more than it is told to use."""
-    sources: list[str] = []
-
-    def noted(kernel: str, constants: dict[str, object]) -> str:
-        sources.append(compose(kernel, constants))
-        return sources[-1]
-
-    monkeypatch.setattr("halfbyte.gpu.shaders.template.compose", noted)
-    spec = smaller(catalog_spec(name), 1, 512)
-    weights = SyntheticWeights(spec, "q4g32")
-    plan = make_plan(spec, weights.format, tokens=64, context=2048)
-    GpuExecutor(plan, weights, device=software_gpu(baseline=True), off=(), tuning=Tuning()).begin([(64, 1), (8, 8)])
-    words = {"u32": 1, "f32": 1, "vec2<f32>": 2, "vec4<f32>": 4, "vec4<u32>": 4}
-    declared = [re.findall(r"var<workgroup> \w+: (?:array<(.+), (\d+)>|u32);", source) for source in sources]
-    assert [len(found) for found in declared] == [source.count("var<workgroup>") for source in sources]
-    taken = [sum(4 * words[kind or "u32"] * int(count or 1) for kind, count in found) for found in declared]
-    assert len(taken) > 5
-    assert 8000 < max(taken) <= BASELINE.workgroup_storage
 
 
 def test_the_self_test_passes_here() -> None:

@@ -144,7 +144,7 @@ class CpuExecutor:
         """Append the native step of an op, its fields as the core takes them."""
         op = type(step).__name__
         if op not in _native.ops():
-            raise UnsupportedModelError(f"the CPU has no op {op}.", "Use `--device reference`, which has every op.")
+            raise UnsupportedModelError(f"the CPU has no op {op}.", "Use device='reference', which has every op.")
         tensors = {*step.reads, *step.writes}
         fields = {
             field.name: self._tensors(value) if field.name in tensors else value

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.plan import ops
 from halfbyte.reference.ops import rotate, slots
 
@@ -45,7 +46,9 @@ def backward(steps: Sequence[ops.Op], get: Get, output: Array) -> Gradients:
 @singledispatch
 def pull_back(op: ops.Op, get: Get, *outputs: Array) -> Gradients:
     """Gradients of an op's inputs from those of its outputs; caches have theirs token by token, `[n, kv_heads, D]`."""
-    raise NotImplementedError(f"{type(op).__name__} has no gradient")
+    raise UnsupportedModelError(
+        f"a model cannot be refined through {type(op).__name__}, which has no gradient.", "Leave out --refine."
+    )
 
 
 @pull_back.register

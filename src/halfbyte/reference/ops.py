@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.plan import ops
 
 Array = NDArray[Any]
@@ -21,8 +22,12 @@ F32 = np.float32
 
 @singledispatch
 def run_op(op: ops.Op, get: Get) -> Array | None:
-    """The output of `op`, whose inputs `get` gives by name; None where it only writes caches."""
-    raise NotImplementedError(f"the reference has no {type(op).__name__}")
+    """The output of `op`, whose inputs `get` gives by name; None where it only writes caches.
+
+    Raises:
+        UnsupportedModelError: The op is unknown.
+    """
+    raise UnsupportedModelError(f"the reference has no op {type(op).__name__}.", "Update Halfbyte.")
 
 
 @run_op.register

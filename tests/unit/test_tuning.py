@@ -228,7 +228,7 @@ def test_decoding_is_set_beside_what_memory_gives() -> None:
     verdict = Verdict(DECODE, 2, 3e-3, 2e-3, True)
     line = limit_line(verdict, spec, formats, kv_dtype="f16", short=False, read_bandwidth=(weights + cache) / 1e-3)
     assert " takes 1,000 µs " in line
-    assert "50% of the limit" in line
+    assert "50% of that limit" in line
 
 
 DEVICE: Any = SimpleNamespace(

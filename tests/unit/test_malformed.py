@@ -19,9 +19,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from halfbyte.checkpoint import open_checkpoint
-from halfbyte.checkpoint.foreign import Runnable
 from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.checkpoint.packed import Packed
+from halfbyte.checkpoint.runnable import Runnable
 from halfbyte.checkpoint.writer import Outgoing, write_folder
 from halfbyte.cpu import CpuExecutor, _native
 from halfbyte.errors import HalfbyteError

@@ -198,6 +198,7 @@ int main() {
     const Results expected = all(Isa::generic);
     bool equal = true;
     for (const Isa isa : available_isas()) {
+        if (isa == Isa::generic) continue;
         const Results found = all(isa);
         double worst = 0;
         for (size_t i = 0; i < expected.size(); ++i) {

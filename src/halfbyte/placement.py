@@ -28,7 +28,7 @@ class FormattedSource(WeightSource, Protocol):
 def choose_device(options: RunOptions) -> tuple[str, str]:
     """The device that the options mean here, and why it was chosen."""
     if options.device != AUTO:
-        return options.device, "it was asked for"
+        return options.device, "you asked for it"
     if options.deciding:
         name = options.deciding[0]
         return options.device_of(name), f"{name}={getattr(options, name)} was given"

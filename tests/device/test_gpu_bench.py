@@ -10,8 +10,12 @@ import pytest
 from halfbyte.formats import Weight
 from halfbyte.gpu.checks import bandwidth
 from halfbyte.gpu.device.device import Device, open_device
+from halfbyte.gpu.lowering.context import LoweringContext
+from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.capabilities import BASELINE
+from halfbyte.gpu.shaders.shader import ShaderSet
+from halfbyte.gpu.shaders.variants import choose
 from halfbyte.options import RunOptions
 from halfbyte.plan import Plan
 from halfbyte.plan.plan import Tensor
@@ -96,14 +100,15 @@ def test_random_weights_are_repeated_by_the_gpu(monkeypatch: pytest.MonkeyPatch,
     write = Device.write
     monkeypatch.setattr(Device, "write", lambda *a: written.append(a[3].nbytes) or write(*a))
     contents, sent, told = [], [], []
+    context = LoweringContext(plan, device.capabilities, choose(device.capabilities), StateLayout.of(plan), ShaderSet())
+    matrix = context.matrix(tuple(shapes))
+    assert len(matrix.pieces) > 1
     for each in (source, FromHost(source)):
-        store = WeightStore(device, plan, each, progress=told.append)
-        pieces = store.matrix(tuple(shapes)).pieces
-        assert len(pieces) > 1
+        buffers = WeightStore(device, each, progress=told.append).matrix(matrix)
         sizes = [
-            (buffer, piece.rows * piece.storage.arrays[n].nbytes)
-            for piece in pieces
-            for n, buffer in piece.buffers.items()
+            (buffer, piece.rows * piece.pitch[n])
+            for piece, arrays in zip(matrix.pieces, buffers, strict=True)
+            for n, buffer in arrays.items()
         ]
         contents.append([device.read(buffer.handle, nbytes) for buffer, nbytes in sizes])
         sent.append(sum(written))

@@ -56,7 +56,7 @@ def cpu() -> Model:
 
 def test_the_pocket_model_converses_on_the_gpu() -> None:
     model = on_the_gpu()
-    assert model.why_device.startswith("it was asked for: llvmpipe")
+    assert model.why_device.startswith("you asked for it: llvmpipe")
     assert model.chat([QUESTION]).text == ANSWER
     messages = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "What does grep do?"}]
     second = model.chat(messages, max_tokens=8)
@@ -187,8 +187,8 @@ def test_the_command_line_answers_and_chats() -> None:
         "run", "How do I extract a tar archive?", *GPU, "-v", "--stats", "--typical-p", "0.9", "-t", "0.01", "-n", "4"
     )
     assert told.stdout.startswith("Use `tar`")
-    assert "running on gpu: it was asked for: llvmpipe" in told.stderr
-    assert "the GPU has no --typical-p" in told.stderr
+    assert "running on gpu: you asked for it: llvmpipe" in told.stderr
+    assert "the GPU sampler does not support --typical-p" in told.stderr
     chatted = command("chat", *GPU, "-n", "4", stdin="How do I extract a tar archive?\nWhat does grep do?\n/quit\n")
     assert chatted.exit_code == 0
     assert chatted.stdout.startswith("Use `tar`")

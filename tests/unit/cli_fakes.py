@@ -63,7 +63,7 @@ class FakeModel:
     streams: list[FakeStream] = field(default_factory=list)
     name: str = "fake"
     device: str = "cpu"
-    why_device: str = "it was asked for"
+    why_device: str = "you asked for it"
     nbytes: int = 17_400_000
     notes: tuple[str, ...] = ()
 

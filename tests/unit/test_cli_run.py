@@ -171,7 +171,7 @@ def test_verbose_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
     result = halfbyte("run", "x", "-v")
     assert result.stdout == "a\n"
     assert "fake: 17.4 MB" in result.stderr
-    assert "cpu: it was asked for" in result.stderr
+    assert "cpu: you asked for it" in result.stderr
 
 
 def test_a_file_is_answered_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

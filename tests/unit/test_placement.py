@@ -95,7 +95,7 @@ def test_without_a_device_file_linux_asks_no_driver(machine: Any, monkeypatch: p
 def test_options_of_one_device_decide() -> None:
     assert choose_device(RunOptions(gpu=1)) == ("gpu", "gpu=1 was given")
     assert choose_device(RunOptions(threads=2)) == ("cpu", "threads=2 was given")
-    assert choose_device(RunOptions("reference")) == ("reference", "it was asked for")
+    assert choose_device(RunOptions("reference")) == ("reference", "you asked for it")
 
 
 def test_a_gpu_that_fails_leaves_the_cpu_and_says_why(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

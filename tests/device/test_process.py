@@ -183,8 +183,11 @@ def test_worker_processes_can_use_a_model_that_was_loaded_before(shell_29m: Path
 
 
 DAEMON = """
-import sys, threading, time
+import os, sys, threading, time
 from halfbyte import load
+
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, range(os.cpu_count()))  # a test's own process may be held to one processor
 
 model = load(sys.argv[1], "cpu", context=512, threads=int(sys.argv[2]))
 started = threading.Event()

@@ -67,10 +67,6 @@ def drop_tensor(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
 
 
-def add_tensor(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_bias": np.zeros(4, np.float32)}))
-
-
 def reshape_tensor(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": np.zeros(511, np.float32)}))
 
@@ -129,7 +125,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "overlapping tensors": (overlap, 4, "overlaps|hole"),
     "absurd shape": (absurd, 4, "shape"),
     "missing tensor": (drop_tensor, 4, "model.norm.weight"),
-    "extra tensor": (add_tensor, 4, "q_bias"),
     "wrong shape": (reshape_tensor, 4, "511"),
     "wrong dtype": (change_dtype, 5, "I64"),
     "NaN in the configuration": (configured(rms_norm_eps=float("nan")), 4, "rms_norm_eps"),

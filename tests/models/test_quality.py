@@ -78,10 +78,9 @@ def halves(short: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) 
     keep = tmp_path_factory.mktemp("halves")
     for method in ("rtn", "awq", "awq+", "gptq"):
         ends = {} if method == "awq+" else {"embed_bits": 16, "head_bits": 16}
-        quantize(
-            short, keep / method, method=method, group_size=128, zero_points=True, calibration_tokens=16_384,
-            calibration=shared / "data" / "calibration.txt", **ends,
-        )  # fmt: skip
+        text = {"calibration_tokens": 16_384, "calibration": shared / "data" / "calibration.txt"}
+        more = ends if method == "rtn" else ends | text
+        quantize(short, keep / method, method=method, group_size=128, zero_points=True, **more)
     return {folder.name: folder for folder in keep.iterdir()}
 
 
@@ -136,7 +135,7 @@ def test_one_command_makes_the_table(
     arguments = (
         f"eval table -m {short} --text {shared}/data/books-dev.txt --max-tokens 600 --windows 16,300 --group-size 64 "
         f"--methods bf16,rtn,{halves['gptq']} --calibration {shared}/data/calibration.txt --questions {questions} "
-        f"--keep {tmp_path}/kept"
+        f"--keep {tmp_path}/kept --overwrite"
     ).split()
     for _ in range(2):
         run(monkeypatch, *arguments, *(word for file in files for word in ("--out", file)))

@@ -13,8 +13,8 @@ from typing import Any, Self, Unpack, cast
 
 from halfbyte.answer import Generation, Stream
 from halfbyte.checkpoint.open import open_checkpoint
-from halfbyte.checkpoint.packed import Packed
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.errors import UsageError
 from halfbyte.executors import Progress, factory
 from halfbyte.models import build_spec
@@ -251,7 +251,7 @@ def load(
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
-    source = Runnable(Packed(checkpoint, wanted.weights) if wanted.weights else checkpoint)
+    source = ExecutableWeights(RepackedWeights(checkpoint, wanted.weights) if wanted.weights else checkpoint)
     placed = place_first(wanted, spec, source, progress=progress)
     return Model(
         name=str(model or "pocket"), path=path, spec=spec, tokenizer=tokenizer, placed=placed,

@@ -18,7 +18,7 @@ import pytest
 from halfbyte import load
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.checkpoint.gguf.writer import write_gguf
-from halfbyte.checkpoint.packed import Packed
+from halfbyte.checkpoint.packed import RepackedWeights
 from halfbyte.errors import InvalidModelError
 from halfbyte.models import build_spec
 from tests.device.test_threads import chain
@@ -39,7 +39,7 @@ def gguf(folder: Path, kind: str) -> Path:
     checkpoint = open_checkpoint(folder)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     target = folder / f"{kind}.gguf"
-    write_gguf(target, Packed(checkpoint, kind), spec, checkpoint.tokenizer_files(), kind="stored")
+    write_gguf(target, RepackedWeights(checkpoint, kind), spec, checkpoint.tokenizer_files(), kind="stored")
     return target
 
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_cut_short_while_it_is_loaded_is_a_sentence(
 ) -> None:
     """It is cut when half of the tensors have been read."""
     file, asked = folder / "model.safetensors", []
-    weight = Packed.weight if weights else type(open_checkpoint(folder)).weight
+    weight = RepackedWeights.weight if weights else type(open_checkpoint(folder)).weight
 
     def cut(source: object, name: str) -> object:
         asked.append(name)
@@ -88,7 +88,7 @@ def test_a_file_that_is_cut_short_while_it_is_loaded_is_a_sentence(
             os.truncate(file, 5000)
         return weight(source, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Packed if weights else type(open_checkpoint(folder)), "weight", cut)
+    monkeypatch.setattr(RepackedWeights if weights else type(open_checkpoint(folder)), "weight", cut)
     with pytest.raises(InvalidModelError, match="cut short"):
         load(folder, "cpu", context=64, threads=2, weights=weights).generate(IDS, max_tokens=1, ignore_eos=True)
 

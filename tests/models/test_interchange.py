@@ -15,8 +15,8 @@ from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.gguf.model import GgufCheckpoint, open_gguf
 from halfbyte.checkpoint.gguf.writer import KINDS, write_gguf
 from halfbyte.checkpoint.layouts.writer import write_foreign
-from halfbyte.checkpoint.packed import Packed
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError, UsageError
 from halfbyte.formats import get_format
 from halfbyte.models import build_spec
@@ -134,7 +134,7 @@ def test_packed_files_run_and_stay_close(
     checkpoint = open_gguf(files[kind])
     packed = logits(checkpoint, spec_of(checkpoint), prompt)
     assert divergence(logits(source, spec, prompt), packed) < {"q8_0": 0.001, "q4_0": 0.08, "q4_k_m": 0.04}[kind]
-    run = Runnable(checkpoint)
+    run = ExecutableWeights(checkpoint)
     np.testing.assert_allclose(logits(run, spec, prompt), packed, rtol=1e-4, atol=1e-4)
     turned = {"q8_0": "33 matrices in q8_0 run as q8g32.", "q4_0": "32 matrices in q4_0 run as q4g32."}
     assert run.notes == ((turned[kind],) if kind in turned else ())
@@ -144,10 +144,10 @@ def test_matrices_in_halfbytes_own_groups_are_copied_bit_for_bit(
     tmp_path: Path, shell: tuple[Checkpoint, ModelSpec, TokenizerFiles]
 ) -> None:
     source, spec, tokenizer = shell
-    packed = Packed(source, "q4g32")
+    packed = RepackedWeights(source, "q4g32")
     write_gguf(tmp_path / "first.gguf", packed, spec, tokenizer, kind="stored")
     first = open_gguf(tmp_path / "first.gguf")
-    run = Runnable(first)
+    run = ExecutableWeights(first)
     for name in ("model.embed_tokens.weight", "model.layers.3.mlp.down_proj.weight"):
         assert first.format(name).name == "q4_0"
         for suffix, part in packed.weight(name).parts.items():
@@ -164,7 +164,7 @@ def test_other_groups_keep_their_codes_and_only_offsets_are_rounded(
     tmp_path: Path, shell: tuple[Checkpoint, ModelSpec, TokenizerFiles], stored: str, kind: str
 ) -> None:
     source, spec, tokenizer = shell
-    packed = Packed(source, stored)
+    packed = RepackedWeights(source, stored)
     rounded = write_gguf(tmp_path / "stored.gguf", packed, spec, tokenizer, kind="stored")
     assert (rounded > 0) == (kind == "q4_1")
     (theirs,) = (t for t in gguf.GGUFReader(tmp_path / "stored.gguf").tensors if t.name == "blk.3.ffn_down.weight")
@@ -239,7 +239,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
     with pytest.raises(UnsupportedModelError, match=r"sliding window.* architecture qwen2"):
         write_gguf(target, windows, windows.spec, small_tokenizer(), kind="f16")
     with pytest.raises(UnsupportedModelError, match=r"no format for .* in q3g64z"):
-        write_gguf(target, Packed(source, "q3g64z"), spec, tokenizer, kind="stored")
+        write_gguf(target, RepackedWeights(source, "q3g64z"), spec, tokenizer, kind="stored")
     broken = tiny("phi-4")
     bad = {**broken.tensors, "model.layers.1.mlp.down_proj.weight": np.full((80, 136), np.nan, np.float32)}
     with pytest.raises(InvalidModelError, match=r"layers\.1\.mlp\.down_proj.*NaN"):
@@ -269,7 +269,7 @@ def test_quantized_folders_survive_the_trip_bit_for_bit(
     tmp_path: Path, shell_29m: Path, shell: tuple[Checkpoint, ModelSpec, TokenizerFiles], method: str, form: str
 ) -> None:
     source, spec, _ = shell
-    packed = Packed(source, lambda name, shape: form if len(shape) == 2 and name != spec.embed else None)
+    packed = RepackedWeights(source, lambda name, shape: form if len(shape) == 2 and name != spec.embed else None)
     names = ("config.json", "tokenizer.json", "tokenizer_config.json")
     settings = {name: (shell_29m / name).read_bytes() for name in names}
     target = tmp_path / "model"

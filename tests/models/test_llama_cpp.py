@@ -19,7 +19,7 @@ from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.gguf.file import GgufFile
 from halfbyte.checkpoint.gguf.model import open_gguf
 from halfbyte.checkpoint.gguf.writer import write_gguf
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.models.spec import ModelSpec
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
@@ -77,7 +77,7 @@ def short(tmp_path_factory: pytest.TempPathFactory, shell: Model) -> Path:
 def check_agreement(path: Path, kind: str, ids: list[int]) -> None:
     """Halfbyte's logits for a file, as it runs it, are llama.cpp's."""
     checkpoint = open_gguf(path)
-    here = logits(Runnable(checkpoint), spec_of(checkpoint), ids, context=256)
+    here = logits(ExecutableWeights(checkpoint), spec_of(checkpoint), ids, context=256)
     there = llama_cpp.logits(path, ids)
     unpacked = path.with_name(f"{path.stem}-unpacked.gguf")
     llama_cpp.quantize(path, unpacked, "f32")

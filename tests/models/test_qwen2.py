@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from halfbyte.checkpoint import Checkpoint, Packed
+from halfbyte.checkpoint import Checkpoint, RepackedWeights
 from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.checkpoint.layouts.writer import write_foreign
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config
 from halfbyte.models.spec import ModelSpec
@@ -42,9 +42,9 @@ def error(source: Any, spec: ModelSpec, expected: np.ndarray) -> float:
     return float(np.square(logits(source, spec, IDS_OF_SHELL) - expected).mean() / np.square(expected).mean())
 
 
-def grouped(checkpoint: Checkpoint, spec: ModelSpec) -> Packed:
+def grouped(checkpoint: Checkpoint, spec: ModelSpec) -> RepackedWeights:
     """Every layer's matrices in groups, as the layouts of other tools can have them."""
-    return Packed(
+    return RepackedWeights(
         checkpoint,
         lambda name, shape: "q4g32z" if len(shape) == 2 and name not in (spec.embed, spec.lm_head) else None,
     )
@@ -100,7 +100,9 @@ def test_biases_go_through_gguf(tmp_path: Path, folder: Path, kind: str) -> None
     write_gguf(tmp_path / "m.gguf", checkpoint, spec, checkpoint.tokenizer_files(), kind=kind)
     again, same = opened(tmp_path / "m.gguf")
     assert again.config["model_type"] == "qwen2"
-    assert error(Runnable(again), same, logits(checkpoint, spec, IDS_OF_SHELL)) < (1e-5 if kind == "f16" else 1e-3)
+    assert error(ExecutableWeights(again), same, logits(checkpoint, spec, IDS_OF_SHELL)) < (
+        1e-5 if kind == "f16" else 1e-3
+    )
 
 
 @pytest.mark.parametrize("options", [{"method": "awq"}, {"method": "gptq", "awq_scales": True}, {"method": "gptq"}])

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from halfbyte.checkpoint import Checkpoint, Packed, open_checkpoint
+from halfbyte.checkpoint import Checkpoint, RepackedWeights, open_checkpoint
 from halfbyte.checkpoint.writer import Outgoing, write_folder
 from halfbyte.errors import HalfbyteError, InvalidModelError, ModelNotFoundError, UnsupportedModelError, UsageError
 from halfbyte.formats import Parts, get_format
@@ -269,7 +269,7 @@ def test_check_of_shapes_names_both(folder: Path) -> None:
 
 def test_packed_encodes_matrices_and_leaves_vectors(folder: Path) -> None:
     checkpoint = open_checkpoint(make(folder))
-    packed = Packed(checkpoint, "q4g32z")
+    packed = RepackedWeights(checkpoint, "q4g32z")
     for name, tensor in llama_tensors().items():
         weight = packed.weight(name)
         assert weight.format == packed.format(name)
@@ -286,7 +286,7 @@ def test_packed_encodes_matrices_and_leaves_vectors(folder: Path) -> None:
 def test_packed_works_in_pieces(shell_29m: Path) -> None:
     """A tensor larger than one piece equals its encoding in one go."""
     name = "model.embed_tokens.weight"
-    packed = Packed(open_checkpoint(shell_29m), "q4g64")
+    packed = RepackedWeights(open_checkpoint(shell_29m), "q4g64")
     expected = get_format("q4g64").encode(packed.checkpoint.weight(name).decode())
     for suffix, part in packed.weight(name).parts.items():
         np.testing.assert_array_equal(part, expected[suffix])
@@ -296,19 +296,19 @@ def test_packed_works_in_pieces(shell_29m: Path) -> None:
 def test_packed_refuses_what_is_not_finite(folder: Path, value: float) -> None:
     tensors = llama_tensors()
     tensors["model.layers.1.mlp.down_proj.weight"][5, 7] = value
-    packed = Packed(open_checkpoint(make(folder, tensors)), "q4g32")
+    packed = RepackedWeights(open_checkpoint(make(folder, tensors)), "q4g32")
     with pytest.raises(InvalidModelError, match=r"'model\.layers\.1\.mlp\.down_proj\.weight' holds NaN or infinity"):
         packed.weight("model.layers.1.mlp.down_proj.weight")
 
 
 def test_packed_refuses_an_unknown_format(folder: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'q5'"):
-        Packed(open_checkpoint(make(folder)), "q5")
+        RepackedWeights(open_checkpoint(make(folder)), "q5")
 
 
 def write(source: Path, target: Path, **options: Any) -> Checkpoint:
     """The model of `source` in q4g32, written to `target` and opened."""
-    packed = Packed(open_checkpoint(source), "q4g32")
+    packed = RepackedWeights(open_checkpoint(source), "q4g32")
     outgoing = [Outgoing(name, shape, packed.format(name), "rtn") for name, shape in packed.shapes.items()]
 
     def parts(name: str) -> Parts:
@@ -329,7 +329,7 @@ def test_own_folder_comes_back(folder: Path, tmp_path: Path, max_shard_bytes: in
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
     (folder / "tokenizer.json").write_text("{}")
     checkpoint = write(folder, tmp_path / "own", max_shard_bytes=max_shard_bytes, quality={"ratio": 1.02})
-    source = Packed(open_checkpoint(folder), "q4g32")
+    source = RepackedWeights(open_checkpoint(folder), "q4g32")
     for name in source.shapes:
         np.testing.assert_array_equal(checkpoint.weight(name).decode(), source.weight(name).decode())
         assert checkpoint.format(name) == source.format(name)
@@ -386,7 +386,7 @@ def test_verify_finds_one_flipped_bit(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_packed_folder_stays_as_it_is_under_packed(folder: Path, tmp_path: Path) -> None:
-    packed = Packed(write(make(folder), tmp_path / "own"), "q4g128")
+    packed = RepackedWeights(write(make(folder), tmp_path / "own"), "q4g128")
     assert packed.weight("model.embed_tokens.weight").format.name == "q4g32"
 
 
@@ -437,7 +437,7 @@ def test_a_lying_manifest_is_refused(
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), InvalidModelError("broken weights.")])
 def test_nothing_is_left_of_an_interrupted_write(folder: Path, tmp_path: Path, failure: BaseException) -> None:
-    packed = Packed(open_checkpoint(make(folder)), "q4g32")
+    packed = RepackedWeights(open_checkpoint(make(folder)), "q4g32")
 
     def parts(name: str) -> Parts:
         if "layers.1.mlp" in name:

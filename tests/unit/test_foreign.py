@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from halfbyte.checkpoint.foreign import ForeignCheckpoint
+from halfbyte.checkpoint.foreign import QuantizedCheckpoint
 from halfbyte.checkpoint.layouts.grouped import join_groups, pack_words, split_groups, unpack_words
 from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
@@ -81,18 +81,18 @@ def compressed_settings(bits: int, **more: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
 
 
-def opened(folder: Path, settings: Any, tensors: dict[str, np.ndarray], **plain: np.ndarray) -> ForeignCheckpoint:
+def opened(folder: Path, settings: Any, tensors: dict[str, np.ndarray], **plain: np.ndarray) -> QuantizedCheckpoint:
     """A folder with one quantized matrix and other tensors."""
     stored = {f"{NAME}.{suffix}": np.ascontiguousarray(tensor) for suffix, tensor in tensors.items()}
     stored |= {name.replace("__", "."): tensor for name, tensor in plain.items()}
     save_file(stored, folder / "m.safetensors")
     (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
     checkpoint = open_checkpoint(folder)
-    assert isinstance(checkpoint, ForeignCheckpoint)
+    assert isinstance(checkpoint, QuantizedCheckpoint)
     return checkpoint
 
 
-def check(checkpoint: ForeignCheckpoint, matrix: Matrix, form: str) -> Weight:
+def check(checkpoint: QuantizedCheckpoint, matrix: Matrix, form: str) -> Weight:
     weight = checkpoint.weight(f"{NAME}.weight")
     assert checkpoint.shapes[f"{NAME}.weight"] == weight.shape == (ROWS, COLUMNS)
     assert checkpoint.format(f"{NAME}.weight") == weight.format == get_format(form)

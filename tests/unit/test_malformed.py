@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.checkpoint.gguf.writer import write_gguf
-from halfbyte.checkpoint.packed import Packed
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.checkpoint.writer import Outgoing, write_folder
 from halfbyte.cpu import CpuExecutor, _native
 from halfbyte.errors import HalfbyteError
@@ -78,7 +78,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     spec = build_spec(checkpoint.config, {}, checkpoint.shapes)
     made = {"f32": plain / "model.safetensors"}
     for kind in ("q3g32z", "q4g32z", "q8g32"):
-        packed, target = Packed(checkpoint, kind), root / kind
+        packed, target = RepackedWeights(checkpoint, kind), root / kind
         outgoing = [Outgoing(name, shape, packed.format(name), "rtn") for name, shape in packed.shapes.items()]
         settings = {"config.json": json.dumps(CONFIG).encode()}
         write_folder(
@@ -101,7 +101,7 @@ def run(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
-    source = Runnable(checkpoint)
+    source = ExecutableWeights(checkpoint)
     plan = make_plan(spec, source.format, tokens=8, rows=2, context=32)
     executor = CpuExecutor(plan, source, threads=2)
     for start, count in ((0, 8), (8, 1)):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.models import build_spec, supported
 from halfbyte.models.catalog import catalog_spec
-from halfbyte.models.spec import Llama3Scaling, LongRopeScaling, Rope
+from halfbyte.models.spec import Llama3Scaling, LongRopeScaling, RopeSpec
 
 PHI_4_MINI = {
     "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
@@ -57,13 +57,13 @@ def test_gemma_3_4b_fills_what_its_configuration_leaves_out() -> None:
     assert spec.embed_scale == 50.5, "√2560 rounded to bfloat16"
     assert spec.embed == spec.lm_head == "language_model.model.embed_tokens.weight"
     assert spec.stop_token_ids == (1, 106)
-    assert np.allclose(spec.ropes["full_attention"].inv_freq() * 8, Rope(256, 1e6).inv_freq())
+    assert np.allclose(spec.ropes["full_attention"].inv_freq() * 8, RopeSpec(256, 1e6).inv_freq())
     assert spec.ropes["sliding_attention"].theta == 10_000.0
 
 
 def test_llama_3_frequencies() -> None:
-    scaled = Rope(128, 500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192)).inv_freq()[0]
-    plain = Rope(128, 500_000.0).inv_freq()[0]
+    scaled = RopeSpec(128, 500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192)).inv_freq()[0]
+    plain = RopeSpec(128, 500_000.0).inv_freq()[0]
     wavelength = 2 * np.pi / plain
     assert np.array_equal(scaled[wavelength < 2048], plain[wavelength < 2048])
     assert np.allclose(scaled[wavelength > 8192], plain[wavelength > 8192] / 8)

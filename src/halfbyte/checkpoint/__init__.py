@@ -2,6 +2,6 @@
 
 from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.open import open_checkpoint
-from halfbyte.checkpoint.packed import Packed, Recipe
+from halfbyte.checkpoint.packed import Recipe, RepackedWeights
 
-__all__ = ["Checkpoint", "Packed", "Recipe", "open_checkpoint"]
+__all__ = ["Checkpoint", "Recipe", "RepackedWeights", "open_checkpoint"]

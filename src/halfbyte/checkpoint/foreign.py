@@ -17,7 +17,7 @@ from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models.spec import ModelSpec
 
 
-class ForeignCheckpoint(Folder):
+class QuantizedCheckpoint(Folder):
     """A model folder that another tool quantized; a `WeightSource` in Halfbyte's formats."""
 
     def __init__(

@@ -56,9 +56,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     stored = open_weights(path)
     settings = None if manifest else _quantization(path, config, stored)
     if settings is not None:
-        from halfbyte.checkpoint.foreign import ForeignCheckpoint
+        from halfbyte.checkpoint.foreign import QuantizedCheckpoint
 
-        return ForeignCheckpoint(path, config, generation_config, stored, _scheme(path, settings))
+        return QuantizedCheckpoint(path, config, generation_config, stored, _scheme(path, settings))
     return FolderCheckpoint(path, config, generation_config, manifest, stored)
 
 

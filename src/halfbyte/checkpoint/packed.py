@@ -21,7 +21,7 @@ _CHUNK_VALUES = 1 << 20
 _MOST_THREADS = 8
 
 
-class Packed:
+class RepackedWeights:
     """A `WeightSource` over a checkpoint, with tensors encoded as a recipe says when they are asked for.
 
     What a tensor takes besides its packed form is a few megabytes; its pages are given back as it is read.

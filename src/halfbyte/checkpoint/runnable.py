@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.base import Checkpoint
-from halfbyte.checkpoint.packed import Packed, repack
+from halfbyte.checkpoint.packed import RepackedWeights, repack
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat
 from halfbyte.formats.q4g import Q4G
@@ -18,7 +18,7 @@ from halfbyte.formats.q8g import Q8G
 _CHUNK_VALUES = 1 << 20
 
 
-class Runnable:
+class ExecutableWeights:
     """A `WeightSource` whose formats are those that executors compute with; the others are turned into them.
 
     What is lost, if anything, is the difference between a block format with offsets and 8 bits a value.
@@ -27,7 +27,7 @@ class Runnable:
         checkpoint: Where the tensors come from.
     """
 
-    def __init__(self, checkpoint: Checkpoint | Packed) -> None:
+    def __init__(self, checkpoint: Checkpoint | RepackedWeights) -> None:
         self.checkpoint = checkpoint
 
     @property

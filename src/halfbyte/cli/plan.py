@@ -24,7 +24,7 @@ def plan(
     json: opt.Json = False,
 ) -> None:
     """Show the steps of a model's computation with their costs."""
-    from halfbyte.checkpoint.runnable import Runnable
+    from halfbyte.checkpoint.runnable import ExecutableWeights
     from halfbyte.cli.folder import open_model
     from halfbyte.plan import make_plan
     from halfbyte.plan.show import listing, summary, table, to_json
@@ -33,7 +33,7 @@ def plan(
     checkpoint, spec = open_model(chosen.model, revision=chosen.revision, offline=chosen.offline)
     checkpoint.check(spec)
     made = make_plan(
-        spec, Runnable(checkpoint).format, tokens=tokens, context=run.context, kv_dtype=run.kv_dtype,
+        spec, ExecutableWeights(checkpoint).format, tokens=tokens, context=run.context, kv_dtype=run.kv_dtype,
         cache_tokens=run.cache_tokens, fused=fused,
     )  # fmt: skip
     if json:

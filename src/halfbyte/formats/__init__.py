@@ -25,7 +25,7 @@ Parts = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """An array that a GPU's kernels read, a run of bytes for each row of the matrix.
 
     Attributes:
@@ -56,13 +56,13 @@ class Storage:
 
     snippet: str
     constants: Mapping[str, Any]
-    arrays: Mapping[str, Rows]
+    arrays: Mapping[str, RowLayout]
     packed: bool
 
 
-def stored_part(suffix: str, nbytes: int) -> Rows:
+def stored_part(suffix: str, nbytes: int) -> RowLayout:
     """A part as it is stored, in rows of `nbytes`."""
-    return Rows(nbytes, lambda parts: parts[suffix])
+    return RowLayout(nbytes, lambda parts: parts[suffix])
 
 
 class Format(Protocol):

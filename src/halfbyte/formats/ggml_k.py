@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts, Rows, Storage, stored_part
+from halfbyte.formats import Parts, RowLayout, Storage, stored_part
 from halfbyte.formats.ggml import (
     BLOCKS,
     F32,
@@ -201,21 +201,21 @@ def _storage_q6(columns: int) -> Storage:
     """Each of ggml's blocks in three: 210 bytes are no whole number of words."""
     blocks = -(-columns // 256)
 
-    def cut(start: int, stop: int, nbytes: int) -> Rows:
+    def cut(start: int, stop: int, nbytes: int) -> RowLayout:
         def of(parts: Parts) -> U8:
             stored = parts[BLOCKS].view(np.uint8).reshape(-1, blocks, 210)
             out = np.zeros((len(stored), blocks, nbytes), np.uint8)
             out[:, :, : stop - start] = stored[:, :, start:stop]
             return out
 
-        return Rows(blocks * nbytes, of)
+        return RowLayout(blocks * nbytes, of)
 
     return _storage(
         "q6_k", columns, {"w_low": cut(0, 128, 128), "w_high": cut(128, 192, 64), "w_scale": cut(192, 210, 20)}
     )
 
 
-def _storage(kind: str, columns: int, arrays: dict[str, Rows]) -> Storage:
+def _storage(kind: str, columns: int, arrays: dict[str, RowLayout]) -> Storage:
     constants = {"KIND": kind, "COLUMNS": columns, "BLOCKS": -(-columns // 256)}
     return Storage("ggml_k", {**constants, "HALVES": kind == "q6_k", "OFFSETS": kind == "q4_k"}, arrays, True)
 

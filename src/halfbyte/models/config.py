@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
-from halfbyte.models.spec import Activation, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling
+from halfbyte.models.spec import Activation, LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, RopeSpec
 
 LARGEST = 1 << 24
 """No size in a configuration of a supported model comes near this."""
@@ -218,7 +218,7 @@ def rope_section(config: Config) -> Config:
     return config.section("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
 
 
-def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules: RopeRules) -> Rope:
+def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules: RopeRules) -> RopeSpec:
     """The rotary embedding that `rope` describes; what it lacks is looked up in `config`, as transformers 5 does."""
     rope.known(*ROPE_KEYS)
 
@@ -232,7 +232,7 @@ def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules:
     original = (rope if inside else config).integer(
         "original_max_position_embeddings", rules.original or context, least=2
     )
-    return Rope(dim, theta, _scaling(kind, rope, original, dim, context))
+    return RopeSpec(dim, theta, _scaling(kind, rope, original, dim, context))
 
 
 def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from halfbyte.models.config import Config
-from halfbyte.models.spec import Attention, Layer, ModelSpec, Projection
+from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec, Projection
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the configuration."""
@@ -146,7 +146,7 @@ def _shapes_of(projection: Projection, rows: Sequence[int], columns: int) -> dic
 
 
 def decoder_layers(
-    attentions: Sequence[Attention], prefix: str, stacking: Stacking, *, qkv_bias: bool = False
+    attentions: Sequence[AttentionSpec], prefix: str, stacking: Stacking, *, qkv_bias: bool = False
 ) -> tuple[Layer, ...]:
     """A Llama-like layer for each attention."""
     return tuple(

@@ -17,7 +17,7 @@ from halfbyte.formats.dense import bf16_to_f32, f32_to_bf16
 from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
 from halfbyte.models.decoder import FULL, SLIDING, Stacking, common_fields, layer_names, layer_windows, shorter
 from halfbyte.models.gguf import ATTENTION, MLP, Architecture
-from halfbyte.models.spec import Attention, Layer, ModelSpec, Rope, ScalePair
+from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec, RopeSpec, ScalePair
 
 TIED = True
 """Embedding table and output matrix are one unless the configuration says otherwise."""
@@ -116,7 +116,7 @@ def build(
         named["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
         return Layer(
             **named,
-            attention=Attention(
+            attention=AttentionSpec(
                 heads, kv_heads, head_dim, scale, rope=SLIDING if window else FULL, window=shorter(window, context)
             ),
             q_norm=f"{start}self_attn.q_norm.weight",
@@ -150,7 +150,7 @@ def _windows(config: Config) -> Sequence[int | None]:
     return layer_windows(config, count, window) or [window if (i + 1) % pattern else None for i in range(count)]
 
 
-def _ropes(config: Config, head_dim: int, context: int) -> dict[str, Rope]:
+def _ropes(config: Config, head_dim: int, context: int) -> dict[str, RopeSpec]:
     """The global and the local rotary embedding, from either generation of configuration files.
 
     `rope_scaling` changes the global one; beside `rope_parameters` it replaces what that says of it, key by key.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.models.config import Config
-from halfbyte.models.spec import Attention, ModelSpec
+from halfbyte.models.spec import AttentionSpec, ModelSpec
 
 EMBED = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -94,7 +94,7 @@ class Architecture:
         """Whether a tensor, by its Hugging Face name, is a norm stored with something added."""
         return self.norm_offset != 0 and name.endswith("norm.weight")
 
-    def rows(self, name: str, attention: Attention) -> NDArray[np.intp] | None:
+    def rows(self, name: str, attention: AttentionSpec) -> NDArray[np.intp] | None:
         """For each row of a tensor in a GGUF file, Hugging Face's row; None where the order is the same.
 
         Hugging Face pairs value i of a head with value i + d/2, GGUF's `llama` value 2i with 2i + 1. Biases are

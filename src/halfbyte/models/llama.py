@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from halfbyte.models.config import USUAL_ROPE, Config, RopeRules, head_sizes, parse_rope, rope_section
 from halfbyte.models.decoder import Stacking, common_fields, decoder_layers, shorter
 from halfbyte.models.gguf import ATTENTION, MLP, Architecture
-from halfbyte.models.spec import Attention, ModelSpec
+from halfbyte.models.spec import AttentionSpec, ModelSpec
 
 Values = dict[str, object]
 
@@ -58,7 +58,7 @@ def like_llama(
     context = config.integer("max_position_embeddings", least=2)
     count = config.integer("num_hidden_layers", most=1024)
     attentions = [
-        Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope="rope", window=shorter(window, context))
+        AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5, rope="rope", window=shorter(window, context))
         for window in windows or [None] * count
     ]
     return ModelSpec(

@@ -53,7 +53,7 @@ RopeScaling = LinearScaling | Llama3Scaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
-class Rope:
+class RopeSpec:
     """Rotary embedding of the first `dim` values of each head.
 
     Attributes:
@@ -106,7 +106,7 @@ def _llama3(base: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionSpec:
     """One layer's attention.
 
     Attributes:
@@ -156,7 +156,7 @@ class Layer:
             query heads that read one value head share its factors.
     """
 
-    attention: Attention
+    attention: AttentionSpec
     input_norm: str
     qkv: Projection
     o: Projection
@@ -202,7 +202,7 @@ class ModelSpec:
     hidden_size: int
     intermediate_size: int
     layers: tuple[Layer, ...]
-    ropes: dict[str, Rope]
+    ropes: dict[str, RopeSpec]
     norm_eps: float
     activation: Activation
     embed: str

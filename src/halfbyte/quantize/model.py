@@ -15,7 +15,7 @@ from halfbyte.atomic import check_space, claimed, disk_errors
 from halfbyte.checkpoint.base import Checkpoint, Progress
 from halfbyte.checkpoint.manifest import Manifest
 from halfbyte.checkpoint.open import open_checkpoint
-from halfbyte.checkpoint.packed import Packed, Recipe, is_packed
+from halfbyte.checkpoint.packed import Recipe, RepackedWeights, is_packed
 from halfbyte.checkpoint.writer import Outgoing, check_target, write_folder
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format, Parts, get_format
@@ -103,7 +103,7 @@ class _Job:
             return manifest
 
     def _round(self, recipe: Recipe, name: str, overwrite: bool) -> Manifest:
-        packed = Packed(self.checkpoint, recipe)
+        packed = RepackedWeights(self.checkpoint, recipe)
         return self._write(packed, {}, lambda tensor: self._rounded(packed, tensor), name, overwrite)
 
     def _made(self, work: WorkFolder, name: str, overwrite: bool) -> Manifest:
@@ -112,7 +112,7 @@ class _Job:
             return self._round(recipe, name, overwrite)
         from halfbyte.quantize.layerwise import Layerwise
 
-        packed = Packed(self.checkpoint, recipe)
+        packed = RepackedWeights(self.checkpoint, recipe)
         task = self._task(packed)
         layerwise = Layerwise(self.checkpoint, self.spec, task, work, self.progress)
         layerwise.run()
@@ -127,7 +127,7 @@ class _Job:
 
         return self._write(packed, made, parts, name, overwrite)
 
-    def _refined(self, layerwise: Layerwise, packed: Packed) -> dict[str, Parts]:
+    def _refined(self, layerwise: Layerwise, packed: RepackedWeights) -> dict[str, Parts]:
         """The tensors that refining changes, after quantizing layer by layer."""
         from halfbyte.quantize.refine import Refiner, Stored
 
@@ -140,7 +140,9 @@ class _Job:
         refiner = Refiner(self.spec, layerwise.forward, stored, task.ids, layerwise.original_logits())
         return refiner.run(self.options.refine, self.progress)
 
-    def _write(self, packed: Packed, made: Mapping[str, Format], parts: Any, name: str, overwrite: bool) -> Manifest:
+    def _write(
+        self, packed: RepackedWeights, made: Mapping[str, Format], parts: Any, name: str, overwrite: bool
+    ) -> Manifest:
         tensors = []
         for tensor, shape in self.spec.shapes.items():
             form = made.get(tensor) or packed.format(tensor)
@@ -188,7 +190,7 @@ class _Job:
         length = min(texts.LENGTH, self.spec.context)
         return texts.read_calibration(self.checkpoint, self.options.calibration, tokens=tokens, length=length)
 
-    def _task(self, packed: Packed) -> Any:
+    def _task(self, packed: RepackedWeights) -> Any:
         from halfbyte.quantize.awq import scaled_vectors
         from halfbyte.quantize.layerwise import Task
 
@@ -218,7 +220,7 @@ class _Job:
         if o.budget is not None:
             result = int(o.budget * spec.parameters / 8)
         else:
-            packed = Packed(self.checkpoint, self._recipe(None))
+            packed = RepackedWeights(self.checkpoint, self._recipe(None))
             result = sum(packed.format(name).nbytes(shape) for name, shape in spec.shapes.items())
         if o.method == "rtn":
             return result
@@ -229,7 +231,7 @@ class _Job:
         wide = 8 * tokens * (spec.hidden_size + 2 * spec.intermediate_size)
         return 2 * result + streams + (wide if wide > SPILL_BYTES else 0)
 
-    def _rounded(self, packed: Packed, tensor: str) -> Parts:
+    def _rounded(self, packed: RepackedWeights, tensor: str) -> Parts:
         from halfbyte.quantize.rtn import clipped
 
         return clipped(packed, tensor) if self.options.clip else packed.weight(tensor).parts

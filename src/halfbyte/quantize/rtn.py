@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from halfbyte.checkpoint.packed import Packed
+from halfbyte.checkpoint.packed import RepackedWeights
 from halfbyte.errors import InvalidModelError
 from halfbyte.formats import Parts
 from halfbyte.quantize.grid import fit, is_grouped, pack_rows
 
 
-def clipped(packed: Packed, name: str) -> Parts:
+def clipped(packed: RepackedWeights, name: str) -> Parts:
     """A tensor's parts with the ranges of its groups chosen for the least squared error.
 
     Raises:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.checkpoint.open import open_checkpoint
-from halfbyte.checkpoint.packed import Packed
-from halfbyte.checkpoint.runnable import Runnable
+from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.executors import Progress
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config, catalog_spec
@@ -117,7 +117,7 @@ def stored(
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
-    source = Runnable(Packed(checkpoint, weights) if weights else checkpoint)
+    source = ExecutableWeights(RepackedWeights(checkpoint, weights) if weights else checkpoint)
     name = str(model or "pocket")
     about = {"name": name, "synthetic": False, "revision": revision}
     return Subject(name, spec, source, about, path, time.perf_counter() - started)

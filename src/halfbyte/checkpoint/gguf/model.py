@@ -26,7 +26,7 @@ from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models import gguf_architectures
 from halfbyte.models.config import Config
 from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
-from halfbyte.models.spec import Attention, ModelSpec
+from halfbyte.models.spec import AttentionSpec, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
@@ -126,7 +126,7 @@ class GgufCheckpoint(Checkpoint):
         sizes = Config(self.config, str(self.path))
         heads, kv_heads = sizes.integer("num_attention_heads"), sizes.integer("num_key_value_heads")
         head_dim = sizes.integer("head_dim")
-        attention = Attention(heads, kv_heads, head_dim, scale=1.0, rope="")
+        attention = AttentionSpec(heads, kv_heads, head_dim, scale=1.0, rope="")
         found: dict[str, NDArray[np.intp]] = {}
         for name in self._where:
             order, shape = self._architecture.rows(name, attention), self._entry(name).shape

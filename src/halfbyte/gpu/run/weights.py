@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts, Rows, Storage, Weight, WeightSource
+from halfbyte.formats import Parts, RowLayout, Storage, Weight, WeightSource
 from halfbyte.gpu.device.device import CHUNK_NBYTES, Device
 from halfbyte.gpu.lowering.context import ROW_STEP, storage
 from halfbyte.gpu.lowering.program import Matrix, Piece, Vector
@@ -154,7 +154,7 @@ class WeightStore:
         self._device.write(handle, offset - begin, values)
 
 
-def _row_bytes(array: Rows, parts: Parts) -> NDArray[np.uint8]:
+def _row_bytes(array: RowLayout, parts: Parts) -> NDArray[np.uint8]:
     """An array's bytes `[rows, nbytes]` for some rows, padded with zeros where the device's rows are longer."""
     values = np.ascontiguousarray(array.of(parts))
     raw = values.view(np.uint8).reshape(len(values), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import halfbyte
+from halfbyte.checkpoint.safetensors import SafetensorsFile
+from halfbyte.errors import DeviceError
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,22 @@ def test_closing_a_stream_cancels_it(shell_29m: Path) -> None:
     assert stream.result().token_ids == tuple(tokens)
     assert next(stream, None) is None
     assert list(model.generate("Once upon a time", raw=True, ignore_eos=True, max_tokens=3).token_ids) == tokens
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+@pytest.mark.parametrize("value", [0x7FC0, 0x7F80], ids=["NaN", "infinity"])
+def test_a_weight_that_is_no_number_gives_no_text(
+    shell_29m: Path, tmp_path: Path, activations: str, value: int
+) -> None:
+    """One of a query's weights, in bf16: the reference refuses the logits that come of it, and so does the CPU."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(shell_29m, folder)
+    for path in (folder, folder / "model.safetensors"):
+        path.chmod(0o755)
+    entry = SafetensorsFile(folder / "model.safetensors").entries["model.layers.0.self_attn.qkv_proj.weight"]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(entry.start)
+        file.write(value.to_bytes(2, "little"))
+    model = halfbyte.load(folder, "cpu", activations=activations, context=64)
+    with pytest.raises(DeviceError, match="no valid logits"):
+        model.generate("What does grep do?", max_tokens=4)

@@ -13,9 +13,6 @@ import pytest
 from halfbyte.checkpoint import Checkpoint, open_checkpoint
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.quantize import quantize
-from halfbyte.quantize.recipe import uniform
-
-MATRIX, VECTOR = (64, 64), (64,)
 
 
 def relative_error(original: Checkpoint, packed: Checkpoint) -> float:
@@ -85,15 +82,6 @@ def test_options_out_of_range(shell_29m: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'q3'"):
         quantize(shell_29m, tmp_path / "q", head_format="q3")
     assert not (tmp_path / "q").exists()
-
-
-def test_the_uniform_recipe() -> None:
-    recipe = uniform("q4g64", embed_format="q4g32", head_format="f16")
-    assert recipe("model.layers.0.mlp.up_proj.weight", MATRIX) == "q4g64"
-    assert recipe("model.embed_tokens.weight", MATRIX) == "q4g32"
-    assert recipe("lm_head.weight", MATRIX) == "f16"
-    assert recipe("model.norm.weight", VECTOR) is None
-    assert uniform("q4g64")("lm_head.weight", MATRIX) == "q4g64"
 
 
 def test_memory_holds_one_tensor(shell_29m: Path, tmp_path: Path) -> None:

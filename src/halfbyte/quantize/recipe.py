@@ -4,37 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from halfbyte.checkpoint.packed import Recipe, matrices
+from halfbyte.checkpoint.packed import Recipe
 from halfbyte.errors import UsageError
 from halfbyte.formats import get_format
 from halfbyte.models.spec import ModelSpec
 
 BITS = (3, 4, 8, 16)
 GROUPS = (32, 64, 128)
-
-
-def uniform(format_name: str, *, embed_format: str | None = None, head_format: str | None = None) -> Recipe:
-    """Every matrix in one format; norms and other vectors stay as they are stored.
-
-    Args:
-        format_name: The format of all matrices, such as `q4g32`.
-        embed_format: Another one for the embedding table (which is also the output matrix where they are tied).
-        head_format: Another one for the output matrix, where it is a tensor of its own.
-
-    Raises:
-        UnsupportedModelError: No format has one of these names.
-    """
-    ordinary = matrices(format_name)
-    special = {
-        "embed_tokens.weight": matrices(embed_format or format_name),
-        "lm_head.weight": matrices(head_format or format_name),
-    }
-
-    def recipe(name: str, shape: tuple[int, ...]) -> str | None:
-        chosen = next((special[suffix] for suffix in special if name.endswith(suffix)), ordinary)
-        return chosen(name, shape)
-
-    return recipe
 
 
 def listed(formats: Mapping[str, str]) -> Recipe:

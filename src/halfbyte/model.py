@@ -21,10 +21,10 @@ from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
-from halfbyte.plan.sampling import OTHER_NAMES, SamplingOptions, SamplingParams
 from halfbyte.prompts import Message, Prompt, check_prompt, is_chat, stop_strings
 from halfbyte.runtime import Engine
 from halfbyte.runtime.requests import checked_ids
+from halfbyte.sampling.params import OTHER_NAMES, SamplingOptions, SamplingParams
 from halfbyte.text import TextStream, Tokenizer
 from halfbyte.units import quantity
 

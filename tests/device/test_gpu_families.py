@@ -18,8 +18,8 @@ from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear, Rope, RopeTable
-from halfbyte.plan.sampling import SamplingParams
 from halfbyte.reference.executor import ReferenceExecutor
+from halfbyte.sampling.params import SamplingParams
 from tests.device.gpu import block_tables, one, software_gpu
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 

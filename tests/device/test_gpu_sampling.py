@@ -10,8 +10,8 @@ import pytest
 from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
-from halfbyte.plan.sampling import SamplingParams
-from halfbyte.runtime.sampler import Sampler
+from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling.sampler import Sampler
 from tests.device.gpu import one, software_gpu
 from tests.models.tiny import feed, tiny
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from halfbyte.plan.draws import BITS, MOST, noise, uniform_bits
+from halfbyte.sampling.noise import BITS, MOST, noise, uniform_bits
 
 
 def pcg3d(x: int, y: int, z: int) -> tuple[int, int, int]:
@@ -46,7 +46,7 @@ def test_noise_is_gumbel_distributed_for_every_seed_position_and_token() -> None
 
 def test_noise_reaches_no_further_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = np.array([0, (1 << BITS) - 1], np.uint32)
-    monkeypatch.setattr("halfbyte.plan.draws.uniform_bits", lambda *_: extremes)
+    monkeypatch.setattr("halfbyte.sampling.noise.uniform_bits", lambda *_: extremes)
     most, least = noise(0, 0, np.arange(2))
     assert most == pytest.approx(24 * np.log(2), rel=1e-6)
     assert least == pytest.approx(-np.log(24 * np.log(2)), rel=1e-5)

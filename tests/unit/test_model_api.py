@@ -15,7 +15,7 @@ import halfbyte
 from halfbyte import Model, SamplingParams
 from halfbyte.errors import DeviceError, HalfbyteError, UsageError
 from halfbyte.model import AnswerOptions
-from halfbyte.plan.sampling import SamplingOptions
+from halfbyte.sampling.params import SamplingOptions
 
 PROMPT = "What does ls do?"
 

@@ -10,9 +10,9 @@ import torch
 from transformers.generation import logits_process as hf
 
 from halfbyte.errors import DeviceError, UsageError
-from halfbyte.plan.draws import noise
-from halfbyte.plan.sampling import SamplingParams
-from halfbyte.runtime.sampler import Sampler
+from halfbyte.sampling.noise import noise
+from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling.sampler import Sampler
 
 VOCAB = 1000
 LARGE = 50_000

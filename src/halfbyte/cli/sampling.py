@@ -17,7 +17,7 @@ def sampling_arguments(logit_bias: Sequence[str] | None = None, **values: Any) -
     Raises:
         UsageError: A value is out of range, a bias is not `ID=X`, or an option needs a temperature that is not set.
     """
-    from halfbyte.plan.sampling import SamplingParams
+    from halfbyte.sampling.params import SamplingParams
 
     values["logit_bias"] = dict(map(_bias, logit_bias or ()))
     if SamplingParams(**values).greedy:

@@ -17,7 +17,7 @@ from halfbyte.plan.plan import (
     STATE_SEQUENCES,
     Plan,
 )
-from halfbyte.plan.sampling import SamplingParams
+from halfbyte.sampling.params import SamplingParams
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -33,10 +33,11 @@ class Batch:
     Attributes:
         token_ids: `[n]`, n at most the plan's tokens.
         positions: `[n]`, counted from 0.
-        sequences: `[n]`, the row of the block tables that each token belongs to.
+        sequences: `[n]`, the slot of the sequence that each token belongs to: its row of the block tables.
         rope_sets: `[n]`, which row of `inv_freq` holds (1 for LongRoPE's long factors, else 0).
         block_tables: For each cache group, by its `blocks` name, `[sequences, columns]`; unused entries are -1.
         logit_rows: `[r]`, the tokens (indices into this batch) whose logits are wanted; may be empty.
+        num_decodes: Leading tokens that are each the only one of their sequence; tokens of prompts follow them.
     """
 
     token_ids: Int32
@@ -45,6 +46,7 @@ class Batch:
     rope_sets: Int32
     block_tables: dict[str, Int32]
     logit_rows: Int32
+    num_decodes: int = 0
 
     def state(self) -> dict[str, Int32]:
         """The batch as the plan's state tensors, by name."""

@@ -16,13 +16,13 @@ from weakref import WeakSet
 
 from halfbyte.errors import HalfbyteError, UsageError
 from halfbyte.plan.batch import Decoded, Decoder, Float32, Int32, Runner
-from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.batches import batch_of, tables_of
 from halfbyte.runtime.requests import sequence_of, text_of
-from halfbyte.runtime.sampler import Sampled
 from halfbyte.runtime.scheduler import Chunk, Scheduler
 from halfbyte.runtime.sequence import FinishReason, Sequence
 from halfbyte.runtime.turns import Turns
+from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling.sampler import Sampled
 
 EXIT_S = 10.0
 """Seconds that the end of the program waits for a batch."""

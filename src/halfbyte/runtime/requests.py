@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.options import whole
 from halfbyte.plan.plan import LOGITS, Plan
-from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.sequence import Sequence
+from halfbyte.sampling.params import SamplingParams
 
 
 def sequence_of(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from halfbyte.plan.sampling import SamplingParams
 from halfbyte.runtime.blocks import BlockTable
-from halfbyte.runtime.sampler import Sampler
+from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling.sampler import Sampler
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "context", "cancelled"]

@@ -23,7 +23,7 @@ from halfbyte.gpu.run.recorder import Recording
 from halfbyte.gpu.run.sampling import Sampler, supported
 from halfbyte.plan import Batch, Decoded
 from halfbyte.plan.batch import Int32
-from halfbyte.plan.sampling import SamplingParams
+from halfbyte.sampling.params import SamplingParams
 
 AHEAD = 3
 """Submits in flight at most: enough to hide recording and the way back."""

@@ -1,6 +1,6 @@
 """Choosing the next token on the GPU: which settings it can do, and what its kernels are told for a sequence.
 
-The same filters and random numbers as the host's sampler (`plan/draws.py`): a seed draws the same tokens here and
+The same filters and random numbers as the host's sampler (`sampling/noise.py`): a seed draws the same tokens here and
 there, as long as the logits are the same.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from halfbyte.gpu.lowering.sampling import sampling_ref
 from halfbyte.gpu.run.bound import BoundProgram, Buffer
 from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.plan.sampling import SamplingParams
+from halfbyte.sampling.params import SamplingParams
 
 IN_PROMPT = np.uint32(1 << 31)
 

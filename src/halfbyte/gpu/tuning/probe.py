@@ -25,7 +25,7 @@ from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import make_plan
 from halfbyte.plan.plan import LOGITS
-from halfbyte.plan.sampling import SamplingParams
+from halfbyte.sampling.params import SamplingParams
 from halfbyte.synthetic import SyntheticWeights, batch_of_one, spiked
 
 DISTINCT_ROWS = 509

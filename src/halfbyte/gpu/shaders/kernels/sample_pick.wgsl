@@ -1,7 +1,7 @@
 // The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
-// Gumbel noise, a function of (seed, position, id) that plan/draws.py computes on the host. Writes `result` (id, bits of
+// Gumbel noise, a function of (seed, position, id) that sampling/noise.py computes on the host. Writes `result` (id, bits of
 // its log-probability) of step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;

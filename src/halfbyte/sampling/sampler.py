@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import DeviceError
-from halfbyte.plan.draws import MOST, noise
-from halfbyte.plan.sampling import SamplingParams
+from halfbyte.sampling.noise import MOST, noise
+from halfbyte.sampling.params import SamplingParams
 
 Float32 = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -70,25 +70,22 @@ class Generation:
 class Stream(Iterator[Token]):
     """Tokens as they are made, for one thread at a time. Closing or dropping it early cancels the rest."""
 
-    def __init__(self, outputs: AnswerStream, text: TextStream, prompt_tokens: int, logits_read_back: bool) -> None:
-        self._logits_read_back = logits_read_back
+    def __init__(self, outputs: AnswerStream, text: TextStream, logits_read_back: bool) -> None:
         self._outputs = outputs
         self._text = text
-        self._prompt_tokens = prompt_tokens
+        self._logits_read_back = logits_read_back
         self._tokens: list[Token] = []
-        self._reused = 0
         self._finish_reason = ""
         self._closed = False
-        self._started = time.perf_counter()
-        self._first = self._last = self._started
+        self._started = self._last = time.perf_counter()
 
     def __next__(self) -> Token:
         if self._closed:
             raise StopIteration
-        output = next(self._outputs)
+        return self._taken(next(self._outputs))
+
+    def _taken(self, output: TokenOutput) -> Token:
         self._last = time.perf_counter()
-        if not self._tokens:
-            self._first, self._reused = self._last, output.sequence.reused_tokens
         token = self._token(output)
         self._tokens.append(token)
         self._finish_reason = token.finish_reason or ""
@@ -104,6 +101,11 @@ class Stream(Iterator[Token]):
             text += self._text.finish()
         return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
 
+    def start(self) -> Self:
+        """Have it answered from now on, not only when the first token is asked for."""
+        self._outputs.start()
+        return self
+
     def close(self) -> None:
         """Cancel what has not been generated yet; harmless at the end."""
         self._closed = True
@@ -115,18 +117,26 @@ class Stream(Iterator[Token]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def whole(self) -> Generation:
+        """Take all tokens; the answer."""
+        with self:
+            for _ in self:
+                pass
+            return self.result()
+
     def result(self) -> Generation:
         """The answer so far, with its figures."""
-        later = len(self._tokens) - 1
+        sequence = self._outputs.sequence
+        later = len(sequence.generated_ids) - 1
         return Generation(
             text="".join(token.text for token in self._tokens),
             token_ids=tuple(token.id for token in self._tokens),
             logprobs=tuple(token.logprob for token in self._tokens),
-            prompt_tokens=self._prompt_tokens,
-            reused_tokens=self._reused,
+            prompt_tokens=len(sequence.prompt_ids),
+            reused_tokens=sequence.reused_tokens if self._tokens else 0,
             finish_reason=self._finish_reason or "cancelled",
-            prefill_ms=1000 * (self._first - self._started),
-            ms_per_token=1000 * (self._last - self._first) / later if later > 0 else None,
+            prefill_ms=1000 * sequence.prefill_s,
+            ms_per_token=1000 * sequence.decode_s / later if later > 0 else None,
             total_s=self._last - self._started,
             logits_read_back=self._logits_read_back,
         )

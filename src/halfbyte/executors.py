@@ -16,7 +16,7 @@ from halfbyte.system import available_memory
 if TYPE_CHECKING:
     from halfbyte.formats import WeightSource
     from halfbyte.options import RunOptions
-    from halfbyte.plan import Decoder, Executor, Plan
+    from halfbyte.plan import Executor, Plan
 
     E = TypeVar("E", bound=Executor, contravariant=True)
 else:
@@ -71,7 +71,7 @@ class ExecutorFactory(Protocol[E]):
         batch_tokens: Most prompt tokens that are computed together, unless told otherwise.
         rank: `auto` takes the available device of the highest rank; never one of rank 0.
         survives_fork: Whether its executors can run in a process that was forked from the one they were made in.
-        chooses_tokens: Whether it can choose tokens itself, so that `decoder` gives one.
+        chooses_tokens: Whether the device chooses tokens itself, several ahead of what the host has read.
     """
 
     @property
@@ -96,14 +96,6 @@ class ExecutorFactory(Protocol[E]):
         Raises:
             DeviceError: There is no such device, or it computes wrong results.
             UsageError: An option that the device does not have.
-        """
-        ...
-
-    def decoder(self, executor: E, *, each_token: bool = False) -> Decoder | None:
-        """What chooses tokens where the executor runs; None if the host does.
-
-        Args:
-            each_token: Whether each token is handed back before the next is begun; else several are on their way.
         """
         ...
 

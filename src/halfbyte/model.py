@@ -7,9 +7,10 @@ and the tokenizer turns the engine's ids into text as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from halfbyte.answer import Generation, Stream
 from halfbyte.checkpoint.open import open_checkpoint
@@ -22,13 +23,18 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
 from halfbyte.prompts import Message, Prompt, check_prompt, is_chat, stop_strings
-from halfbyte.runtime import Engine
+from halfbyte.runtime import Engine, EngineLoop
 from halfbyte.runtime.requests import checked_ids
 from halfbyte.sampling.params import OTHER_NAMES, SamplingOptions, SamplingParams
 from halfbyte.text import TextStream, Tokenizer
 from halfbyte.units import quantity
 
+if TYPE_CHECKING:
+    from halfbyte.async_answer import AsyncStream
+
 POCKET = Path(__file__).parent / "pocket"
+WAITING = 4
+"""Prompts that `generate_many` has ready, for each sequence that is computed at once."""
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -74,11 +80,8 @@ class Model:
         self.why_device = placed.why
         self.load_s = load_s
         self.notes = notes
-        self._decoder = factory(self.device).decoder(self.executor)
-        self.engine = Engine(
-            self.executor, rope_switch=spec.rope_switch, decoder=self._decoder,
-            survives_fork=factory(self.device).survives_fork,
-        )  # fmt: skip
+        engine = Engine(self.executor, rope_switch=spec.rope_switch)
+        self.engine = EngineLoop(engine, survives_fork=factory(self.device).survives_fork)
 
     def __repr__(self) -> str:
         sizes: dict[str, int] = {}
@@ -187,22 +190,75 @@ class Model:
             ContextFullError: The prompt does not fit the context.
             TemplateError: The chat template refused the messages.
         """
+        return self._stream(
+            prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools, ignore_eos=ignore_eos,
+            **sampling,
+        )  # fmt: skip
+
+    def _stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        raw: bool = False,
+        system: str | None = None,
+        tools: Tools | None = None,
+        ignore_eos: bool = False,
+        bounded: bool = True,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
         settings = SamplingParams(**sampling)
         ids = self.encode(prompt, raw=raw, system=system, tools=tools)
         text = TextStream(self.tokenizer, stop_strings(stop))
         ends: Collection[int] = () if ignore_eos else self.stop_token_ids
-        outputs = self.engine.generate(ids, settings, max_tokens=max_tokens, stop_token_ids=ends)
-        read_back = self._decoder is not None and not self._decoder.supports(settings)
-        return Stream(outputs, text, len(ids), read_back)
+        outputs = self.engine.stream(ids, settings, max_tokens=max_tokens, stop_token_ids=ends, bounded=bounded)
+        return Stream(outputs, text, not self.executor.draws(settings))
 
     def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generation:
         """The whole answer at once; options and errors as for `stream`.
 
         An answer that fills the context is returned with `finish_reason` "context".
         """
-        with self.stream(prompt, **options) as stream:
-            for _ in stream:
+        return self.submit(prompt, **options).whole()
+
+    def submit(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Stream:
+        """Begin an answer, whose tokens wait until they are taken; options and errors as for `stream`.
+
+        `stream` begins when its first token is asked for, and pauses while its reader is far behind.
+        """
+        return self._stream(prompt, bounded=False, **options).start()
+
+    def generate_many(self, prompts: Iterable[Prompt], **options: Unpack[AnswerOptions]) -> Iterator[Generation]:
+        """Answers to many prompts, in their order, computed together as far as the model has `sequences`.
+
+        Options and errors are those of `stream`. Prompts are taken as the answers are, a little ahead.
+        """
+        begun: deque[Stream] = deque()
+        try:
+            for prompt in prompts:
+                begun.append(self.submit(prompt, **options))
+                if len(begun) > WAITING * self.plan.sequences:
+                    yield begun.popleft().whole()
+            while begun:
+                yield begun.popleft().whole()
+        finally:
+            for stream in begun:
+                stream.close()
+
+    def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncStream:
+        """As `stream`, for `async for`: other coroutines run while it waits for tokens."""
+        from halfbyte.async_answer import AsyncStream
+
+        return AsyncStream(self._stream(prompt, **options))
+
+    async def agenerate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generation:
+        """As `generate`, to be awaited."""
+        from halfbyte.async_answer import AsyncStream
+
+        async with AsyncStream(self._stream(prompt, bounded=False, **options)) as stream:
+            async for _ in stream:
                 pass
             return stream.result()
 

@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "WARM_UP_S", 0.0)
     monkeypatch.setattr(bandwidth, "MEASURED_S", 0.01)
     monkeypatch.setattr(bandwidth, "MOST_NBYTES", 1)
-    monkeypatch.setattr("halfbyte.gpu.run.decode.SUBMIT_S", 1e-9)
+    monkeypatch.setattr("halfbyte.runtime.pace.SUBMIT_S", 1e-9)
 
 
 def subject() -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +13,14 @@ from halfbyte.gpu.checks.oracle import Oracle
 from halfbyte.gpu.lowering.lower import SINGLE, lower_section
 from halfbyte.gpu.lowering.passes import Section
 from halfbyte.gpu.lowering.program import Extent, Ref
-from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.family import Tuning
-from halfbyte.plan import Batch, Plan
+from halfbyte.plan import Batch, Draw, Pending, Plan
 from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear, Rope, RopeTable
 from halfbyte.reference.executor import ReferenceExecutor
-from halfbyte.sampling.params import SamplingParams
-from tests.device.gpu import block_tables, one, software_gpu
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from tests.device.gpu import block_tables, drawn, one, software_gpu
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
 
 FLOAT = ("int8",)
@@ -228,9 +228,7 @@ def test_sixty_four_greedy_tokens_stay_on_the_gpu_and_are_the_same(family: str) 
     rope = rope_set(model, 100)
     for executor in (gpu, reference):
         feed(executor, ids[:-1], rope_set=rope)
-    decoder = ResidentDecoder(gpu)
-    first = one(gpu.plan, ids[-1], 19, rope_set=rope)
-    got = list(decoder.decode(first, SamplingParams(), tables=lambda _: None, limit=64))
+    got = drawn(gpu, one(gpu.plan, ids[-1], 19, rope_set=rope), 64)
     token = ids[-1]
     for i, decoded in enumerate(got):
         logits = reference.run(one(reference.plan, token, 19 + i, rope_set=rope))[0]
@@ -274,20 +272,21 @@ def test_blocks_may_be_handed_out_while_tokens_are_in_flight(monkeypatch: pytest
     model = tiny("mistral-7b-v0.1")
     gpu, reference = (e for e in executors(model, block_size=8))
     whole = block_tables(gpu.plan)
-    shown: list[int] = []
-
-    def tables(position: int) -> dict[str, np.ndarray] | None:
-        shown.append(position)
-        used = {name: np.where(np.arange(t.shape[1]) <= position // 8, t, -1) for name, t in whole.items()}
-        return used if position % 8 == 0 else None
-
-    first = replace(
-        one(gpu.plan, 5, 0), block_tables={n: np.where(np.arange(t.shape[1]) < 1, t, -1) for n, t in whole.items()}
-    )
-    got = [t.id for t in ResidentDecoder(gpu).decode(first, SamplingParams(), tables=tables, limit=60)]
+    draw, got, flying = Draw(0, Sampler(SamplingParams()), (), []), list[int](), deque[Pending]()
+    for start in range(0, 60, 4):
+        batch = one(gpu.plan, -1 if start else 5, start)
+        used = {name: np.where(np.arange(t.shape[1]) <= (start + 3) // 8, t, -1) for name, t in whole.items()}
+        flying.append(gpu.submit(replace(batch, block_tables=used), [draw], steps=4))
+        if len(flying) == gpu.ahead:
+            got += ids_of(flying.popleft())
+    while flying:
+        got += ids_of(flying.popleft())
     token, expected = 5, []
     for position in range(60):
         token = int(reference.run(one(reference.plan, token, position))[0].argmax())
         expected.append(token)
     assert got == expected
-    assert shown == list(range(60))
+
+
+def ids_of(pending: Pending) -> list[int]:
+    return [token.id for (token,) in pending.tokens() if isinstance(token, Sampled)]

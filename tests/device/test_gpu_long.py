@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from halfbyte.gpu.lowering.program import Ref
-from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
-from halfbyte.plan import Decoder, Executor
+from halfbyte.plan import Executor
 from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.runtime import Engine, SamplingParams
 from tests.device.gpu import software_gpu
@@ -20,9 +19,12 @@ NEW_TOKENS = 60
 SIZES = {"tokens": 8, "rows": 1, "block_size": 4}
 
 
-def answered(model: Tiny, executor: Executor, decoder: Decoder | None = None) -> list[int]:
-    engine = Engine(executor, rope_switch=model.spec.rope_switch, decoder=decoder)
-    return [output.token_id for output in engine.generate(PROMPT, SamplingParams(), max_tokens=NEW_TOKENS)]
+def answered(model: Tiny, executor: Executor, *, ahead: bool = True) -> list[int]:
+    engine = Engine(executor, rope_switch=model.spec.rope_switch, each_token=not ahead)
+    sequence = engine.submit(PROMPT, SamplingParams(), max_tokens=NEW_TOKENS)
+    while not sequence.finished:
+        engine.step()
+    return sequence.generated_ids
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -34,7 +36,7 @@ def test_decoding_across_longropes_switch_reads_everything_anew(family: str, ahe
     positions: list[int] = []
     load = gpu.load
     gpu.load = lambda batch: positions.append(int(batch.positions[0])) or load(batch)  # type: ignore[method-assign]
-    got = answered(model, gpu, ResidentDecoder(gpu) if ahead else None)
+    got = answered(model, gpu, ahead=ahead)
     assert got == answered(model, ReferenceExecutor(model.plan(**SIZES), model))
     assert positions.count(0) == 2, "the prompt, then prompt and answer under the other frequencies"
 
@@ -48,7 +50,7 @@ def test_windows_keep_their_blocks_and_the_rest_grows(
     monkeypatch.setattr("halfbyte.gpu.run.caches.FIRST_POSITIONS", 4)
     model = tiny(family)
     gpu = GpuExecutor(model.plan(**SIZES), model, device=software_gpu(), off=("int8",), tuning=Tuning())
-    got = answered(model, gpu, ResidentDecoder(gpu) if ahead else None)
+    got = answered(model, gpu, ahead=ahead)
     assert got == answered(model, ReferenceExecutor(model.plan(**SIZES), model))
     used = len(PROMPT) + NEW_TOKENS
     windowed = 0

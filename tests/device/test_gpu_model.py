@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import halfbyte
 from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.errors import DeviceError
-from halfbyte.executors import factory
 from halfbyte.model import Model
 from halfbyte.models import build_spec
 from halfbyte.quantize import quantize
@@ -144,14 +142,15 @@ def test_an_answer_can_be_cancelled_and_the_next_is_whole(gpu: Model) -> None:
 
 @pytest.mark.parametrize("each_token", [False, True])
 def test_answers_whole_or_cancelled_leave_nothing_behind(gpu: Model, each_token: bool) -> None:
-    decoder = factory("gpu").decoder(gpu.executor, each_token=each_token)
     ids = gpu.encode(PROMPT)
 
     def answer() -> dict[str, int]:
-        engine = Engine(gpu.executor, decoder=decoder)
-        assert len(list(engine.generate(ids, SamplingParams(), max_tokens=6))) == 6
-        with closing(engine.generate(ids, SamplingParams(), max_tokens=40)) as begun:
-            next(begun), next(begun)
+        engine = Engine(gpu.executor, each_token=each_token)
+        whole, begun = (engine.submit(ids, SamplingParams(), max_tokens=count) for count in (6, 40))
+        while not whole.finished:
+            engine.step()
+        engine.cancel(begun)
+        engine.cancel_all()
         return {name: found["count"] for name, found in wgpu.diagnostics.wgpu_native_counts.get_dict().items()}
 
     first = answer()
@@ -162,10 +161,7 @@ def test_answers_whole_or_cancelled_leave_nothing_behind(gpu: Model, each_token:
 def test_sequences_at_once_answer_as_each_alone(gpu: Model) -> None:
     prompts = [gpu.encode(PROMPT), gpu.encode("What does grep do?")]
     alone = [gpu.generate(ids, max_tokens=6, ignore_eos=True).token_ids for ids in prompts]
-    together = [gpu.engine.submit(ids, SamplingParams(), max_tokens=6) for ids in prompts]
-    while not gpu.engine.idle:
-        gpu.engine.step()
-    assert [tuple(sequence.generated_ids) for sequence in together] == alone
+    assert [answer.token_ids for answer in gpu.generate_many(prompts, max_tokens=6, ignore_eos=True)] == alone
 
 
 def test_a_device_lost_in_the_middle_is_a_sentence_and_the_next_load_answers() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
-from halfbyte.sampling.params import SamplingParams
-from halfbyte.sampling.sampler import Sampler
-from tests.device.gpu import one, software_gpu
+from halfbyte.plan import Batch, Draw
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from tests.device.gpu import block_tables, drawn, one, software_gpu
 from tests.models.tiny import feed, tiny
 
 PROMPT = [5, 9, 33, 60, 9]
@@ -27,10 +27,8 @@ def gpu() -> GpuExecutor:
 
 
 def decode(gpu: GpuExecutor, limit: int, **settings: object) -> list[int]:
-    decoder = ResidentDecoder(gpu)
     batch = one(gpu.plan, PROMPT[-1], len(PROMPT) - 1)
-    sampling = SamplingParams(**settings)
-    return [t.id for t in decoder.decode(batch, sampling, tables=lambda _: None, limit=limit, prompt_ids=PROMPT)]
+    return [token.id for token in drawn(gpu, batch, limit, SamplingParams(**settings), PROMPT)]
 
 
 def logits(gpu: GpuExecutor) -> np.ndarray:
@@ -107,16 +105,74 @@ def test_a_seed_repeats_and_another_does_not(gpu: GpuExecutor) -> None:
     assert first != other
 
 
-def test_closing_early_leaves_the_gpu_ready(gpu: GpuExecutor) -> None:
-    decoder = ResidentDecoder(gpu)
-    stream = decoder.decode(one(gpu.plan, 5, 4), SamplingParams(), tables=lambda _: None, limit=40)
-    next(stream)
-    stream.close()
+EVERY = [
+    {"temperature": 0.9, "top_k": 9, "seed": 1},
+    {},
+    {"temperature": 1.1, "top_p": 0.8, "frequency_penalty": 0.7, "logit_bias": {7: 1.5}, "seed": 2},
+    {"repetition_penalty": 1.4},
+    {"temperature": 2.0, "min_p": 0.05, "seed": 2**63 + 5},
+]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_rows_are_drawn_together_each_with_its_own_settings(steps: int) -> None:
+    """Five sequences in slots with gaps, in any order; what the rows of others ask for changes nothing."""
+    model, slots = tiny("llama-3.1-8b"), [4, 0, 6, 1, 3]
+    plan = model.plan(sequences=8, rows=8)
+    gpu = GpuExecutor(plan, model, device=software_gpu(), off=("int8",), tuning=Tuning())
+    samplers = [Sampler(SamplingParams(**settings)) for settings in EVERY]
+    ids: list[list[int]] = [[] for _ in slots]
+    count = len(PROMPT) - 1
+    for slot in slots:
+        feed(gpu, PROMPT[:-1], sequence=slot)
+    for done in range(0, 24, steps):
+        batch = Batch(
+            token_ids=np.array([-1 - slot if done else PROMPT[-1] for slot in slots], np.int32),
+            positions=np.full(len(slots), count + done, np.int32),
+            sequences=np.array(slots, np.int32),
+            rope_sets=np.zeros(len(slots), np.int32),
+            block_tables=block_tables(plan),
+            logit_rows=np.arange(len(slots), dtype=np.int32),
+            num_decodes=len(slots),
+        )
+        draws = [Draw(*each) for each in zip(slots, samplers, [PROMPT] * len(slots), ids, strict=True)]
+        for tokens in gpu.submit(batch, draws, steps=steps).tokens():
+            for mine, token in zip(ids, tokens, strict=True):
+                assert isinstance(token, Sampled)
+                mine.append(token.id)
+    alone = GpuExecutor(model.plan(), model, device=software_gpu(), off=("int8",), tuning=Tuning())
+    feed(alone, PROMPT[:-1])
+    for mine, settings in zip(ids, EVERY, strict=True):
+        assert mine == decode(alone, 24, **settings)
+
+
+def test_the_host_draws_for_the_rows_that_the_gpu_cannot(gpu: GpuExecutor) -> None:
+    plan = tiny("llama-3.1-8b").plan(sequences=2, rows=4)
+    model = tiny("llama-3.1-8b")
+    both = GpuExecutor(plan, model, device=software_gpu(), off=("int8",), tuning=Tuning())
+    for slot in range(2):
+        feed(both, PROMPT[:-1], sequence=slot)
+    last = one(plan, PROMPT[-1], len(PROMPT) - 1)
+    two = {f: np.repeat(getattr(last, f), 2) for f in ("token_ids", "positions", "rope_sets")}
+    numbers = np.arange(2, dtype=np.int32)
+    batch = replace(last, **two, sequences=numbers, logit_rows=numbers, num_decodes=2)
+    draws = [Draw(i, Sampler(SamplingParams(logprobs=3 * i)), PROMPT, []) for i in range(2)]
+    [[first, second]] = both.submit(batch, draws).tokens()
+    assert isinstance(first, Sampled)
+    assert isinstance(second, Sampled)
+    assert first.id == second.id == decode(gpu, 1)[0]
+    assert first.logprob == pytest.approx(second.logprob, abs=1e-4)
+    assert [len(first.top), len(second.top)] == [0, 3]
+
+
+def test_tokens_that_nobody_reads_leave_the_gpu_ready(gpu: GpuExecutor) -> None:
+    draw = Draw(0, Sampler(SamplingParams()), (), [])
+    for _ in range(10):
+        gpu.submit(one(gpu.plan, 5, 4), [draw], steps=3)
     assert decode(gpu, 5) == decode(gpu, 12)[:5]
 
 
 def test_what_the_gpu_cannot_choose_it_says(gpu: GpuExecutor) -> None:
-    decoder = ResidentDecoder(gpu)
-    assert decoder.supports(SamplingParams(temperature=1.0, top_k=5, seed=1))
-    assert not decoder.supports(SamplingParams(temperature=1.0, typical_p=0.9))
-    assert not decoder.supports(SamplingParams(logprobs=3))
+    assert gpu.draws(SamplingParams(temperature=1.0, top_k=5, seed=1))
+    assert not gpu.draws(SamplingParams(temperature=1.0, typical_p=0.9))
+    assert not gpu.draws(SamplingParams(logprobs=3))

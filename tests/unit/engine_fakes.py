@@ -7,16 +7,17 @@ the answer. `answer` computes the same formula from the plain list of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
-from halfbyte.plan.batch import Batch, Decoded
+from halfbyte.plan.batch import Batch
+from halfbyte.plan.drawing import Draw, Finished, Pending, Token, drawn_on_host
 from halfbyte.plan.plan import LOGITS, CacheGroup, Plan, Tensor
-from halfbyte.runtime import Engine, SamplingParams
+from halfbyte.runtime import Engine, EngineLoop, SamplingParams, TokenOutput
 
 VOCAB = 24
 GREEDY = SamplingParams()
@@ -76,6 +77,8 @@ def answer(
 class FakeExecutor:
     """Runs the formula on paged caches, and refuses batches beyond the plan."""
 
+    ahead = most_steps = 1
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.caches = {
@@ -98,8 +101,17 @@ class FakeExecutor:
         logits = logits_of(hidden[batch.logit_rows])
         return np.full_like(logits, np.nan) if self.spoiled else logits
 
+    def draws(self, sampling: SamplingParams) -> bool:
+        return True
+
+    def submit(self, batch: Batch, draws: Many[Draw], *, steps: int = 1) -> Pending:
+        assert steps == 1
+        return drawn_on_host(self.run(batch), draws)
+
     def check(self, batch: Batch) -> None:
         plan = self.plan
+        lengths = np.bincount(batch.sequences)
+        assert (lengths[batch.sequences[: batch.num_decodes]] == 1).all()
         assert 1 <= len(batch.token_ids) <= plan.tokens
         assert len(batch.logit_rows) <= plan.rows
         assert batch.sequences.max() < plan.sequences
@@ -151,13 +163,77 @@ def plan_of(
     return Plan(tokens, rows, sequences, context, block_size, tensors, (), tuple(groups), {})
 
 
-def engine_of(plan: Plan, switch: int | None = None) -> tuple[Engine, FakeExecutor]:
-    executor = FakeExecutor(plan)
-    return Engine(executor, rope_switch=switch), executor
+class LateExecutor(FakeExecutor):
+    """A device that chooses tokens itself, greedily, and lets them be read later; what it cannot draw the host does."""
+
+    ahead, most_steps = 3, 4
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.drawn: dict[int, int] = {}
+        self.unread = self.most_unread = self.most_together = 0
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        return sampling.greedy
+
+    def submit(self, batch: Batch, draws: Many[Draw], *, steps: int = 1) -> Pending:
+        late = all(self.draws(draw.sampler.params) for draw in draws)
+        assert steps == 1 or (late and len(draws) == len(batch.token_ids) == batch.num_decodes)
+        found: list[list[Token]] = []
+        for step in range(steps):
+            ids = [self.drawn[-1 - token] if token < 0 else token for token in batch.token_ids.tolist()]
+            if step:
+                ids = [self.drawn[slot] for slot in batch.sequences.tolist()]
+            positions = batch.positions + np.int32(step)
+            logits = self.run(replace(batch, token_ids=np.array(ids, np.int32), positions=positions))
+            found += drawn_on_host(logits, draws).found
+            for draw, token in zip(draws, found[-1], strict=True):
+                assert not isinstance(token, Exception) or self.spoiled
+                if late and not isinstance(token, Exception):
+                    self.drawn[draw.slot] = token.id
+        self.unread += steps
+        self.most_unread, self.most_together = max(self.most_unread, self.unread), max(self.most_together, steps)
+        return _Late(self, found)
 
 
-def generated(engine: Engine, prompt: list[int], **options: object) -> list[int]:
-    return [output.token_id for output in engine.generate(prompt, GREEDY, **options)]
+class _Late(Finished):
+    def __init__(self, executor: LateExecutor, found: list[list[Token]]) -> None:
+        super().__init__(found)
+        object.__setattr__(self, "executor", executor)
+
+    def tokens(self) -> list[list[Token]]:
+        self.executor.unread -= len(self.found)  # type: ignore[attr-defined]
+        return self.found
+
+
+EXECUTORS = (FakeExecutor, LateExecutor)
+
+
+def engine_of(
+    plan: Plan, switch: int | None = None, executor: type[FakeExecutor] = FakeExecutor
+) -> tuple[Engine, FakeExecutor]:
+    made = executor(plan)
+    return Engine(made, rope_switch=switch), made
+
+
+def loop_of(plan: Plan, executor: type[FakeExecutor] = FakeExecutor) -> tuple[EngineLoop, FakeExecutor]:
+    engine, made = engine_of(plan, executor=executor)
+    return EngineLoop(engine), made
+
+
+def outputs_of(engine: Engine, prompt: list[int], sampling: SamplingParams, **options: object) -> list[TokenOutput]:
+    """The tokens of an answer; those of others are dropped."""
+    sequence = engine.submit(prompt, sampling, **options)
+    outputs = []
+    while not sequence.finished:
+        outputs += [output for output in engine.step() if output.sequence is sequence]
+    return outputs
+
+
+def generated(engine: Engine | EngineLoop, prompt: list[int], **options: object) -> list[int]:
+    if isinstance(engine, EngineLoop):
+        return [output.token_id for output in engine.stream(prompt, GREEDY, **options)]
+    return [output.token_id for output in outputs_of(engine, prompt, GREEDY, **options)]
 
 
 def finish_all(engine: Engine) -> None:
@@ -168,9 +244,9 @@ def finish_all(engine: Engine) -> None:
     pytest.fail("the engine makes no progress")
 
 
-def blocks_unaccounted_for(engine: Engine, plan: Plan) -> dict[str, int]:
+def blocks_unaccounted_for(engine: Engine | EngineLoop, plan: Plan) -> dict[str, int]:
     """Blocks that are neither free nor kept for reuse, by group, once all sequences have finished."""
-    scheduler = engine._scheduler
+    scheduler = (engine._engine if isinstance(engine, EngineLoop) else engine)._scheduler
     kept = scheduler._kept.table.held if scheduler._kept else {}
     return {
         g.blocks: plan.tensors[g.caches[0][0]].shape[0] - scheduler.pools.free[g.blocks] - kept.get(g.blocks, 0)
@@ -179,31 +255,3 @@ def blocks_unaccounted_for(engine: Engine, plan: Plan) -> dict[str, int]:
 
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7]
-
-
-class FakeDecoder:
-    """Decodes through the fake executor, two tokens ahead of what it yields, as a device does."""
-
-    def __init__(self, executor: FakeExecutor) -> None:
-        self.executor = executor
-        self.yielded = 0
-        self.open = False
-
-    def supports(self, sampling: SamplingParams) -> bool:
-        return sampling.greedy
-
-    def decode(self, batch: Batch, sampling: SamplingParams, *, tables: Any, limit: int, **_: Any) -> Any:
-        self.open, ready = True, []
-        token, position, blocks = int(batch.token_ids[0]), int(batch.positions[0]), batch.block_tables
-        try:
-            for done in range(limit):
-                while len(ready) < min(3, limit - done):
-                    blocks = tables(position) or blocks
-                    ids, positions = np.array([token], np.int32), np.array([position], np.int32)
-                    step = replace(batch, token_ids=ids, positions=positions, block_tables=blocks)
-                    token, position = int(self.executor.run(step)[0].argmax()), position + 1
-                    ready.append(token)
-                self.yielded += 1
-                yield Decoded(ready.pop(0), -1.0)
-        finally:
-            self.open = False

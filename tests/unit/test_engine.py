@@ -9,19 +9,22 @@ from hypothesis import strategies as st
 
 from halfbyte.errors import ContextFullError, DeviceError, UsageError
 from halfbyte.plan.plan import Plan
-from halfbyte.runtime import Engine, SamplingParams, Sequence
+from halfbyte.runtime import SamplingParams, Sequence
 from tests.unit.engine_fakes import (
+    EXECUTORS,
     GREEDY,
     PROMPT,
     VOCAB,
-    FakeDecoder,
     FakeExecutor,
+    LateExecutor,
     all_logits,
     answer,
     blocks_unaccounted_for,
     engine_of,
     finish_all,
     generated,
+    loop_of,
+    outputs_of,
     plan_of,
 )
 
@@ -53,10 +56,13 @@ ACTIONS = st.lists(
 )
 
 
-@given(plans(), ACTIONS, st.one_of(st.none(), st.integers(1, 30)))
+@pytest.mark.parametrize("executor", EXECUTORS)
+@given(plan=plans(), actions=ACTIONS, switch=st.one_of(st.none(), st.integers(1, 30)))
 @settings(max_examples=300, deadline=None)
-def test_every_sequence_gets_what_it_would_get_alone(plan: Plan, actions: list, switch: int | None) -> None:
-    engine, _ = engine_of(plan, switch)
+def test_every_sequence_gets_what_it_would_get_alone(
+    executor: type[FakeExecutor], plan: Plan, actions: list, switch: int | None
+) -> None:
+    engine, _ = engine_of(plan, switch, executor)
     submitted: list[Sequence] = []
     for action, *details in actions:
         if action == "submit":
@@ -131,7 +137,7 @@ def test_one_that_waits_holds_no_blocks_that_others_need() -> None:
 def test_a_seed_gives_the_same_text_in_any_company() -> None:
     sampling = SamplingParams(temperature=1, seed=11)
     alone, _ = engine_of(plan_of())
-    expected = [output.token_id for output in alone.generate(PROMPT, sampling, max_tokens=12)]
+    expected = [output.token_id for output in outputs_of(alone, PROMPT, sampling, max_tokens=12)]
     crowd, _ = engine_of(plan_of(spare_blocks=1))
     crowd.submit([1, 2], GREEDY, max_tokens=20)
     sequence = crowd.submit(PROMPT, sampling, max_tokens=12)
@@ -145,7 +151,7 @@ def test_the_stop_token_is_the_last_token() -> None:
     expected = answer(PROMPT, plan, max_tokens=12)
     stop = expected[5]
     end = expected.index(stop)
-    outputs = list(engine_of(plan)[0].generate(PROMPT, GREEDY, max_tokens=12, stop_token_ids=[stop]))
+    outputs = list(outputs_of(engine_of(plan)[0], PROMPT, GREEDY, max_tokens=12, stop_token_ids=[stop]))
     assert [o.token_id for o in outputs] == expected[: end + 1]
     assert [o.finish_reason for o in outputs] == [None] * end + ["stop"]
 
@@ -154,14 +160,14 @@ def test_ignore_eos_goes_on_to_max_tokens() -> None:
     expected = answer(PROMPT, plan_of(), max_tokens=12)
     engine, _ = engine_of(plan_of())
     options = {"max_tokens": 12, "stop_token_ids": [expected[2]], "ignore_eos": True}
-    outputs = list(engine.generate(PROMPT, GREEDY, **options))
+    outputs = list(outputs_of(engine, PROMPT, GREEDY, **options))
     assert [o.token_id for o in outputs] == expected
     assert outputs[-1].finish_reason == "length"
 
 
 def test_log_probabilities_come_with_each_token() -> None:
     engine, _ = engine_of(plan_of())
-    output = next(engine.generate(PROMPT, SamplingParams(logprobs=3), max_tokens=1))
+    output = outputs_of(engine, PROMPT, SamplingParams(logprobs=3), max_tokens=1)[0]
     logits = all_logits(tuple(PROMPT), 0, 5)[-1].astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum())
     assert output.logprob == pytest.approx(expected.max(), abs=1e-5)
@@ -172,20 +178,20 @@ def test_log_probabilities_come_with_each_token() -> None:
 def test_a_prompt_that_fills_the_context_is_refused_before_any_work(length: int) -> None:
     engine, executor = engine_of(plan_of(context=40))
     with pytest.raises(ContextFullError, match=f"{length:,} tokens; the context holds 40"):
-        engine.generate([1] * length, GREEDY, max_tokens=5)
+        engine.submit([1] * length, GREEDY, max_tokens=5)
     assert executor.computed == []
 
 
 def test_a_full_context_ends_the_answer_and_says_so() -> None:
     plan = plan_of(context=20)
-    outputs = list(engine_of(plan)[0].generate(PROMPT, GREEDY, max_tokens=7))
+    outputs = list(outputs_of(engine_of(plan)[0], PROMPT, GREEDY, max_tokens=7))
     assert [o.token_id for o in outputs] == answer(PROMPT, plan, max_tokens=7)
     assert [o.finish_reason for o in outputs] == [None] * 5 + ["context"]
 
 
 def test_max_tokens_may_end_exactly_at_the_context() -> None:
     engine, _ = engine_of(plan_of(context=20))
-    assert [o.finish_reason for o in engine.generate(PROMPT, GREEDY, max_tokens=6)][-1] == "length"
+    assert [o.finish_reason for o in outputs_of(engine, PROMPT, GREEDY, max_tokens=6)][-1] == "length"
 
 
 def test_step_reports_a_full_context_as_the_reason() -> None:
@@ -215,13 +221,13 @@ def test_requests_that_cannot_be_meant_are_usage_errors(prompt: list, options: d
 
 def test_closing_the_iterator_frees_everything() -> None:
     plan = plan_of()
-    engine, _ = engine_of(plan)
-    stream = engine.generate(PROMPT, GREEDY, max_tokens=20)
+    loop, _ = loop_of(plan)
+    stream = loop.stream(PROMPT, GREEDY, max_tokens=20)
     sequence = next(stream).sequence
     stream.close()
+    assert loop.idle
     assert sequence.finish_reason == "cancelled"
-    assert engine.idle
-    assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
+    assert set(blocks_unaccounted_for(loop, plan).values()) == {0}
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), DeviceError("lost")])
@@ -230,7 +236,7 @@ def test_an_interruption_cancels_and_the_engine_goes_on(failure: BaseException) 
     engine, executor = engine_of(plan)
     executor.fail_after, executor.failure = 4, failure
     with pytest.raises(type(failure)):
-        list(engine.generate(PROMPT, GREEDY, max_tokens=20))
+        outputs_of(engine, PROMPT, GREEDY, max_tokens=20)
     executor.fail_after = None
     assert engine.idle
     assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
@@ -257,10 +263,11 @@ def test_cancelling_one_leaves_the_others_alone() -> None:
     assert 0 < len(gone.generated_ids) < 10
 
 
-def test_two_iterators_at_once_get_their_own_tokens() -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_two_iterators_at_once_get_their_own_tokens(executor: type[FakeExecutor]) -> None:
     plan = plan_of()
-    engine, _ = engine_of(plan)
-    streams = [engine.generate(PROMPT[i:], GREEDY, max_tokens=9) for i in range(2)]
+    loop, _ = loop_of(plan, executor)
+    streams = [loop.stream(PROMPT[i:], GREEDY, max_tokens=9) for i in range(2)]
     pairs = [tuple(o.token_id for o in pair) for pair in zip(*streams, strict=True)]
     assert [list(tokens) for tokens in zip(*pairs, strict=True)] == [
         answer(PROMPT[i:], plan, max_tokens=9) for i in range(2)
@@ -269,29 +276,29 @@ def test_two_iterators_at_once_get_their_own_tokens() -> None:
 
 @pytest.mark.parametrize("window", [5, None])
 @pytest.mark.parametrize("switch", [None, 15, 17])
-def test_decoding_on_the_device_gives_the_same_answers(window: int | None, switch: int | None) -> None:
+def test_tokens_chosen_on_the_device_are_the_same(window: int | None, switch: int | None) -> None:
     plan = plan_of(window=window) if window else plan_of()
-    executor = FakeExecutor(plan)
-    decoder = FakeDecoder(executor)
-    engine = Engine(executor, rope_switch=switch, decoder=decoder)
+    engine, executor = engine_of(plan, switch, LateExecutor)
     stop = frozenset(answer(PROMPT, plan, max_tokens=20, switch=switch)[11:12])
     for ends in (frozenset[int](), stop):
-        outputs = list(engine.generate(PROMPT, GREEDY, max_tokens=20, stop_token_ids=ends))
-        assert [o.token_id for o in outputs] == answer(PROMPT, plan, max_tokens=20, stop=ends, switch=switch)
-        assert not decoder.open
-    assert decoder.yielded > 10
+        ids = generated(engine, PROMPT, max_tokens=20, stop_token_ids=ends)
+        assert ids == answer(PROMPT, plan, max_tokens=20, stop=ends, switch=switch)
+    assert isinstance(executor, LateExecutor)
+    assert executor.most_unread > 2
+    assert executor.most_together > 1
+    assert executor.unread <= 8, "what is computed beyond an answer's end is little"
 
 
-def test_a_second_conversation_takes_the_device_from_the_first() -> None:
+def test_the_host_chooses_for_one_what_the_device_chooses_for_the_others() -> None:
     plan = plan_of()
-    executor = FakeExecutor(plan)
-    engine = Engine(executor, decoder=FakeDecoder(executor))
-    first, second = engine.generate(PROMPT, GREEDY, max_tokens=9), engine.generate(PROMPT[:5], GREEDY, max_tokens=9)
-    got: list[list[int]] = [[], []]
-    for _ in range(9):
-        got[0].append(next(first).token_id)
-        got[1].append(next(second).token_id)
-    assert got == [answer(PROMPT, plan, max_tokens=9), answer(PROMPT[:5], plan, max_tokens=9)]
+    sampling = SamplingParams(temperature=1, seed=11)
+    expected = [output.token_id for output in outputs_of(engine_of(plan)[0], PROMPT, sampling, max_tokens=12)]
+    engine, _ = engine_of(plan, executor=LateExecutor)
+    others = [engine.submit(PROMPT[i:], GREEDY, max_tokens=20) for i in range(2)]
+    drawn = engine.submit(PROMPT, sampling, max_tokens=12)
+    finish_all(engine)
+    assert drawn.generated_ids == expected
+    assert [s.generated_ids for s in others] == [answer(PROMPT[i:], plan, max_tokens=20) for i in range(2)]
 
 
 @pytest.mark.parametrize("switch", [None, 10])

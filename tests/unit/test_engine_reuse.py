@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.engine_fakes import GREEDY, PROMPT, answer, engine_of, finish_all, generated, plan_of
+from tests.unit.engine_fakes import GREEDY, PROMPT, answer, engine_of, finish_all, generated, outputs_of, plan_of
 
 
 def test_a_chat_turn_computes_only_what_is_new() -> None:
@@ -59,10 +59,11 @@ def test_a_ring_rewound_twice_remembers_what_it_lost_first() -> None:
 def test_what_was_computed_before_a_cancel_is_reused() -> None:
     plan = plan_of()
     engine, _ = engine_of(plan)
-    stream = engine.generate(PROMPT, GREEDY, max_tokens=6)
-    next(stream)
-    stream.close()
-    again = list(engine.generate(PROMPT, GREEDY, max_tokens=6))
+    begun = engine.submit(PROMPT, GREEDY, max_tokens=6)
+    while not begun.generated_ids:
+        engine.step()
+    engine.cancel(begun)
+    again = outputs_of(engine, PROMPT, GREEDY, max_tokens=6)
     assert again[0].sequence.reused_tokens == len(PROMPT) - 1
     assert [output.token_id for output in again] == answer(PROMPT, plan, max_tokens=6)
 

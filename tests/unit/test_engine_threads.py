@@ -14,22 +14,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 import halfbyte
 from halfbyte.errors import DeviceError, UsageError
-from halfbyte.runtime import Engine, SamplingParams
-from halfbyte.runtime.turns import Turns
+from halfbyte.runtime import Engine, EngineLoop, SamplingParams
+from halfbyte.runtime.outbox import FULL
 from tests.unit.engine_fakes import (
+    EXECUTORS,
     GREEDY,
     PROMPT,
-    FakeDecoder,
     FakeExecutor,
     answer,
     blocks_unaccounted_for,
-    engine_of,
-    finish_all,
     generated,
+    loop_of,
     plan_of,
 )
 
@@ -61,12 +61,11 @@ def in_threads(work: Callable[[int], None], count: int = THREADS) -> None:
             done.result(timeout=120)
 
 
-@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("sequences", [1, 4])
-def test_each_thread_gets_its_own_answers(sequences: int, decoder: bool) -> None:
+def test_each_thread_gets_its_own_answers(sequences: int, executor: type[FakeExecutor]) -> None:
     plan = plan_of(sequences=sequences)
-    executor = FakeExecutor(plan)
-    engine = Engine(executor, decoder=FakeDecoder(executor) if decoder else None)
+    engine, _ = loop_of(plan, executor)
 
     def ask(i: int) -> None:
         for j in range(6):
@@ -78,17 +77,16 @@ def test_each_thread_gets_its_own_answers(sequences: int, decoder: bool) -> None
     assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
 
 
-@pytest.mark.parametrize("decoder", [False, True])
-def test_streams_that_are_closed_dropped_or_interleaved_harm_no_other(decoder: bool) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_streams_that_are_closed_dropped_or_interleaved_harm_no_other(executor: type[FakeExecutor]) -> None:
     plan = plan_of()
-    executor = FakeExecutor(plan)
-    engine = Engine(executor, decoder=FakeDecoder(executor) if decoder else None)
+    engine, _ = loop_of(plan, executor)
 
     def ask(i: int) -> None:
         chance = random.Random(i)
         for _ in range(8):
             prompts = [[i, chance.randrange(20), *PROMPT[: chance.randrange(1, 10)]] for _ in range(2)]
-            streams = [engine.generate(prompt, GREEDY, max_tokens=10) for prompt in prompts]
+            streams = [engine.stream(prompt, GREEDY, max_tokens=10) for prompt in prompts]
             got: list[list[int]] = [[], []]
             for _ in range(chance.randrange(1, 12)):
                 for stream, ids in zip(streams, got, strict=True):
@@ -107,11 +105,11 @@ def test_streams_that_are_closed_dropped_or_interleaved_harm_no_other(decoder: b
 
 def test_sequences_of_several_threads_are_computed_together() -> None:
     plan = plan_of()
-    engine, executor = engine_of(plan)
+    engine, executor = loop_of(plan)
     together = threading.Barrier(4)
 
     def ask(_: int) -> None:
-        stream = engine.generate([1], GREEDY, max_tokens=30)
+        stream = engine.stream([1], GREEDY, max_tokens=30)
         next(stream)
         together.wait(60)
         list(stream)
@@ -122,8 +120,8 @@ def test_sequences_of_several_threads_are_computed_together() -> None:
 
 def test_one_that_does_not_take_its_tokens_loses_none_and_holds_up_nobody() -> None:
     plan = plan_of()
-    engine, _ = engine_of(plan)
-    slow = engine.generate(PROMPT, GREEDY, max_tokens=20)
+    engine, _ = loop_of(plan)
+    slow = engine.stream(PROMPT, GREEDY, max_tokens=20)
     first = next(slow).token_id
     in_threads(lambda i: [generated(engine, [i, 3], max_tokens=25) for _ in range(2)] and None)
     assert [first, *(output.token_id for output in slow)] == answer(PROMPT, plan, max_tokens=20)
@@ -131,21 +129,20 @@ def test_one_that_does_not_take_its_tokens_loses_none_and_holds_up_nobody() -> N
 
 def test_tokens_of_submitted_sequences_made_meanwhile_are_returned_by_step() -> None:
     plan = plan_of()
-    engine, _ = engine_of(plan)
-    submitted = engine.submit(PROMPT, GREEDY, max_tokens=12)
-    assert generated(engine, PROMPT[:3], max_tokens=9) == answer(PROMPT[:3], plan, max_tokens=9)
-    assert not engine.idle
+    engine = Engine(FakeExecutor(plan))
+    submitted = [engine.submit(prompt, GREEDY, max_tokens=12) for prompt in (PROMPT, PROMPT[:3])]
     outputs = []
     while not engine.idle:
         outputs += engine.step()
-    assert [output.token_id for output in outputs] == answer(PROMPT, plan, max_tokens=12) == submitted.generated_ids
-    assert {output.sequence for output in outputs} == {submitted}
+    for sequence in submitted:
+        mine = [output.token_id for output in outputs if output.sequence is sequence]
+        assert mine == answer(list(sequence.prompt_ids), plan, max_tokens=12) == sequence.generated_ids
 
 
 def test_a_sequence_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of()
-    engine, _ = engine_of(plan)
-    bad, good = engine.generate(PROMPT, GREEDY, max_tokens=9), engine.generate(PROMPT[:4], GREEDY, max_tokens=9)
+    engine, _ = loop_of(plan)
+    bad, good = engine.stream(PROMPT, GREEDY, max_tokens=9), engine.stream(PROMPT[:4], GREEDY, max_tokens=9)
     got = [next(good).token_id]
     next(bad)
 
@@ -164,21 +161,21 @@ def test_a_sequence_that_fails_leaves_the_others_alone(monkeypatch: pytest.Monke
 def test_a_seed_draws_the_same_beside_others_and_after_a_break() -> None:
     plan = plan_of()
     sampling = SamplingParams(temperature=1.0, seed=3)
-    alone = [output.token_id for output in engine_of(plan)[0].generate(PROMPT, sampling, max_tokens=12)]
-    engine, _ = engine_of(plan)
+    alone = [output.token_id for output in loop_of(plan)[0].stream(PROMPT, sampling, max_tokens=12)]
+    engine, _ = loop_of(plan)
 
     def ask(i: int) -> None:
         for _ in range(4):
-            ids = [output.token_id for output in engine.generate(PROMPT, sampling, max_tokens=12)]
+            ids = [output.token_id for output in engine.stream(PROMPT, sampling, max_tokens=12)]
             assert ids == alone
 
     in_threads(ask)
-    resumed = [output.token_id for output in engine.generate([*PROMPT, *alone[:5]], sampling, max_tokens=7)]
+    resumed = [output.token_id for output in engine.stream([*PROMPT, *alone[:5]], sampling, max_tokens=7)]
     assert resumed == alone[5:], "a seed, a position and a token decide, not where the answer began"
 
 
 def test_cancelling_from_another_thread_ends_a_stream_that_waits() -> None:
-    engine, executor = engine_of(plan_of(context=40))
+    engine, executor = loop_of(plan_of(context=40))
     blocked, go_on = threading.Event(), threading.Event()
     run = executor.run
 
@@ -188,7 +185,7 @@ def test_cancelling_from_another_thread_ends_a_stream_that_waits() -> None:
         return run(batch)  # type: ignore[arg-type]
 
     executor.run = slow  # type: ignore[method-assign,assignment]
-    stream = engine.generate(PROMPT, GREEDY, max_tokens=20)
+    stream = engine.stream(PROMPT, GREEDY, max_tokens=20)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(lambda: [output.token_id for output in stream])
         assert blocked.wait(60)
@@ -200,51 +197,74 @@ def test_cancelling_from_another_thread_ends_a_stream_that_waits() -> None:
     assert stream.sequence.finish_reason == "cancelled"
 
 
-def test_a_turn_is_one_threads_and_an_interrupted_one_is_given_back() -> None:
-    turns = Turns()
-    assert turns.take()
-    assert not turns.try_take()
-    assert not turns.take(lambda: True)
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(turns.take)
-        turns.give_back()
-        assert other.result(60)
-    turns.give_back()
-    assert not turns.try_take(), "it is another thread's"
+def test_a_reader_that_is_far_behind_pauses_its_own_answer_only() -> None:
+    plan = plan_of(context=400)
+    engine, _ = loop_of(plan)
+    slow = engine.stream(PROMPT, GREEDY, max_tokens=300)
+    first = next(slow).token_id
+    assert len(generated(engine, [5], max_tokens=380)) == 380
+    assert len(slow.sequence.generated_ids) <= 1 + FULL, "it waits for its reader"
+    assert [first, *(output.token_id for output in slow)] == answer(PROMPT, plan, max_tokens=300)
+    assert engine.idle
 
 
-def test_step_gets_its_turn_beside_threads_that_stream() -> None:
-    plan = plan_of(context=1000)
-    engine, _ = engine_of(plan)
-    stop = threading.Event()
+def test_an_unbounded_answer_is_not_paused() -> None:
+    engine, _ = loop_of(plan_of(context=400))
+    stream = engine.stream(PROMPT, GREEDY, max_tokens=300, bounded=False)
+    stream.start()
+    generated(engine, [5], max_tokens=380)
+    assert stream.sequence.finish_reason == "length"
+    assert len(list(stream)) == 300
 
-    def stream(_: int) -> None:
-        while not stop.is_set():
-            generated(engine, [1], max_tokens=20)
 
-    with ThreadPoolExecutor(2) as pool:
-        busy = [pool.submit(stream, i) for i in range(2)]
-        try:
-            sequence = engine.submit(PROMPT, GREEDY, max_tokens=5)
-            outputs = []
-            while len(outputs) < 5:
-                outputs += engine.step()
-        finally:
-            stop.set()
-        assert [output.token_id for output in outputs] == sequence.generated_ids == answer(PROMPT, plan, max_tokens=5)
-        for each in busy:
-            each.result(60)
+def test_scores_are_made_between_the_batches_of_others() -> None:
+    engine, _ = loop_of(plan_of())
+    assert len(np.concatenate([chunk.copy() for chunk in engine.score(PROMPT)])) == len(PROMPT)
+    stream = engine.stream(PROMPT, GREEDY, max_tokens=20)
+    next(stream)
+    with pytest.raises(UsageError, match="still being answered"):
+        next(engine.score(PROMPT))
+    assert len(list(stream)) == 19
+    assert len(list(engine.score(PROMPT))) == 4
+
+
+def test_the_thread_ends_when_nothing_is_asked_for_and_begins_again() -> None:
+    plan = plan_of()
+    engine, _ = loop_of(plan)
+    for _ in range(2):
+        assert generated(engine, PROMPT, max_tokens=4) == answer(PROMPT, plan, max_tokens=4)
+        deadline = time.monotonic() + 30
+        while any(thread.name == "halfbyte engine" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_lost_device_ends_every_answer_with_the_same_error() -> None:
+    plan = plan_of()
+    engine, executor = loop_of(plan)
+    streams = [engine.stream([i, 3], GREEDY, max_tokens=20) for i in range(6)]
+    for stream in streams:
+        stream.start()
+    next(streams[0])
+    executor.fail_after, executor.failure = 0, DeviceError("the device is lost")
+    for stream in streams:
+        with pytest.raises(DeviceError, match="the device is lost"):
+            list(stream)
+    executor.fail_after = None
+    assert engine.idle
+    assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
+    assert generated(engine, PROMPT, max_tokens=4) == answer(PROMPT, plan, max_tokens=4)
 
 
 def test_ctrl_c_in_one_thread_leaves_the_others_their_answers() -> None:
     plan = plan_of()
-    engine, executor = engine_of(plan)
+    engine, executor = loop_of(plan)
     executor.fail_after, executor.failure = 2, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         generated(engine, PROMPT, max_tokens=9)
     executor.fail_after = None
     in_threads(lambda i: generated(engine, [i], max_tokens=5) and None)
-    finish_all(engine)
+    assert engine.idle
 
 
 @pytest.fixture(scope="module")
@@ -284,16 +304,19 @@ def in_child(work: Callable[[], None]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 def test_a_forked_process_answers_too_and_what_was_begun_before_it_says_so() -> None:
     plan = plan_of()
-    engine, executor = engine_of(plan)
-    begun = engine.generate(PROMPT, GREEDY, max_tokens=20)
-    ids = [next(begun).token_id]
+    engine, executor = loop_of(plan)
+    begun = engine.stream(PROMPT, GREEDY, max_tokens=20)
     blocked, go_on = threading.Event(), threading.Event()
     run = executor.run
 
     def slow(batch: object) -> object:
-        blocked.set()
-        assert go_on.wait(60)
+        if len(executor.computed) > 3:
+            blocked.set()
+            assert go_on.wait(60)
         return run(batch)  # type: ignore[arg-type]
+
+    executor.run = slow  # type: ignore[method-assign,assignment]
+    ids = [next(begun).token_id]
 
     def child() -> None:
         executor.run = run  # type: ignore[method-assign]
@@ -301,7 +324,6 @@ def test_a_forked_process_answers_too_and_what_was_begun_before_it_says_so() -> 
             next(begun)
         assert generated(engine, PROMPT[:5], max_tokens=8) == answer(PROMPT[:5], plan, max_tokens=8)
 
-    executor.run = slow  # type: ignore[method-assign,assignment]
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(lambda: [output.token_id for output in begun])
         assert blocked.wait(60)
@@ -313,7 +335,7 @@ def test_a_forked_process_answers_too_and_what_was_begun_before_it_says_so() -> 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 def test_a_device_that_no_fork_survives_is_refused_in_the_child() -> None:
     executor = FakeExecutor(plan_of())
-    engine = Engine(executor, survives_fork=False)
+    engine = EngineLoop(Engine(executor), survives_fork=False)
     generated(engine, PROMPT, max_tokens=2)
 
     def child() -> None:

@@ -75,7 +75,8 @@ def test_what_programs_refer_to_is_there(model: str) -> None:
     found = lowered(model)
     names = {
         "weight": found.matrices, "vector": found.vectors, "constant": found.constants, "cache": found.caches,
-        "state": {""}, "scratch": found.buffers, "counters": found.buffers, "sampling": found.buffers,
+        "state": {""}, "scratch": found.buffers, "counters": found.buffers, "logits": found.buffers,
+            "sampling": found.buffers,
     }  # fmt: skip
     used = {ref for dispatch in every_dispatch(found) for ref in dispatch.bindings.values()}
     assert all(ref.name in names[ref.kind] for ref in used)

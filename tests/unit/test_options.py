@@ -97,11 +97,7 @@ def test_conversations_wait_for_each_other_when_the_cache_is_full() -> None:
     prompts = [small.encode(f"What does {name} do?") for name in ("ls", "grep", "tar", "sed")]
     texts = []
     for model in (small, large):
-        engine = model.engine
-        asked = [engine.submit(p, halfbyte.SamplingParams(), max_tokens=30, ignore_eos=True) for p in prompts]
-        while not engine.idle:
-            engine.step()
-        texts.append([model.tokenizer.decode(sequence.generated_ids) for sequence in asked])
+        texts.append([answer.text for answer in model.generate_many(prompts, max_tokens=30, ignore_eos=True)])
     assert texts[0] == texts[1]
 
 

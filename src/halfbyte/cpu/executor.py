@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
 
@@ -23,7 +24,9 @@ from halfbyte.formats.dense import Dense
 from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, ops
 from halfbyte.plan.batch import Timing
+from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
+from halfbyte.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 
@@ -40,6 +43,9 @@ class CpuExecutor:
         threads: Threads to run on, the caller's included; as many as the machine lends this process if None.
         isa: Instruction set to use, one of `halfbyte.cpu.machine.describe().kernels`; the best one if None.
         activations: What packed weights are multiplied with: `int8`, rounded in blocks of 32, or `f32`.
+
+    Attributes:
+        choose_ns: Nanoseconds that choosing the tokens of the last `submit` took.
 
     Raises:
         UsageError: `threads` or `isa` is none that this machine can offer, or `activations` is neither.
@@ -69,7 +75,7 @@ class CpuExecutor:
         for step in plan.steps:
             self._lower(step)
         self._logits: Float32 = self._arrays[LOGITS]
-        self._state_ns = 0
+        self._state_ns = self.choose_ns = 0
 
     @property
     def plan(self) -> Plan:
@@ -124,6 +130,28 @@ class CpuExecutor:
         for file in self._files:
             file.verify()
         return self._logits[:rows]
+
+    @property
+    def ahead(self) -> int:
+        """One batch at a time: `submit` computes it."""
+        return 1
+
+    @property
+    def most_steps(self) -> int:
+        """One step at a time."""
+        return 1
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        """The host chooses, whatever the settings, and that is where it runs."""
+        return True
+
+    def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
+        """Run one batch, and choose its tokens. Raises what `run` does."""
+        logits = self.run(batch)
+        called = perf_counter_ns()
+        found = drawn_on_host(logits, draws)
+        self.choose_ns = perf_counter_ns() - called
+        return found
 
     def step_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that each step of the plan took in the last run; 0 where it had nothing to do."""

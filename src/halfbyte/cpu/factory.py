@@ -10,7 +10,7 @@ from halfbyte.cpu.executor import CpuExecutor
 from halfbyte.executors import Limits, Progress, fitting_context
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.options import RunOptions
-from halfbyte.plan import Decoder, Plan
+from halfbyte.plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +30,6 @@ class CpuFactory:
     def open(self, options: RunOptions) -> OpenCpu:
         """Nothing has to be opened."""
         return OpenCpu()
-
-    def decoder(self, executor: CpuExecutor, *, each_token: bool = False) -> Decoder | None:
-        """The host chooses tokens."""
-        return None
 
     def kernels(self, options: RunOptions) -> tuple[str | None, ...]:
         """The instruction sets that this processor has kernels for."""

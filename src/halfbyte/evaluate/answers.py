@@ -9,8 +9,6 @@ from pathlib import Path
 from halfbyte.errors import UsageError
 from halfbyte.evaluate.perplexity import Tick
 from halfbyte.model import Model
-from halfbyte.runtime import SamplingParams
-from halfbyte.text import TextStream
 from halfbyte.user_files import read_text
 
 AT_ONCE = 16
@@ -60,22 +58,15 @@ def _question(file: Path, number: int, line: str) -> Question:
 
 def right_answers(model: Model, questions: list[Question], tick: Tick = lambda what, done, total: None) -> list[bool]:
     """For each question, whether the greedy answer is exactly the right text; `sequences` of them at once."""
-    sequences = [
-        model.engine.submit(
-            model.encode(question.question), SamplingParams(),
-            max_tokens=len(model.encode(question.answer, raw=True)) + 8, stop_token_ids=model.stop_token_ids,
-        )
+    answers = [
+        model.submit(question.question, max_tokens=len(model.encode(question.answer, raw=True)) + 8)
         for question in questions
-    ]  # fmt: skip
-    while not model.engine.idle:
-        model.engine.step()
-        tick("answers", sum(sequence.finished for sequence in sequences), len(sequences))
-    return [_text(model, s.generated_ids) == q.answer for s, q in zip(sequences, questions, strict=True)]
-
-
-def _text(model: Model, ids: tuple[int, ...] | list[int]) -> str:
-    stream = TextStream(model.tokenizer)
-    return "".join(stream.push(token) for token in ids) + stream.finish()
+    ]
+    right = []
+    for question, answer in zip(questions, answers, strict=True):
+        right.append(answer.whole().text == question.answer)
+        tick("answers", len(right), len(questions))
+    return right
 
 
 def compare(right: list[bool], base: list[bool] | None) -> Answers:

@@ -12,7 +12,7 @@ from halfbyte.errors import UsageError
 from halfbyte.executors import Limits, Progress
 from halfbyte.formats import WeightSource
 from halfbyte.options import RunOptions
-from halfbyte.plan import Decoder, Plan
+from halfbyte.plan import Plan
 
 if TYPE_CHECKING:
     from halfbyte.gpu.device.device import Device
@@ -50,12 +50,6 @@ class GpuFactory:
                 f"a GPU has no kernels {options.kernels!r}.", f"Write {WITHOUT}NAME, or leave kernels out for all."
             )
         return OpenGpu(open_device(options.gpu))
-
-    def decoder(self, executor: GpuExecutor, *, each_token: bool = False) -> Decoder | None:
-        """The GPU chooses tokens itself."""
-        from halfbyte.gpu.run.decode import ResidentDecoder
-
-        return ResidentDecoder(executor, ahead=1, together=1) if each_token else ResidentDecoder(executor)
 
     def kernels(self, options: RunOptions) -> tuple[str | None, ...]:
         """None for all kernels, then `no NAME` for each variant the GPU can use; `int8` is an option of its own."""

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan.batch import Batch, Decoded, Decoder, Executor, Runner
+from halfbyte.plan.batch import Batch, Executor, Runner
 from halfbyte.plan.build import build
+from halfbyte.plan.drawing import Draw, Pending
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.plan import CacheGroup, Plan, Tensor
 
-__all__ = ["Batch", "CacheGroup", "Decoded", "Decoder", "Executor", "Plan", "Runner", "Tensor", "make_plan"]
+__all__ = ["Batch", "CacheGroup", "Draw", "Executor", "Pending", "Plan", "Runner", "Tensor", "make_plan"]
 
 
 def make_plan(

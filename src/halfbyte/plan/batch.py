@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.plan.drawing import Draw, Pending
 from halfbyte.plan.plan import (
     STATE_IDS,
     STATE_POSITIONS,
@@ -17,7 +18,7 @@ from halfbyte.plan.plan import (
     STATE_SEQUENCES,
     Plan,
 )
-from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling import SamplingParams
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -31,7 +32,8 @@ class Batch:
     sequence is in the cache or in this batch.
 
     Attributes:
-        token_ids: `[n]`, n at most the plan's tokens.
+        token_ids: `[n]`, n at most the plan's tokens. Where tokens are drawn on the device, -1 - s stands for the
+            token that was drawn last for the sequence in slot s.
         positions: `[n]`, counted from 0.
         sequences: `[n]`, the slot of the sequence that each token belongs to: its row of the block tables.
         rope_sets: `[n]`, which row of `inv_freq` holds (1 for LongRoPE's long factors, else 0).
@@ -66,6 +68,33 @@ class Runner(Protocol):
     @property
     def plan(self) -> Plan:
         """The plan it runs."""
+        ...
+
+    @property
+    def ahead(self) -> int:
+        """Batches that may be under way before the tokens of the first are read; 1 if `submit` computes them itself."""
+        ...
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps of one `submit`."""
+        ...
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        """Whether tokens are chosen with these settings where the batch runs, so that the next batch can name them."""
+        ...
+
+    def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
+        """Run one batch and choose a token after each of its rows of logits.
+
+        Args:
+            draws: One for each of the batch's `logit_rows`, in their order.
+            steps: How often to run it, each time with the tokens just chosen, at the next positions. More than 1 only
+                for a batch of decodes that all have a draw, with blocks for all the positions in its tables.
+
+        Raises:
+            DeviceError: The device failed.
+        """
         ...
 
     def run(self, batch: Batch) -> Float32:
@@ -109,36 +138,4 @@ class Executor(Runner, Protocol):
 
     def close(self) -> None:
         """Free the weights and caches; it cannot run afterwards, and closing it again does nothing."""
-        ...
-
-
-class Decoded(NamedTuple):
-    """A chosen token and its natural log-probability under the model, before any sampling setting."""
-
-    id: int
-    logprob: float
-
-
-class Decoder(Protocol):
-    """Chooses tokens where the executor runs, several ahead of what the host has seen; one sequence at a time."""
-
-    def supports(self, sampling: SamplingParams) -> bool:
-        """Whether it can choose tokens with these settings."""
-        ...
-
-    def decode(
-        self,
-        batch: Batch,
-        sampling: SamplingParams,
-        *,
-        tables: Callable[[int], Mapping[str, Int32] | None],
-        limit: int,
-        prompt_ids: Sequence[int],
-        generated_ids: Sequence[int],
-    ) -> Generator[Decoded, None, None]:
-        """Yield the tokens that follow a batch of one token, at most `limit`; closing the generator drops the surplus.
-
-        `tables(position)` is asked before each position is submitted: the block tables with a slot for it, or None
-        where they are as before. The executor must not run anything else while the generator is open.
-        """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
 from halfbyte.plan.batch import Timing
+from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
+from halfbyte.sampling import SamplingParams
 
 _DTYPES = {"f32": np.float32, "f16": np.float16}
 
@@ -55,6 +58,24 @@ class ReferenceExecutor:
     def close(self) -> None:
         """Free the caches."""
         self._caches.clear()
+
+    @property
+    def ahead(self) -> int:
+        """One batch at a time: `submit` computes it."""
+        return 1
+
+    @property
+    def most_steps(self) -> int:
+        """One step at a time."""
+        return 1
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        """The host chooses, whatever the settings, and that is where it runs."""
+        return True
+
+    def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
+        """Run one batch, and choose its tokens."""
+        return drawn_on_host(self.run(batch), draws)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Run one batch; logits `[r, vocab_size]`."""

@@ -9,7 +9,7 @@ from halfbyte.errors import UsageError
 from halfbyte.executors import Limits, Progress, fitting_context
 from halfbyte.formats import WeightSource
 from halfbyte.options import RunOptions
-from halfbyte.plan import Decoder, Plan
+from halfbyte.plan import Plan
 
 if TYPE_CHECKING:
     from halfbyte.reference.executor import ReferenceExecutor
@@ -38,10 +38,6 @@ class ReferenceFactory:
         if options.kernels is not None:
             raise UsageError("the reference has no kernels to choose from.", "Leave kernels out.")
         return OpenReference()
-
-    def decoder(self, executor: ReferenceExecutor, *, each_token: bool = False) -> Decoder | None:
-        """The host chooses tokens."""
-        return None
 
     def kernels(self, options: RunOptions) -> tuple[str | None, ...]:
         """Refused.

@@ -6,6 +6,7 @@ Every repetition has other random prompts, so that no cache is reused but that o
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -106,8 +107,8 @@ def measure(loaded: Loaded, case: Case) -> Record:
     The peaks of memory are those of loading or of the repetitions; what measuring the bandwidth takes is left out.
     """
     settings = loaded.settings
-    decoder = loaded.factory.decoder(loaded.executor, each_token=settings.each_token)
-    engine = Engine(loaded.executor, rope_switch=loaded.subject.spec.rope_switch, decoder=decoder)
+    switch = loaded.subject.spec.rope_switch
+    engine = Engine(loaded.executor, rope_switch=switch, each_token=settings.each_token)
     run = _Repetition(engine, loaded, case)
     peaks = _Peaks(loaded)
     with peaks.ignored():
@@ -243,16 +244,13 @@ class _Repetition:
         )  # fmt: skip
 
     def _advance(self, prompts: list[list[int]], new_tokens: int) -> Iterator[list[Sequence]]:
-        """The sequences after each step. One alone goes the way of `generate`, which may decode on the device."""
-        engine, greedy = self._engine, SamplingParams()
-        if len(prompts) == 1:
-            for output in engine.generate(prompts[0], greedy, max_tokens=new_tokens):
-                yield [output.sequence]
-            return
-        sequences = [engine.submit(ids, greedy, max_tokens=new_tokens) for ids in prompts]
+        """The sequences after each step; a device may hand back several steps together."""
+        engine = self._engine
+        sequences = [engine.submit(ids, SamplingParams(), max_tokens=new_tokens) for ids in prompts]
         while not engine.idle:
-            engine.step()
-            yield sequences
+            tokens = Counter(output.sequence for output in engine.step())
+            for _ in range(max(tokens.values(), default=1)):
+                yield sequences
 
 
 def evened(steps: list[float]) -> tuple[float, ...]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.errors import UsageError
-from halfbyte.executors import factory
 from halfbyte.formats import Format, get_format
 from halfbyte.model import Model
-from halfbyte.plan import Batch, Plan, Runner, make_plan
-from halfbyte.plan.batch import Decoded, Float32, Timing
+from halfbyte.plan import Batch, Draw, Pending, Plan, Runner, make_plan
+from halfbyte.plan.batch import Float32, Timing
 from halfbyte.report.parts import parts
 from halfbyte.report.timeline import HOST, TOKENS, Phase, Run, Span, Turn, Watched, filled
 from halfbyte.runtime import Engine, SamplingParams
@@ -49,23 +48,20 @@ class Watcher:
         return self._watched_gpu() if self.timing == "dispatches" else self._watched_cpu()
 
     def _answer(self, noted: _Noted) -> tuple[Turn, ...]:
-        model = self._model
-        decoder = factory(model.device).decoder(model.executor)
-        noted.decoder = decoder
-        engine = Engine(noted, rope_switch=model.spec.rope_switch, decoder=noted if decoder else None)
-        outputs = engine.generate(
-            self._prompt_ids, SamplingParams(), max_tokens=self._max_tokens, stop_token_ids=model.stop_token_ids
+        engine = Engine(noted, rope_switch=self._model.spec.rope_switch)
+        sequence = engine.submit(
+            self._prompt_ids, SamplingParams(), max_tokens=self._max_tokens, stop_token_ids=self._model.stop_token_ids
         )
         turns: list[Turn] = []
-        while True:
-            start, before = time.perf_counter(), len(noted.runs)
-            output = next(outputs, None)
-            if output is None:
-                return tuple(turns)
-            runs = tuple(noted.runs[before:])
-            reads = not turns or any(run.tokens > 1 for run in runs)
-            phase: Phase = "prefill" if reads else "decode"
-            turns.append(Turn(phase, start, time.perf_counter(), output.token_id, runs))
+        start, before = time.perf_counter(), 0
+        while not sequence.finished:
+            for output in engine.step():
+                runs = tuple(submit.run for submit in noted.submits[before:])
+                reads = not turns or any(run.tokens > 1 for run in runs)
+                phase: Phase = "prefill" if reads else "decode"
+                turns.append(Turn(phase, start, time.perf_counter(), output.token_id, runs if noted.at_once else ()))
+                start, before = time.perf_counter(), len(noted.submits)
+        return tuple(turns)
 
     def _tokens(self, turns: Sequence[Turn]) -> Iterator[Span]:
         for turn in turns:
@@ -74,15 +70,20 @@ class Watcher:
 
     def _watched_cpu(self) -> Watched:
         """Each batch's steps, laid end to end so that the last one ends with the batch."""
-        times: list[tuple[Any, dict[str, int]]] = []
+        times: list[tuple[Any, dict[str, int], int]] = []
         executor: Any = self._model.executor
-        turns = self._answer(_Noted(executor, lambda: times.append((executor.step_ns(), executor.before_ns()))))
+
+        def note() -> None:
+            times.append((executor.step_ns(), executor.before_ns(), executor.choose_ns))
+
+        turns = self._answer(_Noted(executor, note))
         spans, names, steps = [*self._tokens(turns)], parts(self._model.plan), self._model.plan.steps
         taken = iter(times)
         for turn in turns:
             host: list[Span] = []
             for run in turn.runs:
-                step_ns, before_ns = next(taken)
+                step_ns, before_ns, choose_ns = next(taken)
+                run = replace(run, end_s=run.end_s - choose_ns * 1e-9)
                 phase: Phase = turn.phase if run.tokens == 1 else "prefill"
                 at = run.start_s
                 for name, nanoseconds in before_ns.items():
@@ -108,7 +109,8 @@ class Watcher:
         with traced(executor) as tracer:
             turns = self._answer(noted)
         works = _Works(self._model, noted, self._costs)
-        spans = [*self._tokens(turns), *works.spans(tracer)]
+        prompts = sum(turn.phase == "prefill" for turn in turns if any(s.run.tokens > 1 for s in noted.submits))
+        spans = [*self._tokens(turns), *works.spans(tracer, len(turns) - prompts)]
         host = [
             Span(HOST, "decode", name, name, start, end - start)
             for name, times in (
@@ -123,27 +125,24 @@ class Watcher:
         return Watched(turns, tuple(spans), tuple(works.notes))
 
 
-@dataclass
-class _Decoding:
-    """A stay of the decoder on the device: the batch it began with, and the tokens that were taken from it."""
+@dataclass(frozen=True)
+class _Submit:
+    """A batch that an executor was asked for, and how often it makes a step."""
 
+    run: Run
     batch: Batch
-    start_s: float
-    tokens: int = 0
+    steps: int
 
 
 class _Noted:
-    """An executor, and the decoder on it, that note what they are asked to run.
+    """An executor that notes what it is asked to run.
 
     Args:
         after: Called after each batch.
     """
 
     def __init__(self, executor: Runner, after: Callable[[], None] | None = None) -> None:
-        self.decoder: Any = None
-        self.runs: list[Run] = []
-        self.batches: list[Batch] = []
-        self.decodings: list[_Decoding] = []
+        self.submits: list[_Submit] = []
         self._executor = executor
         self._after = after
 
@@ -151,29 +150,33 @@ class _Noted:
     def plan(self) -> Plan:
         return self._executor.plan
 
+    @property
+    def ahead(self) -> int:
+        return self._executor.ahead
+
+    @property
+    def most_steps(self) -> int:
+        return self._executor.most_steps
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a batch is done when it has been submitted."""
+        return self.ahead == 1
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        return self._executor.draws(sampling)
+
     def run(self, batch: Batch) -> Float32:
+        return self._executor.run(batch)
+
+    def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         start = time.perf_counter()
-        logits = self._executor.run(batch)
-        end = time.perf_counter()
+        pending = self._executor.submit(batch, draws, steps=steps)
+        run = Run(start, time.perf_counter(), len(batch.token_ids), len(batch.logit_rows), int(batch.positions[-1]))
         if self._after:
             self._after()
-        self.runs.append(Run(start, end, len(batch.token_ids), len(batch.logit_rows), int(batch.positions[-1])))
-        self.batches.append(batch)
-        return logits
-
-    def supports(self, sampling: Any) -> bool:
-        return bool(self.decoder.supports(sampling))
-
-    def decode(self, batch: Batch, sampling: Any, **options: Any) -> Generator[Decoded, None, None]:
-        decoding = _Decoding(batch, time.perf_counter())
-        self.decodings.append(decoding)
-        inner = self.decoder.decode(batch, sampling, **options)
-        try:
-            for token in inner:
-                decoding.tokens += 1
-                yield token
-        finally:
-            inner.close()
+        self.submits.append(_Submit(run, batch, steps))
+        return pending
 
 
 class _Works:
@@ -188,22 +191,20 @@ class _Works:
         self._parts = parts(self._executor.plan)
         self._lane = model.device
 
-    def spans(self, tracer: Tracer) -> Iterator[Span]:
-        """The dispatches of all submissions, token by token."""
+    def spans(self, tracer: Tracer, tokens: int) -> Iterator[Span]:
+        """The dispatches of all submissions, step by step; `tokens` of the answer were decoded."""
         found = self._timed(tracer) if tracer.timestamps else self._differences(tracer)
-        ahead: dict[int, int] = {}
+        done = 0
         for submission, times in zip(tracer.submissions, found, strict=True):
-            run, _ = self._run_at(submission.start_s)
-            if run:
-                yield from self._step(submission.commands, times, run, "prefill" if run.tokens > 1 else "decode")
+            if not submission.commands:
                 continue
-            decoding = self._decoding_at(submission.start_s)
-            for commands in _tokens(submission.commands):
-                done = ahead[id(decoding)] = ahead.get(id(decoding), 0) + 1
-                last = int(decoding.batch.positions[0]) + done - 1
-                phase: Phase = "decode" if done <= decoding.tokens else "dropped"
+            submit = self._submit_at(submission.start_s)
+            for step, commands in enumerate(_steps(submission.commands)):
+                run = replace(submit.run, last=submit.run.last + step)
+                done += run.tokens == 1
+                phase: Phase = "prefill" if run.tokens > 1 else "decode" if done <= tokens else "dropped"
                 mine, times = times[: len(commands)], times[len(commands) :]
-                yield from self._step(commands, mine, Run(0, 0, 1, 1, last), phase)
+                yield from self._step(commands, mine, run, phase)
 
     def _step(
         self, commands: Sequence[Command], times: Sequence[tuple[float, float]], run: Run, phase: Phase
@@ -242,15 +243,13 @@ class _Works:
         known: dict[tuple[int, ...], list[float]] = {}
         found, free_s = [], 0.0
         for submission in list(tracer.submissions):
-            run, batch = self._run_at(submission.start_s)
-            pieces = [submission.commands] if run else list(_tokens(submission.commands))
             times = []
             at = max(free_s, submission.end_s)
-            for commands in pieces:
+            for commands in _steps(submission.commands):
                 key = tuple(id(command.dispatch) for command in commands)
                 if key not in known:
-                    start = batch if run else self._decoding_at(submission.start_s).batch
-                    known[key] = differences(self._from(start), commands, self._kind)
+                    batch = self._submit_at(submission.start_s).batch
+                    known[key] = differences(self._from(batch), commands, self._kind)
                 for seconds in known[key]:
                     times.append((at, seconds))
                     at += seconds
@@ -268,22 +267,16 @@ class _Works:
 
         return run
 
-    def _run_at(self, when_s: float) -> tuple[Run | None, Batch]:
-        for run, batch in zip(self._noted.runs, self._noted.batches, strict=True):
-            if run.start_s <= when_s <= run.end_s:
-                return run, batch
-        return None, self._noted.batches[0]
-
-    def _decoding_at(self, when_s: float) -> _Decoding:
-        return next(d for d in reversed(self._noted.decodings) if d.start_s <= when_s)
+    def _submit_at(self, when_s: float) -> _Submit:
+        return next(s for s in self._noted.submits if s.run.start_s <= when_s <= s.run.end_s)
 
 
 def _kernel(dispatch: BoundDispatch) -> str:
     return dispatch.label.partition(" ")[0]
 
 
-def _tokens(commands: Sequence[Command]) -> Iterator[Sequence[Command]]:
-    """The commands of each token of a submission: every one begins with the same dispatch."""
+def _steps(commands: Sequence[Command]) -> Iterator[Sequence[Command]]:
+    """The commands of each step of a submission: every one begins with the same dispatch."""
     starts = [i for i, command in enumerate(commands) if command.dispatch is commands[0].dispatch]
     return (commands[start:end] for start, end in zip(starts, [*starts[1:], len(commands)], strict=True))
 

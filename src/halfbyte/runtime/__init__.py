@@ -1,7 +1,17 @@
-"""From token ids to token ids: sampling, paged caches, scheduling, and the engine that steps an executor."""
+"""From token ids to token ids: paged caches, scheduling, the engine that steps an executor, the thread that owns it."""
 
-from halfbyte.runtime.engine import AnswerStream, Engine, TokenOutput
+from halfbyte.runtime.engine import Engine, Failure, TokenOutput
+from halfbyte.runtime.loop import AnswerStream, EngineLoop
 from halfbyte.runtime.sequence import FinishReason, Sequence
-from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling import SamplingParams
 
-__all__ = ["AnswerStream", "Engine", "FinishReason", "SamplingParams", "Sequence", "TokenOutput"]
+__all__ = [
+    "AnswerStream",
+    "Engine",
+    "EngineLoop",
+    "Failure",
+    "FinishReason",
+    "SamplingParams",
+    "Sequence",
+    "TokenOutput",
+]

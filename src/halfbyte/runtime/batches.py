@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from halfbyte.plan.batch import Batch, Int32
+from halfbyte.plan.drawing import Draw
 from halfbyte.plan.plan import Plan
 from halfbyte.runtime.scheduler import Chunk
 from halfbyte.runtime.sequence import Sequence
 
 
 def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Batch:
-    """The chunks side by side; chunk i uses row i of the block tables.
+    """The chunks side by side, those of one token first.
 
     Args:
         every_row: Whether the logits of all tokens are wanted, not only of those that a next token follows.
@@ -19,20 +20,35 @@ def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Bat
     lengths = [chunk.stop - chunk.start for chunk in chunks]
     ends = np.cumsum(lengths)
     last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.final]
+    slots = np.array([chunk.sequence.slot for chunk in chunks], np.int32)
     return Batch(
-        token_ids=np.concatenate([np.array(c.sequence.tokens[c.start : c.stop], np.int32) for c in chunks]),
+        token_ids=np.concatenate([np.array(_ids(chunk), np.int32) for chunk in chunks]),
         positions=np.concatenate([np.arange(c.start, c.stop, dtype=np.int32) for c in chunks]),
-        sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), lengths),
+        sequences=np.repeat(slots, lengths),
         rope_sets=np.repeat(np.array([c.sequence.rope_set for c in chunks], np.int32), lengths),
-        block_tables=tables_of(plan, [chunk.sequence for chunk in chunks]),
+        block_tables=_tables(plan, [chunk.sequence for chunk in chunks]),
         logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(last, np.int32),
+        num_decodes=next((i for i, length in enumerate(lengths) if length > 1), len(lengths)),
     )
 
 
-def tables_of(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
-    """Block tables with a row for each of the sequences."""
+def draws_of(chunks: list[Chunk]) -> list[Draw]:
+    """A draw for each of the chunks that a next token follows."""
+    finals = (chunk.sequence for chunk in chunks if chunk.final)
+    return [Draw(s.slot, s.sampler, s.prompt_ids, s.generated_ids) for s in finals]
+
+
+def _ids(chunk: Chunk) -> list[int]:
+    """The chunk's token ids; one that has not been read yet is named by its slot."""
+    sequence = chunk.sequence
+    known = sequence.tokens[chunk.start : chunk.stop]
+    return known + [-1 - sequence.slot] * (chunk.stop - chunk.start - len(known))
+
+
+def _tables(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
+    """Block tables with a row for each of the sequences, in its slot."""
     tables = {g.blocks: np.full((plan.sequences, g.columns), -1, np.int32) for g in plan.groups}
-    for i, sequence in enumerate(sequences):
+    for sequence in sequences:
         for name, row in sequence.table.rows.items():
-            tables[name][i] = row
+            tables[name][sequence.slot] = row
     return tables

@@ -4,10 +4,14 @@ A batch holds one token of every sequence that is decoding, then pieces of promp
 wait in the order they came; when blocks run out, the youngest running one gives up its own and is computed again later.
 The cache of the sequence that finished last is kept until its blocks are needed: one that starts with the same tokens,
 as the next turn of a chat does, takes it over.
+
+A batch may be scheduled before the tokens of the one before it have been read. What needs to know them, such as
+computing a sequence again, waits until they are.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -31,6 +35,10 @@ class Chunk:
     final: bool
 
 
+class _UnreadError(Exception):
+    """Tokens under way have to be read first."""
+
+
 class Scheduler:
     """Sequences waiting and running, and the blocks they hold."""
 
@@ -40,51 +48,90 @@ class Scheduler:
         self._rows = plan.rows
         self._context = plan.context
         self._longest_chunk = longest_chunk(plan)
-        self._most_running = min(plan.sequences, plan.rows)
+        self._most_running = min(plan.sequences, plan.rows, plan.tokens)
         self._rope_switch = rope_switch
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._kept: Sequence | None = None
+        self._slots = list(range(plan.sequences))
 
     @property
     def idle(self) -> bool:
         """Whether every sequence has finished."""
         return not self._waiting and not self._running
 
-    def alone(self, sequence: Sequence) -> bool:
-        """Whether a sequence decodes and no other runs or waits; the blocks of a kept cache are then free for it."""
-        if self._running != [sequence] or self._waiting:
-            return False
-        self._match_rope_set(sequence)
-        if sequence.num_pending != 1:
-            return False
-        self._drop_kept()
-        return True
+    @property
+    def resting(self) -> bool:
+        """Whether nothing waits, and nobody takes the tokens of what runs."""
+        return not self._waiting and all(sequence.paused for sequence in self._running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind those that wait."""
         self._waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The next batch, empty only if the scheduler is idle; running sequences come oldest first."""
+        """The next batch: sequences that decode, then prompts, each oldest first.
+
+        Empty where nothing can run, or not before the tokens that are under way have been read.
+        """
+        try:
+            return self._scheduled()
+        except _UnreadError:
+            return []
+
+    def _scheduled(self) -> list[Chunk]:
         for sequence in self._running:
             self._match_rope_set(sequence)
-        spare = self._tokens - sum(s.num_pending == 1 for s in self._running)
-        chunks: list[Chunk] = []
-        for sequence in tuple(self._running):
-            decoding = sequence.num_pending == 1
-            if sequence.status == "running" and (decoding or spare) and self._make_room(sequence):
-                chunks.append(self._chunk(sequence, 1 if decoding else spare))
-                spare -= 0 if decoding else chunks[-1].stop - chunks[-1].start
+        decoding = [s for s in self._running if s.num_pending == 1 and self._goes_on(s)]
+        reading = [s for s in self._running if s.num_pending > 1]
+        spare = self._tokens - len(decoding)
+        chunks = [self._chunk(s, 1) for s in decoding if s.status == "running" and self._make_room(s)]
+        for sequence in reading:
+            if spare and sequence.status == "running" and self._make_room(sequence):
+                chunks.append(self._chunk(sequence, spare))
+                spare -= chunks[-1].stop - chunks[-1].start
         while spare and self._admit():
             chunks.append(self._chunk(self._running[-1], spare))
             spare -= chunks[-1].stop - chunks[-1].start
-        return chunks
+        return [chunk for chunk in chunks if chunk.sequence.status == "running"]
 
-    def advance(self, chunks: list[Chunk]) -> None:
-        """Note that `chunks` are now in the cache."""
+    def _goes_on(self, sequence: Sequence) -> bool:
+        """Whether another token of its answer is wanted."""
+        return not sequence.paused and sequence.num_missing > 0 and sequence.length < self._context
+
+    def stretch(self, chunks: list[Chunk], steps: int) -> int:
+        """How many steps the batch of these chunks can make, up to so many; its sequences get blocks for them.
+
+        More than one only if all of them decode and nothing waits for a place beside them.
+        """
+        sequences = [chunk.sequence for chunk in chunks]
+        if any(s.num_pending != 1 for s in self._running) or self._may_admit or not all(c.final for c in chunks):
+            return 1
+        steps = min(steps, max(s.num_missing for s in sequences), *(self._until_the_end(s) for s in sequences))
+        for sequence in sequences:
+            if steps > 1 and not self.pools.can_hold(sequence.table, sequence.length + steps - 1):
+                return 1
+            self.pools.hold(sequence.table, sequence.length + steps - 1)
+        for sequence in sequences:
+            sequence.table.written = max(sequence.table.written, sequence.length + steps - 1)
+        return steps
+
+    def _until_the_end(self, sequence: Sequence) -> int:
+        """Steps before the context, or its set of RoPE frequencies, ends."""
+        switch, ends = self._rope_switch, [self._context]
+        if switch is not None and sequence.length <= switch:
+            ends.append(switch + 1)
+        return min(ends) - sequence.length
+
+    @property
+    def _may_admit(self) -> bool:
+        return bool(self._waiting) and len(self._running) < self._most_running
+
+    def advance(self, chunks: list[Chunk], steps: int = 1) -> None:
+        """Note that `chunks` are in the cache, or will be, after so many steps."""
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.stop
+            chunk.sequence.num_computed = chunk.stop + steps - 1
+            chunk.sequence.num_ahead += steps * chunk.final
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Give a sequence its next token, and finish it if that was its last."""
@@ -97,9 +144,11 @@ class Scheduler:
         """End a sequence that waits or runs, and keep its cache, if it has one."""
         if sequence.status == "running":
             self._running.remove(sequence)
+            self._leave(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.status, sequence.finish_reason = "finished", reason
+        sequence.num_computed = min(sequence.num_computed, len(sequence.tokens))
         if sequence.num_computed:
             self._drop_kept()
             self._kept = sequence
@@ -111,10 +160,20 @@ class Scheduler:
         sequence.num_computed = 0
         self.finish(sequence, "cancelled")
 
-    def cancel_all(self) -> None:
-        """End every sequence."""
-        for sequence in (*self._waiting, *self._running):
+    def cancel_all(self) -> list[Sequence]:
+        """End every sequence, and return them."""
+        ended = [*self._running, *self._waiting]
+        for sequence in ended:
             self.finish(sequence, "cancelled")
+        return ended
+
+    def fail_all(self) -> list[Sequence]:
+        """End every sequence, and return them; all caches are of no use."""
+        for sequence in (*self._running, *self._waiting):
+            sequence.num_computed = 0
+        ended = self.cancel_all()
+        self._drop_kept()
+        return ended
 
     def whole(self, sequence: Sequence) -> Generator[Chunk, None, None]:
         """Chunks of a sequence outside the queue, each at most the plan's rows, while the scheduler is idle.
@@ -124,10 +183,11 @@ class Scheduler:
         try:
             self._match_rope_set(sequence)
             self._make_room(sequence)
+            sequence.slot = self._slots[0]
             while sequence.num_pending:
                 chunk = self._chunk(sequence, self._rows)
                 yield chunk
-                self.advance([chunk])
+                sequence.num_computed = chunk.stop
         finally:
             self.pools.release(sequence.table)
 
@@ -135,11 +195,11 @@ class Scheduler:
         start = sequence.num_computed
         stop = start + min(sequence.num_pending, limit, self._longest_chunk)
         sequence.table.written = max(sequence.table.written, stop)
-        return Chunk(sequence, start, stop, final=stop == len(sequence.tokens))
+        return Chunk(sequence, start, stop, final=stop == sequence.length)
 
     def _admit(self) -> bool:
         """Let the first of the queue run, if there is a place and blocks for all its tokens."""
-        if not self._waiting or len(self._running) == self._most_running:
+        if not self._may_admit:
             return False
         sequence = self._waiting[0]
         kept, shared = self._kept, self._shared_prefix(sequence)
@@ -152,7 +212,7 @@ class Scheduler:
         self.pools.hold(sequence.table, len(sequence.tokens))
         self._match_rope_set(sequence)
         sequence.reused_tokens = min(sequence.num_computed, len(sequence.prompt_ids))
-        sequence.status = "running"
+        sequence.status, sequence.slot = "running", heapq.heappop(self._slots)
         self._running.append(self._waiting.popleft())
         return True
 
@@ -179,19 +239,27 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> bool:
         """Get blocks for all tokens of `sequence`, at the cost of younger ones; False if it had to go itself."""
         while not self._has_room(sequence):
+            if any(s.num_ahead for s in self._running):
+                raise _UnreadError
             youngest = self._running.pop()
             self.pools.release(youngest.table)
+            self._leave(youngest)
             youngest.num_computed, youngest.status = 0, "waiting"
             self._waiting.appendleft(youngest)
             if youngest is sequence:
                 return False
-        self.pools.hold(sequence.table, len(sequence.tokens))
+        self.pools.hold(sequence.table, sequence.length)
         return True
 
+    def _leave(self, sequence: Sequence) -> None:
+        """Give its slot to others. What is under way for it runs before anything that they submit."""
+        heapq.heappush(self._slots, sequence.slot)
+        sequence.num_ahead = 0
+
     def _has_room(self, sequence: Sequence) -> bool:
-        if not self.pools.can_hold(sequence.table, len(sequence.tokens)):
+        if not self.pools.can_hold(sequence.table, sequence.length):
             self._drop_kept()
-        return self.pools.can_hold(sequence.table, len(sequence.tokens))
+        return self.pools.can_hold(sequence.table, sequence.length)
 
     def _drop_kept(self) -> None:
         if self._kept is not None:
@@ -199,10 +267,12 @@ class Scheduler:
             self._kept = None
 
     def _rope_set(self, sequence: Sequence) -> int:
-        return int(self._rope_switch is not None and len(sequence.tokens) > self._rope_switch)
+        return int(self._rope_switch is not None and sequence.length > self._rope_switch)
 
     def _match_rope_set(self, sequence: Sequence) -> None:
         """A cache made with the other set of frequencies is wrong for every position: compute all of them again."""
         if sequence.rope_set != self._rope_set(sequence):
+            if sequence.num_ahead:
+                raise _UnreadError
             sequence.rope_set = self._rope_set(sequence)
             sequence.num_computed = sequence.table.written = 0

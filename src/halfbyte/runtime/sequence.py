@@ -7,8 +7,7 @@ from time import perf_counter
 from typing import Literal
 
 from halfbyte.runtime.blocks import BlockTable
-from halfbyte.sampling.params import SamplingParams
-from halfbyte.sampling.sampler import Sampler
+from halfbyte.sampling import Sampler, SamplingParams
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "context", "cancelled"]
@@ -22,7 +21,10 @@ class Sequence:
         prompt_ids: The prompt.
         generated_ids: The answer so far, with its stop token if it has come.
         tokens: Both together.
-        num_computed: Leading tokens whose keys and values are in the cache.
+        num_computed: Leading tokens whose keys and values are in the cache, or will be by the batches under way.
+        num_ahead: Tokens of the answer that are under way and not read yet.
+        slot: Its row of the block tables while it runs.
+        paused: Whether nobody takes its tokens for now.
         reused_tokens: Prompt tokens that were in the cache already when the sequence was last admitted.
         rope_set: The set of RoPE frequencies that the cache was computed with.
         finish_reason: `stop` (a stop token), `length` (`max_tokens`), `context` (no room left) or `cancelled`.
@@ -35,6 +37,9 @@ class Sequence:
     generated_ids: list[int] = field(default_factory=list, init=False)
     tokens: list[int] = field(init=False, repr=False)
     num_computed: int = field(default=0, init=False)
+    num_ahead: int = field(default=0, init=False)
+    slot: int = field(default=-1, init=False)
+    paused: bool = field(default=False, init=False)
     reused_tokens: int = field(default=0, init=False)
     rope_set: int = field(default=0, init=False)
     status: Status = field(default="waiting", init=False)
@@ -50,9 +55,19 @@ class Sequence:
         self.sampler = Sampler(self.sampling)
 
     @property
+    def length(self) -> int:
+        """All tokens, with those that are not read yet."""
+        return len(self.tokens) + self.num_ahead
+
+    @property
     def num_pending(self) -> int:
         """Tokens still to be computed before the next one can be chosen."""
-        return len(self.tokens) - self.num_computed
+        return self.length - self.num_computed
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens of the answer that may still be asked for."""
+        return self.max_tokens - len(self.generated_ids) - self.num_ahead
 
     @property
     def finished(self) -> bool:
@@ -73,6 +88,7 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         """Take the next token of the answer."""
+        self.num_ahead -= 1
         self.tokens.append(token_id)
         self.generated_ids.append(token_id)
         self._last_token = perf_counter()

@@ -48,8 +48,8 @@ class Sampler:
     """Chooses the tokens of one sequence; holds its seed and its counts of past tokens."""
 
     def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._seed = secrets.randbits(64) if params.seed is None else int(params.seed)
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else int(params.seed)
         self._filters = _filters(params)
         self._penalties = _Penalties(params)
 
@@ -74,25 +74,25 @@ class Sampler:
         position = len(prompt_ids) + len(generated_ids)
         chosen = self._choose(self._penalties.applied(logits, prompt_ids, generated_ids), position)
         log_sum = peak + float(np.log(np.exp(logits - logits[likeliest]).sum()))
-        return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self._params.logprobs, log_sum))
+        return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self.params.logprobs, log_sum))
 
     def _choose(self, scores: Float32, position: int) -> int:
-        if self._params.greedy:
+        if self.params.greedy:
             return int(np.argmax(scores))
-        scores = scores / np.float32(self._params.temperature)
+        scores = scores / np.float32(self.params.temperature)
         ids: Indices | None = None
         for keep in self._filters:
             kept = keep(scores)
             scores = scores[kept]
             ids = kept if ids is None else ids[kept]
-        return _draw(scores, np.arange(scores.size) if ids is None else ids, self._seed, position)
+        return _draw(scores, np.arange(scores.size) if ids is None else ids, self.seed, position)
 
 
 class _Penalties:
     """Repetition, presence and frequency penalties, counted as the answer grows, and the bias."""
 
     def __init__(self, params: SamplingParams) -> None:
-        self._params = params
+        self.params = params
         self._repetition = np.float32(params.repetition_penalty)
         self._counts_answer = bool(params.presence_penalty or params.frequency_penalty)
         self._bias_ids = np.array(list(params.logit_bias), np.int64)
@@ -117,8 +117,8 @@ class _Penalties:
     def _penalized(self, scores: Float32) -> Float32:
         if self._repetition != 1:
             scores = np.where(scores < 0, scores * self._repetition, scores / self._repetition)
-        scores -= np.float32(self._params.presence_penalty) * (self._counts > 0)
-        scores -= np.float32(self._params.frequency_penalty) * self._counts
+        scores -= np.float32(self.params.presence_penalty) * (self._counts > 0)
+        scores -= np.float32(self.params.frequency_penalty) * self._counts
         return scores
 
     def _count(self, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> None:

@@ -22,12 +22,18 @@ class Staging:
         self.buffer = device.buffer(size, "staging", usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
         self._device = device
         self._submission = 0
+        self._requested = False
         self._mapping = Mapping(self.buffer, size)
 
     def request(self, submission: int) -> None:
         """Ask for the contents after a submission."""
-        self._submission = submission
+        self._submission, self._requested = submission, True
         self._mapping.request()
+
+    def drop(self) -> None:
+        """Have it free for another submission, if what was requested last was not taken."""
+        if self._requested:
+            self.take(0)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         """A copy of the first bytes.
@@ -35,6 +41,7 @@ class Staging:
         Raises:
             DeviceError: The device was lost meanwhile.
         """
+        self._requested = False
         while self._mapping.status is None:
             self._device.wait(self._submission)
         if not self._mapping.mapped:

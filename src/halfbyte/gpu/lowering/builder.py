@@ -10,6 +10,7 @@ from halfbyte.gpu.lowering.passes import Schedule, Section
 from halfbyte.gpu.lowering.program import Axis, Dispatch, Grid, Ref
 from halfbyte.gpu.lowering.tensor import DeviceTensor
 from halfbyte.plan import ops
+from halfbyte.plan.plan import LOGITS
 
 Bound = Mapping[str, Ref | None]
 """Buffers by the names that kernels give them; what is None is not bound."""
@@ -81,7 +82,7 @@ class Builder:
         value = DeviceTensor(width, eps=eps)
         values = self.section.capacity * value.stride
         if f32:
-            value.f32 = self.take(values * 4)
+            value.f32 = self.context.logits() if name == LOGITS else self.take(values * 4)
         if int8:
             value.x8, value.xm = self.take(values), self.take(values // 2)
         self.values[name] = value

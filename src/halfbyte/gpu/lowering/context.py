@@ -10,12 +10,14 @@ from typing import Any
 
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Storage, get_format
-from halfbyte.gpu.lowering.program import Matrix, Piece, Ref, Vector, buffer_nbytes
+from halfbyte.gpu.lowering.columns import capacity, columns_for
+from halfbyte.gpu.lowering.program import Matrix, Piece, Ref, Vector, buffer_nbytes, padded
 from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.shaders.capabilities import Capabilities
 from halfbyte.gpu.shaders.shader import ShaderSet
 from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.plan import Plan
+from halfbyte.plan.plan import LOGITS
 
 ROW_STEP = 64
 """Pieces of a matrix begin at multiples of this, so that every part of theirs begins at a whole word."""
@@ -89,6 +91,15 @@ class LoweringContext:
         self.shaders.keep(shaders)
         for name in self.buffers.keys() - buffers:
             del self.buffers[name]
+
+    def logits(self) -> Ref:
+        """The rows of logits that every program leaves in the same place, as many as a batch may have."""
+        return self.buffer(Ref("logits", LOGITS), self.logit_rows * padded(self.plan.tensors[LOGITS].shape[1]) * 4)
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits that there is room for."""
+        return capacity(columns_for(self.plan.rows), self.plan.rows)
 
     def buffer(self, ref: Ref, nbytes: int) -> Ref:
         """Note how large a buffer of a program's own has to be."""

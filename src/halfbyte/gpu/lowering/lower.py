@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.lowering.builder import Builder
+from halfbyte.gpu.lowering.columns import capacity, columns_for
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
@@ -29,17 +30,8 @@ from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS, Tensor
 
-COLUMNS = (1, 2, 4, 8)
-"""Token counts with matrix × vector kernels of their own; beyond, matrix × matrix."""
-ROW_TILE = 64
-"""Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
 SINGLE = "single"
 """The program of one token and its logits."""
-
-
-def columns_for(count: int) -> int:
-    """The fewest columns of a kernel that hold `count`; 0 where matrix × matrix begins."""
-    return next((columns for columns in COLUMNS if count <= columns), 0)
 
 
 def body_name(tokens: int) -> str:
@@ -50,11 +42,6 @@ def body_name(tokens: int) -> str:
 def head_name(tokens: int, rows: int) -> str:
     """The program of so many rows of logits, after the body for so many tokens."""
     return f"head.{columns_for(tokens) or 'many'}.{columns_for(rows) or 'many'}"
-
-
-def capacity(columns: int, most: int) -> int:
-    """Rows that activations have room for, where a batch has at most `most`."""
-    return columns or -(-most // ROW_TILE) * ROW_TILE
 
 
 class Lowerer:
@@ -92,7 +79,7 @@ class Lowerer:
         plan = self.context.plan
         kind, *counts = name.split(".")
         if kind == "sample":
-            return lower_sampling(self.context, name, self._output(SINGLE))
+            return lower_sampling(self.context, name)
         columns = [0 if count == "many" else int(count) for count in counts]
         if kind == "body":
             section = Section(self.context, plan.steps[: self._head], columns[0], capacity(columns[0], plan.tokens))

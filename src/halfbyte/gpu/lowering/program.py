@@ -14,7 +14,7 @@ from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.shaders.shader import Shader
 
 Dimensions = tuple[int, int, int]
-Kind = Literal["weight", "vector", "constant", "cache", "state", "scratch", "counters", "sampling"]
+Kind = Literal["weight", "vector", "constant", "cache", "state", "scratch", "counters", "logits", "sampling"]
 Count = Literal["one", "tokens", "rows"]
 
 
@@ -85,7 +85,8 @@ class Ref:
     Attributes:
         kind: `weight`, `vector`, `constant` and `cache` are found by name in the `Lowered`; there is one `state`.
             `scratch` is what programs leave for each other; `counters` are zero between dispatches, as every dispatch
-            that uses them leaves them; `sampling` is what choosing a token takes. The sizes of these are in `buffers`.
+            that uses them leaves them; `logits` are what every program with logits leaves; `sampling` is what choosing
+            tokens takes. The sizes of these are in `buffers`.
         piece, binding: Of weights, which piece of the matrix, and which of its arrays.
     """
 
@@ -204,7 +205,7 @@ class Lowered:
 
     Attributes:
         programs: `single` (one token and its logits); `body.N` and `head.N.R` (everything before the logits of up to N
-            tokens, then logits of up to R rows; `many` for more); `sample.…` (choosing a token from `single`'s logits).
+            tokens, then logits of up to R rows; `many` for more); `sample.…` (choosing a token for each row).
         matrices, vectors, constants, caches: What refs of these kinds name.
         buffers: Bytes of every other buffer, zero at the start, by name.
     """

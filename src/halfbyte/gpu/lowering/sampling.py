@@ -1,19 +1,36 @@
-"""The programs that choose the next token from the logits of `single`.
+"""The programs that choose the next token after each row of logits.
 
 logits → penalties, bias → temperature → top-k → top-p → min-p → draw
+
+What they know of a sequence lies in the row of its slot.
 """
 
 from __future__ import annotations
 
 from halfbyte.gpu.lowering.builder import dispatch
 from halfbyte.gpu.lowering.context import LoweringContext
-from halfbyte.gpu.lowering.program import Output, Program, Ref, grid
+from halfbyte.gpu.lowering.program import Axis, Program, Ref, grid, padded
 from halfbyte.gpu.shaders import rules
+from halfbyte.plan.plan import LOGITS
 
-PARAMS = ("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P", "REPETITION", "PRESENCE", "FREQUENCY", "SEED")
-"""What words of the buffer `sampling/params` hold, in their order: float32s, then both words of the seed."""
+PARAMS = (
+    "TEMPERATURE",
+    "TOP_K",
+    "TOP_P",
+    "MIN_P",
+    "REPETITION",
+    "PRESENCE",
+    "FREQUENCY",
+    "SEED",
+    "SEED_HIGH",
+    "PENALIZES",
+)
+"""What words of a slot in the buffer `sampling/params` hold: float32s, both words of the seed, and whether the logits
+are changed by penalties or biases."""
+PARAMS_PITCH = 16
+"""Words of a slot."""
 RING = 8
-"""Tokens whose results the GPU keeps."""
+"""Steps whose results the GPU keeps."""
 RESULT_NBYTES = 8
 """A token's id, then its log-probability."""
 SAMPLING_PROGRAMS = ("sample.greedy", "sample.random", "sample.greedy.penalized", "sample.random.penalized")
@@ -24,30 +41,40 @@ def sampling_ref(name: str) -> Ref:
     return Ref("sampling", f"sampling/{name}")
 
 
-def lower_sampling(context: LoweringContext, name: str, logits: Output) -> Program:
-    """One of `SAMPLING_PROGRAMS`: a token is the most likely one or drawn, with or without penalties and biases."""
+def lower_sampling(context: LoweringContext, name: str) -> Program:
+    """One of `SAMPLING_PROGRAMS`: tokens are the most likely ones or drawn, with or without penalties and biases.
+
+    A program that draws or penalizes does so only for the sequences that ask for it.
+    """
     greedy, penalized = "greedy" in name, "penalized" in name
-    sizes = rules.sample(context.config, vocabulary=logits.width)
-    row, groups = logits.width * 4, sizes["GROUPS"]
+    words = context.plan.tensors[LOGITS].shape[1]
+    sizes = rules.sample(context.config, vocabulary=words)
+    slots, rows, groups, logits = context.plan.sequences, context.logit_rows, sizes["GROUPS"], context.logits()
     nbytes = {
-        "parts": groups * 16,
-        "found": 4,
-        "params": 64,
-        "result": RING * RESULT_NBYTES,
-        **(dict.fromkeys(("counts", "bias", "scores"), row) if penalized else {}),
-        **({} if greedy else {"candidates": 2 * row}),
+        "parts": rows * groups * 16,
+        "found": rows * 4,
+        "params": slots * PARAMS_PITCH * 4,
+        "result": RING * rows * RESULT_NBYTES,
+        **(dict.fromkeys(("counts", "bias"), slots * words * 4) if penalized else {}),
+        **({"scores": rows * padded(words) * 4} if penalized else {}),
+        **({} if greedy else {"candidates": rows * words * 8}),
     }
-    bound = {name: context.buffer(sampling_ref(name), size) for name, size in nbytes.items()}
-    bound = {"scores": logits.ref, "logits": logits.ref} | bound
+    bound = {"scores": logits, "logits": logits}
+    bound |= {name: context.buffer(sampling_ref(name), size) for name, size in nbytes.items()}
     constants = {
         **{name: i for i, name in enumerate(PARAMS)},
-        "V": logits.width,
+        "PITCH": PARAMS_PITCH,
+        "V": words,
+        "STRIDE": padded(words),
+        "ROW_COUNT": rows,
         **sizes,
         "RING": RING,
         "GREEDY": greedy,
         "PENALIZED": penalized,
-        "COUNTED": penalized,
     }
     kernels = {"sample_stats": groups, **({} if greedy else {"sample_collect": groups}), "sample_pick": 1}
-    made = (dispatch(context, kernel, constants, bound, grid(count), kernel) for kernel, count in kernels.items())
+    made = (
+        dispatch(context, kernel, constants, bound, grid(count, Axis(count="rows")), kernel)
+        for kernel, count in kernels.items()
+    )
     return Program(tuple(made))

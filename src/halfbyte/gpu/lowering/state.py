@@ -1,4 +1,7 @@
-"""What changes from batch to batch, in one small buffer that kernels read: count, ids, positions, block tables."""
+"""What changes from batch to batch, in one small buffer that kernels read: count, ids, positions, block tables.
+
+Choosing tokens on the device moves the state on, so that the next step finds its ids and positions there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from halfbyte.plan import Batch, Plan
 
 HEADER = 8
-"""int32s before the first array: tokens, then free for sampling."""
+"""int32s before the first array: tokens, then free."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,18 @@ class StateLayout:
     """Where each state tensor of a plan begins, in int32s.
 
     Attributes:
-        offsets: By the names of `constants`.
+        offsets: By the names of `constants`. `STEPS` has the steps made for each row of logits since the batch was
+            written, `DRAWN` the last token that was drawn for each slot.
         tables: Offset of each block table, by its `blocks` name.
         columns: Entries of each row of a block table.
+        batch: int32s that are written for a batch; what follows them stays.
         size: int32s in total.
     """
 
     offsets: Mapping[str, int]
     tables: Mapping[str, int]
     columns: Mapping[str, int]
+    batch: int
     size: int
 
     @staticmethod
@@ -41,17 +47,20 @@ class StateLayout:
             ("SEQ", tokens),
             ("SETS", tokens),
             ("ROWS_AT", plan.rows),
+            ("STEPS", plan.rows),
+            ("DRAWN", plan.sequences),
         ):
             offsets[name] = at
             at += count
         for group in plan.groups:
             tables[group.blocks] = at
             at += plan.sequences * group.columns
-        return StateLayout(offsets, tables, {group.blocks: group.columns for group in plan.groups}, at)
+        columns = {group.blocks: group.columns for group in plan.groups}
+        return StateLayout(offsets, tables, columns, offsets["DRAWN"], at)
 
     def fill(self, batch: Batch) -> NDArray[np.int32]:
-        """The buffer's contents for a batch, up to the end of its block tables."""
-        values = np.zeros(self.size, np.int32)
+        """What the buffer begins with for a batch, up to the tokens drawn before it."""
+        values = np.zeros(self.batch, np.int32)
         values[0] = len(batch.token_ids)
         for name, array in (
             ("IDS", batch.token_ids),
@@ -61,13 +70,8 @@ class StateLayout:
             ("ROWS_AT", batch.logit_rows),
         ):
             values[self.offsets[name] : self.offsets[name] + len(array)] = array
-        for name, at in self.tables.items():
-            table = self.table(name, batch.block_tables[name])
-            values[at : at + table.size] = table
         return values
 
-    def table(self, name: str, table: NDArray[np.int32]) -> NDArray[np.int32]:
-        """A block table as it is stored: whole rows, unused entries pointing at block 0, whose values go unused."""
-        whole = np.zeros((table.shape[0], self.columns[name]), np.int32)
-        whole[:, : table.shape[1]] = np.maximum(table, 0)
-        return whole.reshape(-1)
+    def row_at(self, table: str, slot: int) -> int:
+        """Where a row of a block table begins."""
+        return self.tables[table] + slot * self.columns[table]

@@ -14,7 +14,7 @@ from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.shader import Shader
 from halfbyte.gpu.shaders.template import compose
 
-OWNED = ("scratch", "counters", "sampling")
+OWNED = ("scratch", "counters", "logits", "sampling")
 """Kinds of buffers that belong to the programs that are bound together."""
 
 

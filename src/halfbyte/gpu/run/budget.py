@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.memory import free_vulkan_memory
-from halfbyte.gpu.lowering.lower import ROW_TILE
+from halfbyte.gpu.lowering.columns import ROW_TILE
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS

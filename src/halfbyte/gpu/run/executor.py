@@ -1,14 +1,17 @@
 """Runs plans on a GPU.
 
 A plan is lowered to programs as they are needed: for 1, 2, 4, 8 and many tokens, and for the logits of 1, 2, 4, 8 and
-many rows. All share the weights, the caches and one small state buffer that holds the batch.
+many rows. All share the weights, the caches and one small state buffer that holds the batch. Tokens are chosen on the
+GPU, which goes on with them: batches are submitted before the host has seen the ids that they begin with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,20 +19,27 @@ from halfbyte.formats import WeightSource
 from halfbyte.gpu.device.clock import PassClock
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
-from halfbyte.gpu.lowering.lower import COLUMNS, SINGLE, Lowerer, body_name, columns_for, head_name
+from halfbyte.gpu.lowering.columns import COLUMNS, columns_for
+from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, body_name, head_name
 from halfbyte.gpu.lowering.program import Extent, Program, Ref
+from halfbyte.gpu.lowering.sampling import RESULT_NBYTES, RING, sampling_ref
 from halfbyte.gpu.run import budget
 from halfbyte.gpu.run.bind import Binder
 from halfbyte.gpu.run.bound import BoundOutput, BoundProgram, Buffer, Command
 from halfbyte.gpu.run.caches import Caches
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.recorder import PassHook, Recorder
+from halfbyte.gpu.run.recorder import Copy, PassHook, Recorder
+from halfbyte.gpu.run.sampling import DrawnTokens, RowsRead, Slots, program_for, supported
 from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
-from halfbyte.plan import Batch, Plan
-from halfbyte.plan.batch import Float32, Int32, Timing
+from halfbyte.plan import Batch, Draw, Pending, Plan
+from halfbyte.plan.batch import Float32, Timing
 from halfbyte.plan.plan import LOGITS
+from halfbyte.sampling import SamplingParams
+
+AHEAD = 3
+"""Submits in flight at most: enough to hide recording and the way back."""
 
 
 class GpuExecutor:
@@ -83,9 +93,14 @@ class GpuExecutor:
         self._shared |= {Ref("cache", name): buffer for name, buffer in self._caches.buffers.items()}
         for name, values in self.plan.constants.items():
             self._shared[Ref("constant", name)] = self._store.constant(values, name)
+        self._tables = {name: np.zeros((plan.sequences, n), np.int32) for name, n in self.layout.columns.items()}
+        self._following: Batch | None = None
+        self._steps = 0
         self._staging: dict[int, Staging] = {}
+        self._results: deque[Staging] = deque()
         self._programs: dict[str, BoundProgram] = {}
         self._binder = self._make_binder()
+        self._slots = Slots(device, self.buffer, self.words)
         self.program(SINGLE)
 
     def _make_binder(self) -> Binder:
@@ -98,6 +113,8 @@ class GpuExecutor:
         other.config, other._programs = config, {}
         other.lowerer = Lowerer(self.plan, self.device.capabilities, config, shaders=shaders)
         other._binder = other._make_binder()
+        other._following, other._results, other._staging = None, deque(), {}
+        other._slots = Slots(self.device, other.buffer, self.words)
         return other
 
     def program(self, name: str) -> BoundProgram:
@@ -223,20 +240,110 @@ class GpuExecutor:
         finally:
             self.recorder.hook = self.device.waits = None
 
+    @property
+    def ahead(self) -> int:
+        """Batches that may be under way at once."""
+        return AHEAD
+
+    @property
+    def most_steps(self) -> int:
+        """As many as the GPU keeps results of."""
+        return RING
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        """Whether the GPU chooses tokens with these settings; where it cannot, the host does, from their logits."""
+        return supported(sampling)
+
+    def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
+        """Send one batch to the GPU, and have a token chosen after each of its rows of logits.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        self.device.check_alive("the GPU refused work")
+        self.load(batch)
+        choose = self.program(program_for(draws)) if draws else None
+        self._slots.tell(draws)
+        commands, first = list[Command](), self._steps
+        for step in range(steps):
+            forward, _ = self._commands(batch, step)
+            commands += forward
+            if choose is not None:
+                commands += choose.commands(self._extent(batch, step))
+        self._expect(batch, draws, steps)
+        results, read = self._next_results(), self._rows_read(draws)
+        copies = [*self._result_copies(results), *self._row_copies(read)]
+        submission = self.recorder.submit(commands, copies)
+        results.request(submission)
+        if read:
+            read.staging.request(submission)
+        return DrawnTokens(results, first, steps, len(draws), RING, self.lowerer.context.logit_rows, read)
+
     def load(self, batch: Batch) -> None:
-        """Put a batch into the state buffer, the caches grown to hold its blocks."""
+        """Put a batch into the state buffer, the caches grown to hold its blocks; nothing if it is what is there."""
         self._caches.reserve(batch.block_tables, self.recorder)
-        self.device.write(self._shared[Ref("state")].handle, 0, self.layout.fill(batch))
+        self._load_tables(batch)
+        if self._following is None or not _same(batch, self._following):
+            self._steps = 0
+            self.device.write(self._shared[Ref("state")].handle, 0, self.layout.fill(batch))
+        self._following = None
 
-    def load_tables(self, tables: Mapping[str, Int32]) -> None:
-        """Put new block tables into the state buffer, the caches grown to hold their blocks."""
-        self._caches.reserve(tables, self.recorder)
-        for name, at in self.layout.tables.items():
-            self.device.write(self._shared[Ref("state")].handle, at * 4, self.layout.table(name, tables[name]))
+    def _load_tables(self, batch: Batch) -> None:
+        """Write what has changed in the block tables; unused entries point at block 0, whose values go unused."""
+        slots = np.unique(batch.sequences)
+        for name, before in self._tables.items():
+            width = batch.block_tables[name].shape[1]
+            rows = np.maximum(batch.block_tables[name][slots], 0)
+            changed = rows != before[slots, :width]
+            for i in np.flatnonzero(changed.any(axis=1)).tolist():
+                where = np.flatnonzero(changed[i])
+                start, stop = int(where[0]), int(where[-1]) + 1
+                at = self.layout.row_at(name, int(slots[i])) + start
+                self.device.write(self._shared[Ref("state")].handle, at * 4, np.ascontiguousarray(rows[i, start:stop]))
+            before[slots, :width] = rows
 
-    def _commands(self, batch: Batch) -> tuple[list[Command], BoundOutput]:
-        tokens, rows = len(batch.token_ids), len(batch.logit_rows)
-        extent = Extent(tokens, rows, int(batch.positions.max()) + 1)
+    def _expect(self, batch: Batch, draws: Sequence[Draw], steps: int) -> None:
+        """Note what the state buffer holds when the tokens have been chosen, if all are chosen there."""
+        self._steps += steps if draws else 0
+        every = len(draws) == len(batch.token_ids) and all(supported(draw.sampler.params) for draw in draws)
+        if every:
+            ids = -1 - batch.sequences
+            self._following = replace(batch, token_ids=ids, positions=batch.positions + np.int32(steps))
+
+    def _next_results(self) -> Staging:
+        """A buffer for the results of a submit; every other of the ring may still be on its way."""
+        if len(self._results) <= AHEAD:
+            nbytes = RING * self.lowerer.context.logit_rows * RESULT_NBYTES
+            self._results.append(Staging(self.device, nbytes))
+            return self._results[-1]
+        self._results.rotate(-1)
+        self._results[-1].drop()
+        return self._results[-1]
+
+    def _result_copies(self, results: Staging) -> list[Copy]:
+        if sampling_ref("result").name not in self.lowerer.context.buffers:
+            return []
+        return [(self.buffer(sampling_ref("result")).handle, 0, results.buffer, 0, results.buffer.size)]
+
+    def _rows_read(self, draws: Sequence[Draw]) -> RowsRead | None:
+        """Where the logits go that the host chooses tokens from."""
+        host = {row: draw for row, draw in enumerate(draws) if not supported(draw.sampler.params)}
+        logits = self.program(SINGLE).output
+        return RowsRead(self._reader(max(host) + 1, logits), host, logits.width, logits.stride) if host else None
+
+    def _row_copies(self, read: RowsRead | None) -> list[Copy]:
+        if read is None:
+            return []
+        logits, nbytes = self.program(SINGLE).output.buffer.handle, read.stride * 4
+        return [(logits, row * nbytes, read.staging.buffer, row * nbytes, nbytes) for row in read.draws]
+
+    def _extent(self, batch: Batch, step: int = 0) -> Extent:
+        return Extent(len(batch.token_ids), len(batch.logit_rows), int(batch.positions.max()) + 1 + step)
+
+    def _commands(self, batch: Batch, step: int = 0) -> tuple[list[Command], BoundOutput]:
+        """Everything up to the logits, so many steps after the batch."""
+        extent = self._extent(batch, step)
+        tokens, rows, _ = extent
         if tokens == 1 and rows <= 1:
             single = self.program(SINGLE)
             return single.commands(extent)[: None if rows else single.head], single.output
@@ -250,4 +357,11 @@ class GpuExecutor:
         size = columns_for(rows) or self.plan.rows
         if size not in self._staging:
             self._staging[size] = Staging(self.device, size * logits.stride * 4)
+        self._staging[size].drop()
         return self._staging[size]
+
+
+def _same(batch: Batch, other: Batch) -> bool:
+    """Whether two batches fill the state buffer alike; their block tables aside."""
+    pairs = zip(batch.state().items(), other.state().values(), strict=True)
+    return all(np.array_equal(a, b) for (name, a), b in pairs if name not in batch.block_tables)

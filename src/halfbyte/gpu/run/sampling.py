@@ -1,4 +1,4 @@
-"""Choosing the next token on the GPU: which settings it can do, and what its kernels are told for a sequence.
+"""Choosing tokens on the GPU: which settings it can do, and what its kernels are told of each sequence.
 
 The same filters and random numbers as the host's sampler (`sampling/noise.py`): a seed draws the same tokens here and
 there, as long as the logits are the same.
@@ -6,17 +6,21 @@ there, as long as the logits are the same.
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.gpu.lowering.sampling import sampling_ref
-from halfbyte.gpu.run.bound import BoundProgram, Buffer
-from halfbyte.gpu.run.executor import GpuExecutor
-from halfbyte.sampling.params import SamplingParams
+from halfbyte.errors import DeviceError
+from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.device.staging import Staging
+from halfbyte.gpu.lowering.program import Ref
+from halfbyte.gpu.lowering.sampling import PARAMS_PITCH, sampling_ref
+from halfbyte.gpu.run.bound import Buffer
+from halfbyte.plan.drawing import Draw, Token
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
 
 IN_PROMPT = np.uint32(1 << 31)
 
@@ -26,43 +30,120 @@ def supported(sampling: SamplingParams) -> bool:
     return sampling.typical_p >= 1 and not sampling.logprobs
 
 
-class Sampler:
-    """Chooses tokens from the logits of an executor's program of one token."""
-
-    def __init__(self, executor: GpuExecutor) -> None:
-        self._executor = executor
-
-    @property
-    def result(self) -> Buffer:
-        """Where results are left, slot by slot."""
-        return self._executor.buffer(sampling_ref("result"))
-
-    def begin(self, sampling: SamplingParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> BoundProgram:
-        """Set everything for a sequence; the program that chooses each of its tokens."""
-        penalized, words = _penalized(sampling), self._executor.words
-        program = self._executor.program(
-            f"sample.{'greedy' if sampling.greedy else 'random'}{'.penalized' if penalized else ''}"
-        )
-        self._write("params", _params(sampling))
-        if penalized:
-            self._write("counts", _counts(words, sampling, prompt_ids, generated_ids))
-            self._write("bias", _bias(words, sampling))
-        return program
-
-    def _write(self, name: str, values: NDArray[np.generic]) -> None:
-        self._executor.device.write(self._executor.buffer(sampling_ref(name)).handle, 0, values)
-
-
-def _penalized(sampling: SamplingParams) -> bool:
+def penalizes(sampling: SamplingParams) -> bool:
+    """Whether penalties or biases change the logits."""
     penalties = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
     return bool(penalties or sampling.logit_bias)
 
 
-def _params(sampling: SamplingParams) -> NDArray[np.uint32]:
-    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+def program_for(draws: Sequence[Draw]) -> str:
+    """The program that chooses a token for each of these."""
+    drawn = [draw.sampler.params for draw in draws if supported(draw.sampler.params)]
+    greedy, penalized = all(params.greedy for params in drawn), any(map(penalizes, drawn))
+    return f"sample.{'greedy' if greedy else 'random'}{'.penalized' if penalized else ''}"
+
+
+class Slots:
+    """What the GPU knows of the sequences whose tokens it chooses, by slot.
+
+    Args:
+        buffer: Finds the buffers of the sampling programs.
+        words: The vocabulary.
+    """
+
+    def __init__(self, device: Device, buffer: Callable[[Ref], Buffer], words: int) -> None:
+        self._device, self._buffer, self._words = device, buffer, words
+        self._owners: dict[int, Sampler] = {}
+
+    def tell(self, draws: Sequence[Draw]) -> None:
+        """Tell the GPU of sequences that it does not know; their program is bound."""
+        for draw in draws:
+            if self._owners.get(draw.slot) is not draw.sampler:
+                self._tell(draw)
+
+    def _tell(self, draw: Draw) -> None:
+        sampling = draw.sampler.params
+        self._owners[draw.slot] = draw.sampler
+        self._write("params", draw.slot, _params(draw.sampler))
+        if supported(sampling) and penalizes(sampling):
+            self._write("counts", draw.slot, _counts(self._words, sampling, draw.prompt_ids, draw.generated_ids))
+            self._write("bias", draw.slot, _bias(self._words, sampling))
+
+    def _write(self, name: str, slot: int, values: NDArray[np.generic]) -> None:
+        self._device.write(self._buffer(sampling_ref(name)).handle, slot * values.nbytes, values)
+
+
+@dataclass(frozen=True)
+class RowsRead:
+    """Rows of logits on their way to the host, which chooses their tokens.
+
+    Attributes:
+        draws: By the row of logits.
+        stride: Values from one row to the next.
+    """
+
+    staging: Staging
+    draws: dict[int, Draw]
+    words: int
+    stride: int
+
+    def tokens(self) -> dict[int, Token]:
+        """The tokens, by row; waits for the logits."""
+        last = max(self.draws) + 1
+        logits = self.staging.take(last * self.stride * 4).view(np.float32).reshape(last, self.stride)
+        return {row: draw.on_host(logits[row, : self.words]) for row, draw in self.draws.items()}
+
+
+@dataclass(frozen=True)
+class DrawnTokens:
+    """The `Pending` of tokens that the GPU chooses.
+
+    Attributes:
+        first: Steps before the first one since the state was written.
+        draws: Rows that get a token.
+        ring: Steps whose results are kept, each for `rows` rows.
+        read: What the host chooses instead.
+    """
+
+    staging: Staging
+    first: int
+    steps: int
+    draws: int
+    ring: int
+    rows: int
+    read: RowsRead | None
+
+    def tokens(self) -> list[list[Token]]:
+        """The tokens of each step; waits for them."""
+        raw = self.staging.take(self.ring * self.rows * 8).view(np.uint32).reshape(self.ring, self.rows, 2)
+        entries = (raw[(self.first + step) % self.ring, : self.draws] for step in range(self.steps))
+        found = [[self._token(*pair) for pair in zip(e[:, 0].tolist(), _floats(e[:, 1]), strict=True)] for e in entries]
+        if self.read is not None:
+            for row, token in self.read.tokens().items():
+                found[0][row] = token
+        return found
+
+    def _token(self, token: int, logprob: float) -> Token:
+        if np.isfinite(logprob):
+            return Sampled(token, logprob)
+        return DeviceError(
+            f"The model gave no valid logits: {logprob} for token {token}.",
+            "The device or the weights are faulty: compare with device='reference'.",
+        )
+
+
+def _floats(bits: NDArray[np.uint32]) -> list[float]:
+    found: list[float] = np.ascontiguousarray(bits).view(np.float32).tolist()
+    return found
+
+
+def _params(sampler: Sampler) -> NDArray[np.uint32]:
+    """A slot's words; a sequence whose tokens the host chooses is told as one that takes the most likely."""
+    sampling, seed = sampler.params, sampler.seed
+    drawn = supported(sampling) and not sampling.greedy
     numbers = np.array(
         [
-            sampling.temperature,
+            sampling.temperature if drawn else 0.0,
             sampling.top_k,
             sampling.top_p,
             sampling.min_p,
@@ -72,12 +153,16 @@ def _params(sampling: SamplingParams) -> NDArray[np.uint32]:
         ],
         np.float32,
     )
-    return np.append(numbers.view(np.uint32), np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
+    words = np.zeros(PARAMS_PITCH, np.uint32)
+    words[:7] = numbers.view(np.uint32)
+    words[7:9] = seed & 0xFFFFFFFF, seed >> 32
+    words[9:10].view(np.float32)[0] = supported(sampling) and penalizes(sampling)
+    return words
 
 
 def _counts(
     width: int, sampling: SamplingParams, prompt_ids: Sequence[int], generated_ids: Sequence[int]
-) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+) -> NDArray[np.uint32]:
     counts = np.zeros(width, np.uint32)
     for token, count in Counter(generated_ids).items():
         counts[token] = count
@@ -86,7 +171,7 @@ def _counts(
     return counts
 
 
-def _bias(width: int, sampling: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _bias(width: int, sampling: SamplingParams) -> NDArray[np.float32]:
     bias = np.zeros(width, np.float32)
     for token, value in sampling.logit_bias.items():
         bias[token] = value

@@ -16,16 +16,13 @@ from halfbyte.formats import Format, Weight, get_format
 from halfbyte.gpu.checks.oracle import Oracle
 from halfbyte.gpu.checks.selftest import TOLERANCE, faulty_variants
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.lowering.lower import SINGLE
-from halfbyte.gpu.lowering.program import Extent
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.run.pipelines import Pipelines
-from halfbyte.gpu.run.sampling import Sampler
 from halfbyte.gpu.shaders.variants import KernelConfig
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import make_plan
+from halfbyte.plan import Draw, make_plan
 from halfbyte.plan.plan import LOGITS
-from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from halfbyte.synthetic import SyntheticWeights, batch_of_one, spiked
 
 DISTINCT_ROWS = 509
@@ -106,19 +103,14 @@ class Probe:
 
     def _sampling_error(self, gpu: GpuExecutor) -> float:
         """How much less likely than the oracle's the token chosen last is, or how wrong its likelihood."""
-        program, sampler = gpu.program(SINGLE), Sampler(gpu)
-        choose, batch = sampler.begin(SamplingParams(), (), ()), self._batches[-1]
-        gpu.load(batch)
-        extent = Extent(1, 1, int(batch.positions[0]) + 1)
-        gpu.recorder.submit(program.commands(extent) + choose.commands(extent))
-        chosen = gpu.device.read(sampler.result.handle, 8)
-        token, likelihood = int(chosen.view(np.uint32)[0]), float(chosen.view(np.float32)[1])
-        expected = np.resize(self._expected[-1][0], gpu.words).astype(np.float64)
-        if token >= len(expected):
+        draw = Draw(0, Sampler(SamplingParams()), (), ())
+        [[chosen]] = gpu.submit(self._batches[-1], [draw]).tokens()
+        if not isinstance(chosen, Sampled):
             return float("inf")
+        expected = np.resize(self._expected[-1][0], gpu.words).astype(np.float64)
         top = expected.max()
         log_sum = top + np.log(np.exp(expected - top).sum())
-        off = max(top - expected[token], abs(likelihood - (expected[token] - log_sum)))
+        off = max(top - expected[chosen.id], abs(chosen.logprob - (expected[chosen.id] - log_sum)))
         return float(off / np.abs(expected).max()) if np.isfinite(off) else float("inf")
 
     def right(self, config: KernelConfig) -> bool:

@@ -1,6 +1,7 @@
 // Ids that can be drawn: those within e⁻³⁰ of the best, and within min_p of it unless top_p comes first, which counts
-// the others too. Grid: (GROUPS).
-// Constants: WG, V, GROUPS.
+// the others too. A row whose most likely token is taken has none. Grid: (GROUPS, rows).
+// Constants: WG, V, STRIDE, GROUPS, PITCH.
+@bind var<storage, read> state: array<i32>;
 @bind var<storage, read> scores: array<f32>;
 @bind var<storage, read> params: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
@@ -9,16 +10,22 @@
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let row = wg.y;
+    let slot = u32(state[${SEQ}u + u32(state[${ROWS_AT}u + row])]);
+    let temperature = params[slot * ${PITCH}u + ${TEMPERATURE}u];
+    if (temperature == 0.0) {
+        return;
+    }
     var best = -3.0e38;
     for (var i = 0u; i < ${GROUPS}u; i++) {
-        best = max(best, parts[i].z);
+        best = max(best, parts[row * ${GROUPS}u + i].z);
     }
-    let min_p = select(params[${MIN_P}], 0.0, params[${TOP_P}] < 1.0);
-    let least = best + params[${TEMPERATURE}] * max(-30.0, log(max(min_p, 1.0e-14)));
+    let min_p = select(params[slot * ${PITCH}u + ${MIN_P}u], 0.0, params[slot * ${PITCH}u + ${TOP_P}u] < 1.0);
+    let least = best + temperature * max(-30.0, log(max(min_p, 1.0e-14)));
     for (var id = wg.x * ${WG}u + lid; id < ${V}u; id += ${WG * GROUPS}u) {
-        let score = scores[id];
+        let score = scores[row * ${STRIDE}u + id];
         if (score >= least) {
-            candidates[atomicAdd(&found[0], 1u)] = vec2<u32>(bitcast<u32>(score), id);
+            candidates[row * ${V}u + atomicAdd(&found[row], 1u)] = vec2<u32>(bitcast<u32>(score), id);
         }
     }
 }

@@ -1,27 +1,31 @@
-// The next token: the best score, or one drawn from the candidates; then the state moves on by one position.
+// The next token of each row: the best score, or one drawn from the candidates; then the state moves on by a position.
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
 // Gumbel noise, a function of (seed, position, id) that sampling/noise.py computes on the host. Writes `result` (id, bits of
-// its log-probability) of step modulo RING. Grid: (1). Constants: WG, V, GROUPS, GREEDY, COUNTED, RING.
+// its log-probability) [RING, ROW_COUNT] of step modulo RING.
+// Grid: (1, rows). Constants: WG, V, STRIDE, GROUPS, ROW_COUNT, GREEDY, PENALIZED, RING, PITCH.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
+#if PENALIZED or not GREEDY
+@bind var<storage, read> params: array<u32>;  // of each slot bits of float32, the seed's two words, bits of float32
+#endif
 #if not GREEDY
-@bind var<storage, read> params: array<u32>;  // bits of float32, then the seed's two words
 @bind var<storage, read> found: array<u32>;
 @bind var<storage, read> candidates: array<vec2<u32>>;
 #endif
-#if COUNTED
+#if PENALIZED
 @bind var<storage, read_write> counts: array<u32>;
 #endif
 @bind var<storage, read_write> state: array<i32>;
 @bind var<storage, read_write> result: array<u32>;
 var<workgroup> joined_parts: array<vec4<f32>, ${WG}>;
 #if not GREEDY
+var<workgroup> shared_slot: u32;
 var<workgroup> high: atomic<u32>;
 var<workgroup> low: atomic<u32>;
 
-fn param(i: u32) -> f32 {
-    return bitcast<f32>(params[i]);
+fn param(slot: u32, i: u32) -> f32 {
+    return bitcast<f32>(params[slot * ${PITCH}u + i]);
 }
 
 // Larger floats are larger integers.
@@ -35,8 +39,9 @@ fn exponential(tail: f32) -> f32 {
     return select(-log(1.0 - tail), series, tail < 0.0625);
 }
 
-fn noise(position: u32, id: u32) -> f32 {
-    var v = vec3<u32>(params[${SEED}] ^ (position * 0x9E3779B9u), params[${SEED + 1}] + position, id) * 1664525u + 1013904223u;
+fn noise(slot: u32, position: u32, id: u32) -> f32 {
+    let seed = vec2<u32>(params[slot * ${PITCH}u + ${SEED}u], params[slot * ${PITCH}u + ${SEED_HIGH}u]);
+    var v = vec3<u32>(seed.x ^ (position * 0x9E3779B9u), seed.y + position, id) * 1664525u + 1013904223u;
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
@@ -47,8 +52,16 @@ fn noise(position: u32, id: u32) -> f32 {
     return -log(exponential((f32(v.z >> 9u) + 0.5) * 1.1920929e-7));
 }
 
+// What a row's candidates are chosen by.
+struct Row {
+    first: u32,  // of its candidates
+    count: u32,
+    best: f32,
+    temperature: f32,
+}
+
 // Of the candidates at or above a threshold: how many, or (by weight) their weights in units of 2⁻²⁴ of the best's.
-fn measure(lid: u32, count: u32, threshold: u32, best: f32, weighed: bool) -> f32 {
+fn measure(lid: u32, row: Row, threshold: u32, weighed: bool) -> f32 {
     workgroupBarrier();
     if (lid == 0u) {
         atomicStore(&high, 0u);
@@ -57,10 +70,10 @@ fn measure(lid: u32, count: u32, threshold: u32, best: f32, weighed: bool) -> f3
     workgroupBarrier();
     var my_high = 0u;
     var my_low = 0u;
-    for (var i = lid; i < count; i += ${WG}u) {
-        let bits = candidates[i].x;
+    for (var i = lid; i < row.count; i += ${WG}u) {
+        let bits = candidates[row.first + i].x;
         if (ordered(bits) >= threshold) {
-            let weight = u32(exp((bitcast<f32>(bits) - best) / param(${TEMPERATURE}u)) * 16777216.0);
+            let weight = u32(exp((bitcast<f32>(bits) - row.best) / row.temperature) * 16777216.0);
             my_high += select(0u, weight >> 12u, weighed);
             my_low += select(1u, weight & 4095u, weighed);
         }
@@ -72,12 +85,12 @@ fn measure(lid: u32, count: u32, threshold: u32, best: f32, weighed: bool) -> f3
 }
 
 // The largest threshold that lets at least `wanted` through.
-fn highest(lid: u32, count: u32, from_least: u32, best: f32, wanted: f32, weighed: bool) -> u32 {
+fn highest(lid: u32, row: Row, from_least: u32, wanted: f32, weighed: bool) -> u32 {
     var least = from_least;
-    var most = ordered(bitcast<u32>(best));
+    var most = ordered(bitcast<u32>(row.best));
     for (var i = 0u; i < 32u; i++) {
         let middle = least + (most - least) / 2u + ((most - least) & 1u);
-        let passes = measure(lid, count, middle, best, weighed) >= wanted;
+        let passes = measure(lid, row, middle, weighed) >= wanted;
         least = select(least, middle, passes);
         most = select(middle - 1u, most, passes);
         most = max(most, least);
@@ -106,49 +119,71 @@ fn reduce(lid: u32, mine: vec4<f32>) -> vec4<f32> {
     return joined_parts[0];
 }
 
+#if not GREEDY
+// The token that is drawn for a row.
+fn drawn_id(lid: u32, row: Row, slot: u32, position: u32) -> u32 {
+    var threshold = 0u;
+    if (param(slot, ${TOP_K}u) > 0.0) {
+        threshold = highest(lid, row, threshold, min(param(slot, ${TOP_K}u), f32(row.count)), false);
+    }
+    if (param(slot, ${TOP_P}u) < 1.0) {
+        let wanted = param(slot, ${TOP_P}u) * measure(lid, row, threshold, true);
+        threshold = highest(lid, row, threshold, wanted, true);
+    }
+    if (param(slot, ${MIN_P}u) > 0.0) {
+        threshold = max(threshold, ordered(bitcast<u32>(row.best + row.temperature * log(param(slot, ${MIN_P}u)))));
+    }
+    var drawn = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
+    for (var i = lid; i < row.count; i += ${WG}u) {
+        let candidate = candidates[row.first + i];
+        if (ordered(candidate.x) >= threshold) {
+            let score = bitcast<f32>(candidate.x) / row.temperature + noise(slot, position, candidate.y);
+            drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
+        }
+    }
+    return bitcast<u32>(reduce(lid, drawn).w);
+}
+#endif
+
 @compute @workgroup_size(${WG})
-fn main(@builtin(local_invocation_index) lid: u32) {
-    let nothing = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
-    var mine = nothing;
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let row = wg.y;
+    let token = u32(state[${ROWS_AT}u + row]);
+#if GREEDY
+    let slot = u32(state[${SEQ}u + token]);
+#else
+    if (lid == 0u) {
+        shared_slot = u32(state[${SEQ}u + token]);
+    }
+    let slot = workgroupUniformLoad(&shared_slot);
+#endif
+    var mine = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
     for (var i = lid; i < ${GROUPS}u; i += ${WG}u) {
-        mine = better(mine, parts[i]);
+        mine = better(mine, parts[row * ${GROUPS}u + i]);
     }
     let all = reduce(lid, mine);
     var id = bitcast<u32>(all.w);
 #if not GREEDY
-    let best = all.z;
-    let count = found[0];
-    var threshold = 0u;
-    if (param(${TOP_K}u) > 0.0) {
-        threshold = highest(lid, count, threshold, best, min(param(${TOP_K}u), f32(count)), false);
+    if (param(slot, ${TEMPERATURE}u) > 0.0) {
+        let chosen_by = Row(row * ${V}u, found[row], all.z, param(slot, ${TEMPERATURE}u));
+        id = drawn_id(lid, chosen_by, slot, u32(state[${POSITIONS}u + token]) + 1u);
     }
-    if (param(${TOP_P}u) < 1.0) {
-        let wanted = param(${TOP_P}u) * measure(lid, count, threshold, best, true);
-        threshold = highest(lid, count, threshold, best, wanted, true);
-    }
-    if (param(${MIN_P}u) > 0.0) {
-        threshold = max(threshold, ordered(bitcast<u32>(best + param(${TEMPERATURE}u) * log(param(${MIN_P}u)))));
-    }
-    let position = u32(state[${POSITIONS}]) + 1u;
-    var drawn = nothing;
-    for (var i = lid; i < count; i += ${WG}u) {
-        let candidate = candidates[i];
-        if (ordered(candidate.x) >= threshold) {
-            let score = bitcast<f32>(candidate.x) / param(${TEMPERATURE}u) + noise(position, candidate.y);
-            drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
-        }
-    }
-    id = bitcast<u32>(reduce(lid, drawn).w);
 #endif
     if (lid == 0u) {
-        let slot = u32(state[1]) % ${RING}u * 2u;
-        result[slot] = id;
-        result[slot + 1u] = bitcast<u32>(logits[id] - all.x - log(all.y));
-#if COUNTED
-        counts[id] += 1u;
+        // Where no score is a number there is no best, and the log-probability is no number either.
+        id = min(id, ${V - 1}u);
+        let steps = state[${STEPS}u + row];
+        let at = (u32(steps) % ${RING}u * ${ROW_COUNT}u + row) * 2u;
+        result[at] = id;
+        result[at + 1u] = bitcast<u32>(logits[row * ${STRIDE}u + id] - all.x - log(all.y));
+#if PENALIZED
+        if (params[slot * ${PITCH}u + ${PENALIZES}u] != 0u) {
+            counts[slot * ${V}u + id] += 1u;
+        }
 #endif
-        state[${IDS}] = i32(id);
-        state[${POSITIONS}] += 1;
-        state[1] += 1;
+        state[${DRAWN}u + slot] = i32(id);
+        state[${IDS}u + token] = i32(id);
+        state[${POSITIONS}u + token] += 1;
+        state[${STEPS}u + row] = steps + 1;
     }
 }

@@ -1,8 +1,9 @@
-// The first pass over the logits of one token: scores = logits with penalties and bias, and for each workgroup's share
-// (largest logit, Σ exp(logit − largest), best score, its id). Grid: (GROUPS).
-// Constants: WG, V (vocabulary), GROUPS, PENALIZED. A count's top bit says that the id is in the prompt.
+// The first pass over rows of logits: scores = logits with penalties and bias, and for each workgroup's share
+// (largest logit, Σ exp(logit − largest), best score, its id). Grid: (GROUPS, rows).
+// Constants: WG, V (vocabulary), STRIDE of a row, GROUPS, PENALIZED, PITCH of a slot's params. A count's top bit says that the id is in the prompt.
 @bind var<storage, read> logits: array<f32>;
 #if PENALIZED
+@bind var<storage, read> state: array<i32>;
 @bind var<storage, read> params: array<f32>;
 @bind var<storage, read> counts: array<u32>;
 @bind var<storage, read> bias: array<f32>;
@@ -13,14 +14,20 @@
 var<workgroup> shared_parts: array<vec4<f32>, ${WG}>;
 
 #if PENALIZED
-fn penalized(id: u32, logit: f32) -> f32 {
-    let stored = counts[id];
+fn penalized(slot: u32, id: u32, logit: f32) -> f32 {
+    let at = slot * ${PITCH}u;
+    if (params[at + ${PENALIZES}u] == 0.0) {
+        return logit;
+    }
+    let stored = counts[slot * ${V}u + id];
     let count = f32(stored & 0x7FFFFFFFu);
     var score = logit;
     if (stored != 0u) {
-        score = select(score / params[${REPETITION}], score * params[${REPETITION}], score < 0.0);
+        let repetition = params[at + ${REPETITION}u];
+        score = select(score / repetition, score * repetition, score < 0.0);
     }
-    return score - params[${PRESENCE}] * min(count, 1.0) - params[${FREQUENCY}] * count + bias[id];
+    let used = params[at + ${PRESENCE}u] * min(count, 1.0) + params[at + ${FREQUENCY}u] * count;
+    return score - used + bias[slot * ${V}u + id];
 }
 #endif
 
@@ -33,15 +40,19 @@ fn joined(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let row = wg.y;
+#if PENALIZED
+    let slot = u32(state[${SEQ}u + u32(state[${ROWS_AT}u + row])]);
+#endif
     if (wg.x == 0u && lid == 0u) {
-        atomicStore(&found[0], 0u);
+        atomicStore(&found[row], 0u);
     }
     var mine = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
     for (var id = wg.x * ${WG}u + lid; id < ${V}u; id += ${WG * GROUPS}u) {
-        let logit = logits[id];
+        let logit = logits[row * ${STRIDE}u + id];
 #if PENALIZED
-        let score = penalized(id, logit);
-        scores[id] = score;
+        let score = penalized(slot, id, logit);
+        scores[row * ${STRIDE}u + id] = score;
 #else
         let score = logit;
 #endif
@@ -56,6 +67,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
 #endfor
     if (lid == 0u) {
-        parts[wg.x] = shared_parts[0];
+        parts[row * ${GROUPS}u + wg.x] = shared_parts[0];
     }
 }

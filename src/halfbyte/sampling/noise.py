@@ -34,6 +34,16 @@ def noise(seed: int, position: int, ids: NDArray[np.integer]) -> Float32:
     return result
 
 
+def coin(seed: int, position: int, stream: int) -> float:
+    """A uniform number between 0 and 1 for a decision about the token at `position`, other than the draw itself.
+
+    Args:
+        stream: Tells one kind of decision from another, and from the draw; less than 2⁶⁴, and not 0.
+    """
+    bits = int(uniform_bits(seed ^ stream, position, np.zeros(1, np.int64))[0])
+    return (bits + 0.5) * 2.0**-BITS
+
+
 def uniform_bits(seed: int, position: int, ids: NDArray[np.integer]) -> UInt32:
     """`BITS` random bits for each of the tokens `ids`."""
     x = np.uint32(_mixed((seed & _WORD) ^ (position * 0x9E3779B9 & _WORD)))

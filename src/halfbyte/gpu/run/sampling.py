@@ -26,8 +26,8 @@ IN_PROMPT = np.uint32(1 << 31)
 
 
 def supported(sampling: SamplingParams) -> bool:
-    """Whether the GPU can choose tokens this way: all but typical-p and the log-probabilities of other tokens."""
-    return sampling.typical_p >= 1 and not sampling.logprobs
+    """Whether the GPU can choose tokens this way, which gives no log-probabilities of other tokens."""
+    return sampling.plain and not sampling.logprobs
 
 
 def penalizes(sampling: SamplingParams) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
@@ -22,7 +23,7 @@ from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
-from halfbyte.prompts import Message, Prompt, check_prompt, is_chat, stop_strings
+from halfbyte.prompts import BREAKERS, Message, Prompt, check_prompt, is_chat, sequence_breakers, stop_strings
 from halfbyte.runtime import Engine, EngineLoop
 from halfbyte.runtime.requests import checked_ids
 from halfbyte.sampling.params import OTHER_NAMES, SamplingOptions, SamplingParams
@@ -47,6 +48,7 @@ class AnswerOptions(SamplingOptions, total=False):
     system: str | None
     tools: Tools | None
     ignore_eos: bool
+    dry_sequence_breakers: str | Sequence[str]
 
 
 class Model:
@@ -171,6 +173,7 @@ class Model:
         system: str | None = None,
         tools: Tools | None = None,
         ignore_eos: bool = False,
+        dry_sequence_breakers: str | Sequence[str] = BREAKERS,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Generate token by token.
@@ -183,6 +186,8 @@ class Model:
             system: A system message to go before a text prompt.
             tools: JSON schemas of functions that the model may call, for chat templates that know them.
             ignore_eos: Go on after stop tokens, for measuring.
+            dry_sequence_breakers: Texts that no repetition reaches over, where `dry_multiplier` penalizes repetitions;
+                their tokens are added to `dry_breaker_ids`.
             **sampling: Fields of `SamplingParams`; greedy without any.
 
         Raises:
@@ -192,7 +197,7 @@ class Model:
         """
         return self._stream(
             prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools, ignore_eos=ignore_eos,
-            **sampling,
+            dry_sequence_breakers=dry_sequence_breakers, **sampling,
         )  # fmt: skip
 
     def _stream(
@@ -205,16 +210,24 @@ class Model:
         system: str | None = None,
         tools: Tools | None = None,
         ignore_eos: bool = False,
+        dry_sequence_breakers: str | Sequence[str] = BREAKERS,
         bounded: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
-        settings = SamplingParams(**sampling)
+        settings = self._settings(sampling, sequence_breakers(dry_sequence_breakers))
         ids = self.encode(prompt, raw=raw, system=system, tools=tools)
         text = TextStream(self.tokenizer, stop_strings(stop))
         ends: Collection[int] = () if ignore_eos else self.stop_token_ids
         outputs = self.engine.stream(ids, settings, max_tokens=max_tokens, stop_token_ids=ends, bounded=bounded)
         return Stream(outputs, text, not self.executor.draws(settings))
+
+    def _settings(self, sampling: SamplingOptions, breakers: Sequence[str]) -> SamplingParams:
+        settings = SamplingParams(**sampling)
+        if not settings.dry_multiplier:
+            return settings
+        ids = frozenset[int | tuple[int, ...]](settings.dry_breaker_ids)
+        return replace(settings, dry_breaker_ids=ids.union(*map(self.tokenizer.spellings, breakers)))
 
     def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generation:
         """The whole answer at once; options and errors as for `stream`.

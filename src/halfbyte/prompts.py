@@ -12,6 +12,11 @@ Message = Mapping[str, Any]
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
+BREAKERS = ("\n", ":", '"', "*")
+"""What breaks a repetition for DRY unless something else is asked for; as in llama.cpp."""
+MOST_BREAKERS = 64
+LONGEST_BREAKER = 40
+
 _FORMS = "Give a text, a list of messages, or a list of token ids."
 
 
@@ -49,9 +54,31 @@ def stop_strings(stop: str | Sequence[str]) -> Sequence[str]:
     Raises:
         UsageError: They are not strings, or one is empty.
     """
-    strings = [stop] if isinstance(stop, str) else stop
-    if not isinstance(strings, Sequence) or not all(isinstance(text, str) and text for text in strings):
+    return _texts("stop", stop, "leave it out for none")
+
+
+def sequence_breakers(texts: str | Sequence[str]) -> Sequence[str]:
+    """The texts that no repetition reaches over, for DRY.
+
+    Raises:
+        UsageError: They are not texts, one is empty or too long, or there are too many.
+    """
+    breakers = _texts("dry_sequence_breakers", texts, "an empty list is none")
+    if len(breakers) > MOST_BREAKERS:
         raise UsageError(
-            f"stop is {stop!r}.", "Give a text, or a list of texts that are not empty; leave it out for none."
+            f"dry_sequence_breakers has {len(breakers)} texts.", f"It may have at most {MOST_BREAKERS}; leave some out."
         )
-    return strings
+    for text in breakers:
+        if len(text) > LONGEST_BREAKER:
+            raise UsageError(
+                f"dry_sequence_breakers has a text of {len(text)} characters.",
+                f"Each may have at most {LONGEST_BREAKER}; shorten it.",
+            )
+    return breakers
+
+
+def _texts(option: str, given: str | Sequence[str], none: str) -> Sequence[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
+        raise UsageError(f"{option} is {given!r}.", f"Give a text, or a list of texts that are not empty; {none}.")
+    return texts

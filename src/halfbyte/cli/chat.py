@@ -19,7 +19,7 @@ from halfbyte.cli import options as opt
 from halfbyte.cli.history import line_editing
 from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import accept_any_bytes, note, print_error
-from halfbyte.cli.sampling import sampling_arguments
+from halfbyte.cli.sampling import Sampling, takes_sampling
 from halfbyte.errors import ContextFullError, HalfbyteError
 
 if TYPE_CHECKING:
@@ -39,28 +39,16 @@ _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
 
 
 @takes_model(*FILES, *RUN)
+@takes_sampling()
 def chat(
     *,
     chosen: Chosen,
     system: opt.System = None,
     max_tokens: opt.MaxTokens = 1024,
     stop: opt.Stop = None,
-    temperature: opt.Temperature = 0.0,
-    top_k: opt.TopK = 0,
-    top_p: opt.TopP = 1.0,
-    min_p: opt.MinP = 0.0,
-    typical_p: opt.TypicalP = 1.0,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    presence_penalty: opt.PresencePenalty = 0.0,
-    frequency_penalty: opt.FrequencyPenalty = 0.0,
-    seed: opt.Seed = None,
+    sampling: Sampling,
 ) -> None:
     """Talk with a model; /help lists the commands."""
-    sampling = sampling_arguments(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty, seed=seed,
-    )  # fmt: skip
     loaded = chosen.load()
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling})
     accept_any_bytes(sys.stdin)

@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.cli import options as opt
+from halfbyte.cli.declare import Command, takes
 from halfbyte.options import RunOptions
 
 if TYPE_CHECKING:
@@ -61,31 +60,15 @@ class Chosen:
             return load(self.model, self.run, revision=self.revision, offline=self.offline, progress=progress)
 
 
-def takes_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_model(*names: str) -> Callable[[Command], Command]:
     """Give a command the options named, in the place of its parameter `chosen`; `FILES` and `RUN` have all of them."""
     defaults = {name: option.default for name, option in RunOptions.__dataclass_fields__.items()}
-    given = {name: _FILES.get(name) or (_RUN[name], defaults[name]) for name in names}
-    mine = [
-        Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, (annotation, default) in given.items()
-    ]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def wrapper(**values: Any) -> None:
-            files = {name: values.pop(name, default) for name, (_, default) in _FILES.items()}
-            run = RunOptions(**{name: values.pop(name) for name in given if name in _RUN})
-            command(**values, chosen=Chosen(**files, run=run))
+    def chosen(values: dict[str, Any]) -> Chosen:
+        files = {name: values.get(name, default) for name, (_, default) in _FILES.items()}
+        return Chosen(**files, run=RunOptions(**{name: value for name, value in values.items() if name in _RUN}))
 
-        own = signature(command, eval_str=True).parameters.values()
-        before = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
-        at = next(i for i, each in enumerate(before) if each.name == "chosen")
-        parameters = [*before[:at], *mine, *before[at + 1 :]]
-        wrapper.__dict__["__signature__"] = signature(command).replace(parameters=parameters)
-        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
-        return wrapper
-
-    return decorate
+    return takes("chosen", {name: _FILES.get(name) or (_RUN[name], defaults[name]) for name in names}, chosen)
 
 
 @contextmanager

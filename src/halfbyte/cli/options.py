@@ -130,6 +130,20 @@ Temperature = Annotated[
         "--temperature", "-t", metavar="X", help="0 always takes the most likely token.", rich_help_panel=_SAMPLING
     ),
 ]
+DynatempRange = Annotated[
+    float,
+    typer.Option(metavar="X", help="Let the temperature vary by up to X with the entropy.", rich_help_panel=_SAMPLING),
+]
+DynatempExponent = Annotated[
+    float,
+    typer.Option(metavar="X", help="How the temperature follows the entropy: its power.", rich_help_panel=_SAMPLING),
+]
+TopNSigma = Annotated[
+    float,
+    typer.Option(
+        metavar="X", help="Drop tokens more than X standard deviations below the best logit.", rich_help_panel=_SAMPLING
+    ),
+]
 TopK = Annotated[
     int, typer.Option(metavar="N", help="Sample from the N most likely tokens; 0 for all.", rich_help_panel=_SAMPLING)
 ]
@@ -151,6 +165,32 @@ TypicalP = Annotated[
         metavar="X", help="Sample from the most typical tokens up to this total probability.", rich_help_panel=_SAMPLING
     ),
 ]
+XtcProbability = Annotated[
+    float,
+    typer.Option(metavar="X", help="Exclude the top choices with this probability.", rich_help_panel=_SAMPLING),
+]
+XtcThreshold = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        help="Probability that makes a token a top choice; the least likely of them stays.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Mirostat = Annotated[
+    int,
+    typer.Option(
+        metavar="0|2", help="2 keeps the surprise of the answer near --mirostat-tau.", rich_help_panel=_SAMPLING
+    ),
+]
+MirostatTau = Annotated[
+    float,
+    typer.Option(metavar="X", help="Surprise to aim at, in bits per token.", rich_help_panel=_SAMPLING),
+]
+MirostatEta = Annotated[
+    float,
+    typer.Option(metavar="X", help="How fast mirostat adapts.", rich_help_panel=_SAMPLING),
+]
 RepetitionPenalty = Annotated[
     float, typer.Option(metavar="X", help="Above 1, make tokens seen before less likely.", rich_help_panel=_SAMPLING)
 ]
@@ -166,9 +206,60 @@ FrequencyPenalty = Annotated[
         metavar="X", help="Subtract X from a token's logit for each time it was generated.", rich_help_panel=_SAMPLING
     ),
 ]
+RepeatLastN = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="How many of the last tokens the three penalties look at.",
+        show_default="all",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+DryMultiplier = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        help="Make tokens that continue a repetition less likely (DRY); 0 is off.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+DryBase = Annotated[
+    float,
+    typer.Option(
+        metavar="X", help="How fast the DRY penalty grows with the length of the repetition.", rich_help_panel=_SAMPLING
+    ),
+]
+DryAllowedLength = Annotated[
+    int,
+    typer.Option(metavar="N", help="Length of the shortest repetition that DRY penalizes.", rich_help_panel=_SAMPLING),
+]
+DryPenaltyLastN = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="How many of the last tokens DRY searches.", show_default="all", rich_help_panel=_SAMPLING
+    ),
+]
+DrySequenceBreaker = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text that no repetition reaches over, \\n for a line break; may be repeated; none for no such text.",
+        show_default='\\n : " *',
+        rich_help_panel=_SAMPLING,
+    ),
+]
 LogitBias = Annotated[
     list[str] | None,
     typer.Option(metavar="ID=X", help="Add X to the logit of token ID; may be repeated.", rich_help_panel=_SAMPLING),
+]
+Samplers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="The order of the samplers, separated by commas; those left out do nothing.",
+        show_default="penalties,logit_bias,dry,temperature,top_n_sigma,top_k,typical_p,top_p,min_p,xtc",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 Seed = Annotated[
     int | None,

@@ -14,7 +14,7 @@ from halfbyte.cli import options as opt
 from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import note, print_error, print_json, print_table
 from halfbyte.cli.prompts import Request, placed, read_requests, single_request
-from halfbyte.cli.sampling import sampling_arguments
+from halfbyte.cli.sampling import Sampling, takes_sampling, unsupported
 from halfbyte.errors import ContextFullError, HalfbyteError, TemplateError, UsageError
 from halfbyte.units import size
 
@@ -36,6 +36,7 @@ Prompt = Annotated[
 
 
 @takes_model(*FILES, *RUN)
+@takes_sampling("logprobs")
 def run(
     prompt: Prompt = None,
     *,
@@ -45,31 +46,16 @@ def run(
     max_tokens: opt.MaxTokens = 256,
     stop: opt.Stop = None,
     ignore_eos: opt.IgnoreEos = False,
-    temperature: opt.Temperature = 0.0,
-    top_k: opt.TopK = 0,
-    top_p: opt.TopP = 1.0,
-    min_p: opt.MinP = 0.0,
-    typical_p: opt.TypicalP = 1.0,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    presence_penalty: opt.PresencePenalty = 0.0,
-    frequency_penalty: opt.FrequencyPenalty = 0.0,
-    logit_bias: opt.LogitBias = None,
-    seed: opt.Seed = None,
+    sampling: Sampling,
     prompts: opt.Prompts = None,
     json: opt.JsonLines = False,
-    logprobs: opt.Logprobs = 0,
     stats: opt.Stats = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """Answer a prompt, or each prompt of a file."""
-    if logprobs and not json:
+    if sampling["logprobs"] and not json:
         raise UsageError("--logprobs has no effect without --json.", "Add --json.")
     requests = _requests(prompt, prompts, chosen.model, system=system, raw=raw, max_tokens=max_tokens)
-    sampling = sampling_arguments(
-        logit_bias, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty, seed=seed, logprobs=logprobs,
-    )  # fmt: skip
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
 
     start = time.perf_counter()
@@ -131,7 +117,7 @@ def _answer_all(
             rows = [[_cell(name, getattr(generation, name)) for name in FIGURES] for generation in done]
             print_table(FIGURES, rows, file=sys.stderr)
             if any(generation.logits_read_back for generation in done):
-                note("The tokens were sampled on the CPU: the GPU sampler does not support --typical-p and --logprobs.")
+                note(f"The tokens were sampled on the CPU: the GPU sampler does not support {unsupported(arguments)}.")
     if failed:
         raise typer.Exit(failed[0].exit_code)
 

@@ -1,34 +1,111 @@
-"""Sampling options as keyword arguments of `Model.stream`; those that contradict each other are refused."""
+"""Sampling options of a command as keyword arguments of `Model.stream`; those that have no effect are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from halfbyte.cli import options as opt
+from halfbyte.cli.declare import Command, takes
 from halfbyte.errors import UsageError
 
-_NEED_TEMPERATURE = {"top_k": (0, 1), "top_p": (1.0,), "min_p": (0.0,), "typical_p": (1.0,), "seed": (None,)}
-"""Options of random sampling, with the values at which they change nothing."""
+Sampling = dict[str, Any]
+
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "temperature": (opt.Temperature, 0.0), "dynatemp_range": (opt.DynatempRange, 0.0),
+    "dynatemp_exponent": (opt.DynatempExponent, 1.0), "top_n_sigma": (opt.TopNSigma, 0.0), "top_k": (opt.TopK, 0),
+    "typical_p": (opt.TypicalP, 1.0), "top_p": (opt.TopP, 1.0), "min_p": (opt.MinP, 0.0),
+    "xtc_probability": (opt.XtcProbability, 0.0), "xtc_threshold": (opt.XtcThreshold, 0.1),
+    "mirostat": (opt.Mirostat, 0), "mirostat_tau": (opt.MirostatTau, 5.0), "mirostat_eta": (opt.MirostatEta, 0.1),
+    "repetition_penalty": (opt.RepetitionPenalty, 1.0), "presence_penalty": (opt.PresencePenalty, 0.0),
+    "frequency_penalty": (opt.FrequencyPenalty, 0.0), "repeat_last_n": (opt.RepeatLastN, -1),
+    "dry_multiplier": (opt.DryMultiplier, 0.0), "dry_base": (opt.DryBase, 1.75),
+    "dry_allowed_length": (opt.DryAllowedLength, 2), "dry_penalty_last_n": (opt.DryPenaltyLastN, -1),
+    "dry_sequence_breaker": (opt.DrySequenceBreaker, None), "logit_bias": (opt.LogitBias, None),
+    "samplers": (opt.Samplers, None), "seed": (opt.Seed, None), "logprobs": (opt.Logprobs, 0),
+}  # fmt: skip
+
+_NOT_ALWAYS = ("logprobs",)
+
+_DRAWING = (
+    "dynatemp_range", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc_probability", "mirostat", "seed",
+)  # fmt: skip
+"""Options that only matter where tokens are drawn."""
+
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+_NEED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_DRAWING, ("temperature",)),
+    "dynatemp_exponent": ("dynatemp_range",),
+    "xtc_threshold": ("xtc_probability",),
+    **dict.fromkeys(("mirostat_tau", "mirostat_eta"), ("mirostat",)),
+    "repeat_last_n": _PENALTIES,
+    **dict.fromkeys(
+        ("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breaker"), ("dry_multiplier",)
+    ),
+}
+"""Options that have no effect unless one of some others is set."""
+
+_HARMLESS = {"top_k": 1}
+"""Values that mean what greedy choice does anyway."""
 
 
-def sampling_arguments(logit_bias: Sequence[str] | None = None, **values: Any) -> dict[str, Any]:
-    """The sampling options of a command line as keyword arguments.
+def takes_sampling(*more: str) -> Callable[[Command], Command]:
+    """Give a command the sampling options, and `more`, in the place of its parameter `sampling`: a `Sampling`."""
+    options = {name: option for name, option in _OPTIONS.items() if name in more or name not in _NOT_ALWAYS}
+    return takes("sampling", options, _arguments)
+
+
+def unsupported(sampling: Mapping[str, Any]) -> str:
+    """The flags of a `Sampling` that keep a device from choosing tokens itself."""
+    from halfbyte.sampling.params import SamplingParams
+
+    known = SamplingParams.__dataclass_fields__
+    params = SamplingParams(**{name: value for name, value in sampling.items() if name in known})
+    return ", ".join(map(_flag, (*params.beyond_plain, *(["logprobs"] if params.logprobs else []))))
+
+
+def _arguments(values: dict[str, Any]) -> Sampling:
+    """Options as keyword arguments.
 
     Raises:
-        UsageError: A value is out of range, a bias is not `ID=X`, or an option needs a temperature that is not set.
+        UsageError: A value is out of range or not in its form, or an option needs another one that is not set.
     """
     from halfbyte.sampling.params import SamplingParams
 
-    values["logit_bias"] = dict(map(_bias, logit_bias or ()))
-    if SamplingParams(**values).greedy:
-        for name, neutral in _NEED_TEMPERATURE.items():
-            if values[name] not in neutral:
-                flag = "--" + name.replace("_", "-")
-                raise UsageError(
-                    f"{flag} {values[name]} has no effect at temperature {values['temperature']:g}.",
-                    f"Set --temperature as well, or leave out {flag}.",
-                )
+    breakers, order = values.pop("dry_sequence_breaker"), values.pop("samplers")
+    values["logit_bias"] = dict(map(_bias, values["logit_bias"] or ()))
+    if order is not None:
+        values["samplers"] = [name.strip() for name in order.replace(";", ",").split(",")]
+    greedy = SamplingParams(**values).greedy
+    _check_needs({**values, "dry_sequence_breaker": breakers}, greedy=greedy)
+    if breakers is not None:
+        values["dry_sequence_breakers"] = [] if breakers == ["none"] else list(map(_unescaped, breakers))
     return values
+
+
+def _check_needs(values: Mapping[str, Any], *, greedy: bool) -> None:
+    def is_set(name: str) -> bool:
+        if name == "temperature":
+            return not greedy
+        return name in values and values[name] not in (_OPTIONS[name][1], _HARMLESS.get(name))
+
+    for name, needed in _NEED.items():
+        if is_set(name) and not any(map(is_set, needed)):
+            flag, other = _flag(name), _flag(needed[0])
+            value = " ".join(values[name]) if isinstance(values[name], list) else values[name]
+            lacking = f"at temperature {values['temperature']:g}" if needed == ("temperature",) else f"without {other}"
+            raise UsageError(f"{flag} {value} has no effect {lacking}.", f"Set {other} as well, or leave out {flag}.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _unescaped(text: str) -> str:
+    """A text in which `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a backslash."""
+    parts = text.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
 
 
 def _bias(text: str) -> tuple[int, float]:

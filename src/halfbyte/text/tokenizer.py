@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from halfbyte.text.definition import check_definition
 from halfbyte.text.detokenize import Detokenizer, Step, decoder_steps, spelt_in_bytes
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 from halfbyte.text.marking import Marker, without_marks
+from halfbyte.text.spelling import spellings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -35,6 +36,7 @@ class Tokenizer:
         self._compiled: dict[str, ChatTemplate] = {}
         self._growth = check_definition(files.path, files.definition)
         self._backend = _load(files)
+        self._spellings = lru_cache(maxsize=64)(self._found_spellings)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
@@ -103,6 +105,15 @@ class Tokenizer:
             return None
         text: str | None = self._backend.id_to_token(token_id)
         return text
+
+    def spellings(self, text: str) -> frozenset[tuple[int, ...]]:
+        """The sequences of tokens whose joined text contains `text`, which is not empty; see `text.spelling`.
+
+        Raises:
+            UsageError: A text that UTF-8 cannot hold.
+        """
+        self._check_text(text)
+        return self._spellings(text)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -235,6 +246,19 @@ class Tokenizer:
         backend.add_tokens([token for _, token in sorted(self._backend.get_added_tokens_decoder().items())])
         backend.encode_special_tokens = True
         return backend
+
+    def _found_spellings(self, text: str) -> frozenset[tuple[int, ...]]:
+        return spellings(text, self._words, lambda rest: tuple(self._piece_ids(rest, plain=False, is_first=False)))
+
+    @cached_property
+    def _words(self) -> tuple[tuple[int, str], ...]:
+        """Every token and its text inside a longer one: what it adds to a text that ends with a line break."""
+        lead = self.encode("\n", add_special_tokens=False)
+        ids = sorted(self._backend.get_vocab(with_added_tokens=True).values())
+        with self.blamed():
+            before: str = self._backend.decode(lead, skip_special_tokens=False)
+            texts = self._backend.decode_batch([[*lead, token] for token in ids], skip_special_tokens=False)
+        return tuple((token, text.removeprefix(before)) for token, text in zip(ids, texts, strict=True))
 
     @cached_property
     def _decoder_steps(self) -> tuple[Step, ...]:

@@ -29,12 +29,7 @@ def drawn_ids(params: SamplingParams, logits: np.ndarray, draws: int) -> set[int
 
 def kept_by(params: SamplingParams, scores: np.ndarray) -> set[int]:
     """Ids that survive the filters of `params`, in their order."""
-    sampler = Sampler(params)
-    ids, scores = np.arange(scores.size), scores / np.float32(params.temperature)
-    for keep in sampler._filters:
-        kept = keep(scores)
-        ids, scores = ids[kept], scores[kept]
-    return set(ids.tolist())
+    return set(Sampler(params).candidates(scores, [0], []).ids.tolist())
 
 
 def kept_by_transformers(processors: list, scores: np.ndarray) -> set[int]:

@@ -96,6 +96,8 @@ def test_log_probabilities_are_those_of_the_cpu(gpu: Model, cpu: Model) -> None:
         ({"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}, False),
         ({"temperature": 1.0, "typical_p": 0.7, "seed": 3}, True),
         ({"logprobs": 1}, True),
+        ({"dry_multiplier": 2.0, "repetition_penalty": 1.3, "repeat_last_n": 16}, True),
+        ({"temperature": 1.0, "mirostat": 2, "mirostat_tau": 1.5, "xtc_probability": 0.5, "seed": 3}, True),
     ],
 )
 def test_the_same_tokens_as_the_cpus(gpu: Model, cpu: Model, options: dict[str, Any], read_back: bool) -> None:

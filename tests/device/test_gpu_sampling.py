@@ -175,4 +175,7 @@ def test_tokens_that_nobody_reads_leave_the_gpu_ready(gpu: GpuExecutor) -> None:
 def test_what_the_gpu_cannot_choose_it_says(gpu: GpuExecutor) -> None:
     assert gpu.draws(SamplingParams(temperature=1.0, top_k=5, seed=1))
     assert not gpu.draws(SamplingParams(temperature=1.0, typical_p=0.9))
+    assert not gpu.draws(SamplingParams(temperature=1.0, top_n_sigma=1.0))
+    assert not gpu.draws(SamplingParams(presence_penalty=1.0, repeat_last_n=64))
+    assert not gpu.draws(SamplingParams(temperature=0.5, top_p=0.9, samplers=["top_p", "temperature"]))
     assert not gpu.draws(SamplingParams(logprobs=3))

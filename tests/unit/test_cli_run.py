@@ -6,16 +6,19 @@ import io
 import json
 import os
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from halfbyte.cli import options as opt
 from halfbyte.cli.prompts import single_request
 from halfbyte.errors import ContextFullError, DeviceError
 from halfbyte.options import RunOptions
+from halfbyte.prompts import BREAKERS
+from halfbyte.sampling.params import SAMPLERS, SamplingParams
 from tests.unit.cli_fakes import FakeStream, error_lines, halfbyte, use_fake
 
 FIGURES = ["prompt_tokens", "new_tokens", "prefill_ms", "ms_per_token", "tokens_per_s", "total_s"]
@@ -50,7 +53,11 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
         "--activations f32 --threads 3 --batch-tokens 64 --cache-tokens 1024 --system S -n 9 --stop END --stop ### "
         "--ignore-eos -t 0.7 --top-k 40 "
         "--top-p 0.9 --min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 "
-        "--frequency-penalty 0.3 --logit-bias 5=-1.5 --logit-bias 6=2 --seed 11 --json --logprobs 2"
+        "--frequency-penalty 0.3 --logit-bias 5=-1.5 --logit-bias 6=2 --seed 11 --json --logprobs 2 "
+        "--dynatemp-range 0.2 --dynatemp-exponent 1.5 --top-n-sigma 2 --xtc-probability 0.4 --xtc-threshold 0.2 "
+        "--mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 --repeat-last-n 64 --dry-multiplier 0.8 --dry-base 1.5 "
+        "--dry-allowed-length 3 --dry-penalty-last-n 512 --dry-sequence-breaker \\n --dry-sequence-breaker a\\\\n "
+        "--samplers penalties,dry;xtc,typical_p,min_p,top_n_sigma,top_p,top_k,temperature"
     )
     assert halfbyte(*arguments.split()).exit_code == 0
     run = RunOptions(
@@ -61,7 +68,32 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
         "system": "S", "max_tokens": 9, "stop": ("END", "###"), "raw": False, "ignore_eos": True, "temperature": 0.7,
         "top_k": 40, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.8, "repetition_penalty": 1.1, "presence_penalty": 0.2,
         "frequency_penalty": 0.3, "logit_bias": {5: -1.5, 6: 2.0}, "seed": 11, "logprobs": 2,
+        "dynatemp_range": 0.2, "dynatemp_exponent": 1.5, "top_n_sigma": 2.0, "xtc_probability": 0.4,
+        "xtc_threshold": 0.2, "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "repeat_last_n": 64,
+        "dry_multiplier": 0.8, "dry_base": 1.5, "dry_allowed_length": 3, "dry_penalty_last_n": 512,
+        "dry_sequence_breakers": ["\n", "a\\n"],
+        "samplers": [
+            "penalties", "dry", "xtc", "typical_p", "min_p", "top_n_sigma", "top_p", "top_k", "temperature"
+        ],
     }  # fmt: skip
+
+
+def test_none_is_no_sequence_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"])
+    assert halfbyte("run", "x", "--dry-multiplier", "1", "--dry-sequence-breaker", "none").exit_code == 0
+    assert model.asked[0][1]["dry_sequence_breakers"] == []
+
+
+def test_sampling_options_left_out_are_the_librarys_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"], ["x"])
+    halfbyte("run", "x")
+    halfbyte("chat", stdin="x\n")
+    known = {field.name for field in fields(SamplingParams)}
+    for _, options in model.asked:
+        assert SamplingParams(**{name: options[name] for name in known & options.keys()}) == SamplingParams()
+        assert not {"samplers", "dry_sequence_breakers"} & options.keys()
+    assert opt.Samplers.__metadata__[0].show_default == ",".join(SAMPLERS)
+    assert opt.DrySequenceBreaker.__metadata__[0].show_default == " ".join(BREAKERS).replace("\n", "\\n")
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("run", "-")])

@@ -56,6 +56,14 @@ def test_typed_options_are_all_that_there_are() -> None:
         (PROMPT, {"temp": 0.7}, "there is no option 'temp'. Did you mean temperature?"),
         (PROMPT, {"max_new_tokens": 5}, "there is no option 'max_new_tokens'. Did you mean max_tokens?"),
         (PROMPT, {"temperatur": 1}, "Did you mean temperature?"),
+        (PROMPT, {"typ_p": 0.9}, "Did you mean typical_p?"),
+        (PROMPT, {"penalty_last_n": 64}, "Did you mean repeat_last_n?"),
+        (PROMPT, {"mirostat_lr": 0.1}, "Did you mean mirostat_eta?"),
+        (PROMPT, {"samplers": ["tfs_z"]}, "there is no sampler 'tfs_z'. Known are penalties, logit_bias, dry"),
+        (PROMPT, {"dry_sequence_breakers": None}, "dry_sequence_breakers is None. Give a text, or a list of texts"),
+        (PROMPT, {"dry_sequence_breakers": ["a", ""]}, "dry_sequence_breakers is ['a', '']."),
+        (PROMPT, {"dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers has a text of 41 characters."),
+        (PROMPT, {"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers has 65 texts."),
         (PROMPT, {"temperature": "hot"}, "temperature must be a number between 0 and 100 (got 'hot')."),
         (PROMPT, {"max_tokens": 1.5}, "max_tokens must be a whole number of at least 1 (got 1.5)."),
         (PROMPT, {"max_tokens": "9"}, "max_tokens must be a whole number of at least 1 (got '9')."),
@@ -97,6 +105,21 @@ def test_tools_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch)
     model.chat([{"role": "user", "content": PROMPT}], tools=tools, max_tokens=1)
     model.generate(PROMPT, tools=tools, max_tokens=1)
     assert seen == [tools, tools]
+
+
+def test_repetitions_are_broken_where_texts_say(model: Model) -> None:
+    """The pocket model goes on with a list of commands, one like the other, as long as nothing keeps it from that."""
+
+    def answer(**options: Any) -> tuple[int, ...]:
+        return model.generate("tar -xf archive.tar\n" * 4, raw=True, max_tokens=12, **options).token_ids
+
+    plain, unbroken = answer(), answer(dry_multiplier=2.0, dry_sequence_breakers=[])
+    assert len({plain, unbroken, answer(dry_multiplier=2.0)}) == 3
+    assert answer(dry_multiplier=2.0, dry_sequence_breakers=" ") == plain, "no repetition reaches over a space"
+    assert answer(dry_multiplier=2.0, dry_sequence_breakers=["\n", ":", '"', "*"]) == answer(dry_multiplier=2.0)
+    spaces = model.tokenizer.spellings(" ")
+    assert answer(dry_multiplier=2.0, dry_sequence_breakers=[], dry_breaker_ids=spaces) == plain
+    assert answer(dry_sequence_breakers=[]) == plain
 
 
 def test_a_full_context_ends_the_answer_and_keeps_it() -> None:

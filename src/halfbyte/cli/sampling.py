@@ -8,6 +8,7 @@ from typing import Any
 from halfbyte.cli import options as opt
 from halfbyte.cli.declare import Command, takes
 from halfbyte.errors import UsageError
+from halfbyte.prompts import sequence_breakers
 
 Sampling = dict[str, Any]
 
@@ -80,7 +81,8 @@ def _arguments(values: dict[str, Any]) -> Sampling:
     greedy = SamplingParams(**values).greedy
     _check_needs({**values, "dry_sequence_breaker": breakers}, greedy=greedy)
     if breakers is not None:
-        values["dry_sequence_breakers"] = [] if breakers == ["none"] else list(map(_unescaped, breakers))
+        texts = [] if breakers == ["none"] else list(map(_unescaped, breakers))
+        values["dry_sequence_breakers"] = sequence_breakers(texts)
     return values
 
 

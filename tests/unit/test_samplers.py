@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from halfbyte.errors import UsageError
 from halfbyte.sampling.candidates import Candidates
+from halfbyte.sampling.dry import suffix_lengths
 from halfbyte.sampling.filters import XTC_STREAM, xtc
 from halfbyte.sampling.noise import BITS, coin, uniform_bits
 from halfbyte.sampling.params import OTHER_NAMES, SAMPLERS, SamplingParams
@@ -121,6 +122,25 @@ def test_a_long_repetition_is_ruled_out_without_overflow() -> None:
     assert found == pytest.approx({0: 0, 1: 0.5, 2: 0.5})
     only = Sampler(drawing(dry_multiplier=100, dry_base=100, samplers=["top_k", "dry"], top_k=1))
     assert only.sample(logits_of(0.6, 0.3, 0.1), [0, 1] * 2000, []).id == 0
+
+
+def test_the_longest_repetitions_take_no_longer_than_others() -> None:
+    """Not by the clock: each token of a long prompt is compared a few times at most."""
+
+    class Counted(int):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = int.__hash__
+
+    for period in (1, 2, 100):
+        Counted.compared = 0
+        tokens = [Counted(place % period) for place in range(3000)]
+        assert suffix_lengths(tokens).tolist() == [end + 1 if (2999 - end) % period == 0 else 0 for end in range(2999)]
+        assert Counted.compared < 2 * 3000
 
 
 def test_greedy_choice_listens_to_dry() -> None:

@@ -6,7 +6,8 @@ The method is p-e-w's (text-generation-webui, pull request 5677). Sequence break
 from __future__ import annotations
 
 import math
-from array import array
+from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,15 +19,16 @@ _MOST = 1e30
 
 
 class Dry:
-    """Penalizes continued repetitions; reads the tokens as they come."""
+    """Penalizes continued repetitions. Reads the tokens as they come, in time that grows with the window only."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
-        breakers = params.dry_breaker_ids
-        self._breakers = frozenset(each if isinstance(each, tuple) else (each,) for each in breakers)
-        self._lengths = sorted({len(each) for each in self._breakers})
-        self._tokens = array("q")
-        self._unbroken = 0
+        self._breakers = frozenset(each if isinstance(each, tuple) else (each,) for each in params.dry_breaker_ids)
+        self._breaker_lengths = sorted({len(each) for each in self._breakers})
+        self._recent = deque[int](maxlen=max(self._breaker_lengths, default=0))
+        self._num_read = self._unbroken = 0
+        self._window: Indices = np.empty(0, np.int64)
+        self._lengths: Indices = np.empty(0, np.int64)
         growth = math.log(params.dry_base)
         self._longest = params.dry_allowed_length + (math.ceil(math.log(_MOST) / growth) if growth else 0)
 
@@ -43,34 +45,54 @@ class Dry:
         return candidates.rescored(scores)
 
     def _read(self, place: Place) -> None:
-        """Take the tokens that have come since; count those since the last breaker."""
-        for token in (token for part in place.between(len(self._tokens), place.position) for token in part):
-            self._tokens.append(token)
-            broken = any(tuple(self._tokens[-length:]) in self._breakers for length in self._lengths)
+        """Take the tokens that have come since the last call."""
+        prompt, answer = place.between(self._num_read, place.position)
+        fresh = [*prompt, *answer]
+        for token in fresh:
+            self._recent.append(token)
+            recent = tuple(self._recent)
+            broken = any(recent[-length:] in self._breakers for length in self._breaker_lengths)
             self._unbroken = 0 if broken else self._unbroken + 1
+        if not self._num_read:
+            seen = fresh[-self._params.dry_penalty_last_n :] if self._params.dry_penalty_last_n > 0 else fresh
+            self._window, self._lengths = np.array(seen, np.int64), suffix_lengths(seen)
+        else:
+            for token in fresh:
+                self._append(token)
+        self._num_read = place.position
+
+    def _append(self, token: int) -> None:
+        self._lengths = np.where(self._window == token, np.append(0, self._lengths) + 1, 0)
+        self._window = np.append(self._window, token)
+        size = self._params.dry_penalty_last_n
+        if 0 < size < self._window.size:
+            self._window, self._lengths = self._window[1:], self._lengths[1:]
+            self._lengths = np.minimum(self._lengths, np.arange(1, size))
 
     def _continuations(self) -> tuple[Indices, Indices]:
         """Tokens that would go on with a repetition, and how many tokens of it are there already."""
-        last_n = self._params.dry_penalty_last_n
-        tokens = np.frombuffer(self._tokens, np.int64)[-last_n if last_n > 0 else 0 :]
-        lengths = repeated(tokens, min(self._unbroken, self._longest))
+        lengths = np.minimum(self._lengths, min(self._unbroken, self._longest))
         ends = np.flatnonzero(lengths >= self._params.dry_allowed_length)
-        found, which = np.unique(tokens[ends + 1], return_inverse=True)
+        found, which = np.unique(self._window[ends + 1], return_inverse=True)
         longest = np.zeros(found.size, np.int64)
         np.maximum.at(longest, which, lengths[ends])
         free = np.array([(token,) in self._breakers for token in found.tolist()], bool)
         return found[~free], longest[~free]
 
 
-def repeated(tokens: Indices, most: int) -> Indices:
-    """For each token but the last: how many tokens, up to `most`, ending there are also the last ones of all."""
-    last = tokens.size - 1
-    lengths = np.zeros(last, np.int64)
-    ends = np.flatnonzero(tokens[:last] == tokens[last]) if most else np.empty(0, np.int64)
-    length = 1
-    while ends.size:
-        lengths[ends] = length
-        ends = ends[ends >= length] if length < most else ends[:0]
-        ends = ends[tokens[ends - length] == tokens[last - length]]
-        length += 1
-    return lengths
+def suffix_lengths(tokens: Sequence[int]) -> Indices:
+    """For each token but the last: how many tokens, ending with it, are also the last ones of all.
+
+    This is the Z-algorithm (Gusfield 1997), from the end: its time grows with the number of tokens.
+    """
+    text = tokens[::-1]
+    found = [0] * len(text)
+    left = right = 0  # text[left:right], the match that reaches farthest, equals text[: right - left]
+    for place in range(1, len(text)):
+        size = min(found[place - left], right - place) if place < right else 0
+        while place + size < len(text) and text[size] == text[place + size]:
+            size += 1
+        found[place] = size
+        if place + size > right:
+            left, right = place, place + size
+    return np.array(found[:0:-1], np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import TypedDict
 
@@ -129,8 +130,8 @@ _BIAS_RANGE = (-100.0, 100.0)
 class SamplingParams:
     """How the next token is chosen. The default is greedy.
 
-    Samplers work one after the other, in the order of `samplers`, each on what the one before left: first the changes
-    of logits, then the temperature, then the filters. At last a token is drawn from what is left.
+    Samplers work one after the other, in the order of `samplers`, each on what the one before left. By default these
+    are the changes of logits, then the temperature, then the filters. At last a token is drawn from what is left.
 
     Attributes:
         temperature: What logits are divided by; 0 takes the most likely token, whatever the filters say.
@@ -242,7 +243,7 @@ class SamplingParams:
         """Whether a device's own sampler is enough: see `beyond_plain`. What `logprobs` asks does not count."""
         return not self.beyond_plain
 
-    @property
+    @cached_property
     def beyond_plain(self) -> tuple[str, ...]:
         """The settings that only the host's sampler follows.
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from halfbyte.sampling.candidates import Candidates, Float32, Indices, Place
-from halfbyte.sampling.filters import weights
 from halfbyte.sampling.params import GREEDY_BELOW, SamplingParams
 
 _SEEN, _ANSWERED = 0, 1
@@ -98,6 +97,7 @@ class Temperature:
 
 def _entropy(scores: Float32) -> float:
     """Of the distribution that scores stand for, in nats."""
-    found = weights(scores).astype(np.float64)
-    probabilities = found[found > 0] / found.sum()
-    return float(-(probabilities * np.log(probabilities)).sum())
+    logs = np.maximum(scores - scores.max(), np.float32(-1000))  # where the weight is 0, and its product too
+    found = np.exp(logs)
+    total = found.sum(dtype=np.float64)
+    return float(np.log(total) - (found * logs).sum(dtype=np.float64) / total)

@@ -389,6 +389,7 @@ PLAIN: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_k": 40, "samplers": ["top_k", "temperature"]},
     {"typical_p": 0.5, "mirostat": 2, "xtc_probability": 1, "dynatemp_range": 1},
     {"repeat_last_n": 5, "dry_multiplier": 1, "dry_penalty_last_n": 0},
+    {"repetition_penalty": 1.5, "repeat_last_n": -1},
 ]
 BEYOND: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"temperature": 1, "typical_p": 0.5}, ("typical_p",)),
@@ -397,6 +398,7 @@ BEYOND: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"temperature": 1, "dynatemp_range": 1}, ("dynatemp_range",)),
     ({"temperature": 1, "mirostat": 2}, ("mirostat",)),
     ({"presence_penalty": 1, "repeat_last_n": 5}, ("repeat_last_n",)),
+    ({"presence_penalty": 1, "repeat_last_n": 0}, ("repeat_last_n",)),
     ({"temperature": 0.5, "top_k": 40, "samplers": ["top_k", "temperature"]}, ("samplers",)),
     ({"repetition_penalty": 1.5, "logit_bias": {1: 1}, "samplers": ["penalties"]}, ("samplers",)),
 ]

@@ -37,9 +37,7 @@ _OTHER_SAMPLERS = {
 """What other programs call samplers of an order."""
 
 _ACTS: Mapping[str, Callable[[SamplingParams], bool]] = {
-    "penalties": lambda p: p.repeat_last_n != 0 and (
-        p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
-    ),
+    "penalties": lambda p: p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0,
     "logit_bias": lambda p: bool(p.logit_bias),
     "dry": lambda p: p.dry_multiplier > 0 and p.dry_penalty_last_n != 0,
     "temperature": lambda p: p.temperature != 1 or p.dynatemp_range > 0,
@@ -254,7 +252,7 @@ class SamplingParams:
         plain = [name for name in active if name in _PLAIN]
         found = {_SETTINGS.get(name, name): name not in _PLAIN for name in active} | {
             "dynatemp_range": "temperature" in active and self.dynatemp_range > 0,
-            "repeat_last_n": "penalties" in active and self.repeat_last_n > 0,
+            "repeat_last_n": "penalties" in active and self.repeat_last_n >= 0,
             "mirostat": self.uses_mirostat,
             "samplers": plain != sorted(plain, key=SAMPLERS.index),
         }

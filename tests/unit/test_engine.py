@@ -146,6 +146,26 @@ def test_a_seed_gives_the_same_text_in_any_company() -> None:
     assert expected != answer(PROMPT, plan_of(), max_tokens=12)
 
 
+def test_what_samplers_remember_outlives_giving_way() -> None:
+    sampling = SamplingParams(
+        temperature=1, seed=11, mirostat=2, mirostat_tau=2, mirostat_eta=0.5, xtc_probability=0.5, dry_multiplier=1,
+        presence_penalty=1, repeat_last_n=8,
+    )  # fmt: skip
+    plan = plan_of(sequences=2, window=40, spare_blocks=0)
+    prompt = [1] * 8
+    expected = [output.token_id for output in outputs_of(engine_of(plan)[0], prompt, sampling, max_tokens=20)]
+    engine, _ = engine_of(plan)
+    engine.submit([0] * 8, GREEDY, max_tokens=20)
+    youngest = engine.submit(prompt, sampling, max_tokens=20)
+    gave_way_at = set()
+    while not youngest.finished:
+        engine.step()
+        if youngest.status == "waiting":
+            gave_way_at.add(len(youngest.generated_ids))
+    assert gave_way_at - {0}
+    assert youngest.generated_ids == expected
+
+
 def test_the_stop_token_is_the_last_token() -> None:
     plan = plan_of()
     expected = answer(PROMPT, plan, max_tokens=12)

@@ -1,0 +1,108 @@
+"""Several answers of one model at once: many prompts, coroutines, readers that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+import halfbyte
+from halfbyte import Model
+from halfbyte.errors import ContextFullError, UsageError
+
+NAMES = ("ls", "grep", "tar", "sed", "awk", "cut", "sort")
+PROMPTS = [f"What does {name} do?" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with halfbyte.load(threads=1, context=256, sequences=4) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> list[str]:
+    return [model.generate(prompt, max_tokens=20).text for prompt in PROMPTS]
+
+
+def test_many_prompts_are_answered_in_their_order(model: Model, alone: list[str]) -> None:
+    assert [answer.text for answer in model.generate_many(PROMPTS, max_tokens=20)] == alone
+    assert model.engine.idle
+
+
+def test_prompts_may_come_from_an_iterator_without_an_end(model: Model, alone: list[str]) -> None:
+    def endless() -> Iterator[str]:
+        while True:
+            yield from PROMPTS
+
+    answers = model.generate_many(endless(), max_tokens=20)
+    assert [next(answers).text for _ in range(10)] == (alone * 2)[:10]
+    answers.close()
+    assert model.engine.idle
+
+
+def test_a_prompt_that_cannot_be_answered_ends_the_others(model: Model) -> None:
+    with pytest.raises(ContextFullError):
+        list(model.generate_many([PROMPTS[0], "ls " * 400], max_tokens=20))
+    assert model.engine.idle
+    assert list(model.generate_many([])) == []
+    with pytest.raises(UsageError, match="there is no option 'max_tokns'"):
+        list(model.generate_many(PROMPTS, max_tokns=3))
+
+
+def test_an_answer_begun_early_waits_whole(model: Model, alone: list[str]) -> None:
+    begun = [model.submit(prompt, max_tokens=20) for prompt in PROMPTS]
+    assert [stream.whole().text for stream in reversed(begun)] == alone[::-1]
+
+
+def test_coroutines_share_the_model(model: Model, alone: list[str]) -> None:
+    async def streamed(prompt: str) -> str:
+        return "".join([token.text async for token in model.astream(prompt, max_tokens=20)])
+
+    async def everything() -> tuple[list[str], list[str]]:
+        texts = await asyncio.gather(*map(streamed, PROMPTS))
+        answers = await asyncio.gather(*(model.agenerate(prompt, max_tokens=20) for prompt in PROMPTS))
+        return list(texts), [answer.text for answer in answers]
+
+    assert asyncio.run(everything()) == (alone, alone)
+
+
+def test_a_task_that_is_cancelled_cancels_its_answer(model: Model, alone: list[str]) -> None:
+    async def cancelled() -> str:
+        task = asyncio.create_task(model.agenerate(PROMPTS[0], max_tokens=200, ignore_eos=True))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return (await model.agenerate(PROMPTS[1], max_tokens=20)).text
+
+    assert asyncio.run(cancelled()) == alone[1]
+    assert model.engine.idle
+
+
+def test_errors_reach_the_coroutine(model: Model) -> None:
+    async def refused() -> None:
+        await model.agenerate("ls " * 400)
+
+    with pytest.raises(ContextFullError):
+        asyncio.run(refused())
+
+
+def test_an_event_loop_that_ends_early_harms_nobody(model: Model, alone: list[str]) -> None:
+    async def first() -> str:
+        async with model.astream(PROMPTS[0], max_tokens=200, ignore_eos=True) as stream:
+            async for token in stream:
+                return token.text
+        return ""
+
+    stream = model.astream(PROMPTS[0], max_tokens=60, ignore_eos=True)
+
+    async def begun() -> None:
+        await stream.__anext__()
+
+    asyncio.run(begun())
+    assert asyncio.run(first())
+    assert model.generate(PROMPTS[1], max_tokens=20).text == alone[1]
+    asyncio.run(stream.aclose())
+    assert model.engine.idle

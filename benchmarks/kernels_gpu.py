@@ -87,8 +87,8 @@ def decode(run: GpuExecutor, context: int, tokens: int, *, each: bool = False) -
 
 def kinds(program: BoundProgram, extent: Extent) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = defaultdict(list)
-    for dispatch, command in zip(program.dispatches, program.commands(extent), strict=True):
-        found[dispatch.label].append((dispatch, command))
+    for command in program.commands(extent):
+        found[command.dispatch.label].append((command.dispatch, command))
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from halfbyte.gpu.lowering.builder import Bound, Builder
-from halfbyte.gpu.lowering.program import Dispatch, KeySplits, Ref, ceil_div, grid
+from halfbyte.gpu.lowering.program import Axis, Dispatch, KeySplits, Ref, ceil_div, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PartialAttention
 from halfbyte.gpu.shaders import rules
 from halfbyte.plan import ops
@@ -46,7 +46,7 @@ def lower_heads(step: _HeadsOp, b: Builder) -> None:
 
 
 def lower_attention(step: ops.Attention, b: Builder) -> None:
-    """Attention of few tokens, split along the keys, or of many, in tiles."""
+    """Attention of few tokens, split along the keys, or of more, with prompts in tiles."""
     constants = {
         **_cache_constants(step, b),
         "WINDOW": step.window or 0,
@@ -54,7 +54,7 @@ def lower_attention(step: ops.Attention, b: Builder) -> None:
         "SOFTCAP": step.softcap or 0,
         "Q_ROW": b.values[step.q].stride,
     }
-    (_lower_split if b.section.columns else _lower_tiled)(step, constants, b)
+    (_lower_split if b.section.vectors else _lower_mixed)(step, constants, b)
 
 
 def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
@@ -108,41 +108,77 @@ def _cache_buffers(step: ops.KvWrite | ops.RopeKvWrite | ops.Attention) -> _Buff
 
 
 def _lower_split(step: ops.Attention, constants: _Constants, b: Builder) -> None:
-    config = b.context.config
+    """Attention of every token, split along the keys; of one token with what comes before and after."""
     merging = b.index in b.schedule.merging
-    sizes = [_sizes(step, long=long, left=merging and not long, b=b) for long in _lengths(step, b)]
-    finish = all(_finishes(step.head_dim, each["SLICE"], b) for each in sizes)
-    parts = b.section.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
-    partial, weight = b.take(parts * constants["HDP"] * 4), b.take(parts * 8)
-    bound: _Buffers = {**_cache_buffers(step), "q": b.values[step.q].f32, "partial": partial, "weight": weight}
+    sizes = [
+        _sizes(step, b, columns=b.section.columns, long=long, left=merging and not long) for long in _lengths(step, b)
+    ]
     rope = b.section.steps[b.schedule.rotating[b.index]] if b.index in b.schedule.rotating else None
+    bound: _Buffers = {}
     if isinstance(rope, ops.RopeKvWrite):
         constants |= _rotation(rope, sizes[0]["RL"], b)
         bound |= _rotation_buffers(rope, b)
     f32, int8 = b.schedule.forms(step.out)
     value = b.value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-    constants |= {"FUSED": bool(rope), "FINISH": finish, "STRIDE4": value.stride // 4, "OUT": f32, "EMIT": int8}
+    _add_split(step, {**constants, "FUSED": bool(rope)}, sizes, bound, value, b, Split(b.section.capacity, b.tokens))
+
+
+def _lower_mixed(step: ops.Attention, constants: _Constants, b: Builder) -> None:
+    """Attention of decodes, split along the keys, then of the tokens of prompts, in tiles.
+
+    Where there is one sequence, several tokens are a prompt's.
+    """
+    value = b.value(step.out, step.heads * step.head_dim)
+    most = min(b.section.capacity, b.context.plan.sequences)
+    if most > 1:
+        sizes = [_sizes(step, b, columns=min(most, rules.FEW_ROWS), long=True, left=False)]
+        _add_split(step, {**constants, "FUSED": False}, sizes, {}, value, b, Split(most, b.decodes))
+    _add_tiled(step, constants, value, b)
+
+
+class Split(NamedTuple):
+    """Which tokens attention is split for: at most so many, and a workgroup for each in a batch."""
+
+    capacity: int
+    tokens: Axis
+
+
+def _add_split(
+    step: ops.Attention,
+    constants: _Constants,
+    sizes: list[_Constants],
+    bound: _Buffers,
+    value: DeviceTensor,
+    b: Builder,
+    split: Split,
+) -> None:
+    config, merging = b.context.config, b.index in b.schedule.merging
+    finish = all(_finishes(step.head_dim, each["SLICE"], b) for each in sizes)
+    parts = split.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
+    partial, weight = b.take(parts * constants["HDP"] * 4), b.take(parts * 8)
+    constants |= {"FINISH": finish, "STRIDE4": value.stride // 4, "OUT": bool(value.f32), "EMIT": bool(value.x8)}
+    bound |= {**_cache_buffers(step), "q": b.values[step.q].f32, "partial": partial, "weight": weight}
     bound |= {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
     if finish:
-        bound["arrived"] = b.counters(b.section.capacity * max(step.kv_heads * each["SLICES"] for each in sizes))
+        bound["arrived"] = b.counters(split.capacity * max(step.kv_heads * each["SLICES"] for each in sizes))
     if merging and finish:
         most_keys = config.long_keys if len(sizes) > 1 else None
         value.splits = PartialAttention(partial, weight, _left({**constants, **sizes[0]}), most_keys)
         sizes[0]["FINISH"] = False
-    made = [_dispatches(step, {**constants, **each}, bound, value, b) for each in sizes]
+    made = [_dispatches(step, {**constants, **each}, bound, value, b, split) for each in sizes]
     for short, long in zip(made[0], made[-1], strict=True):
         b.dispatches.append(short if long is short else replace(short, long=long, long_keys=config.long_keys))
     for ref in () if value.splits else (partial, weight):
         b.give_back(ref)
 
 
-def _sizes(step: ops.Attention, *, long: bool, left: bool, b: Builder) -> _Constants:
+def _sizes(step: ops.Attention, b: Builder, *, columns: int, long: bool, left: bool) -> _Constants:
     return rules.attend(
         b.context.config,
         heads=step.heads,
         kv_heads=step.kv_heads,
         head_dim=step.head_dim,
-        columns=b.section.columns,
+        columns=columns,
         long=long,
         left=left,
         cache=b.context.plan.tensors[step.k_cache].dtype,
@@ -159,17 +195,17 @@ def _lengths(step: ops.Attention, b: Builder) -> list[bool]:
 
 
 def _dispatches(
-    step: ops.Attention, constants: _Constants, bound: Bound, value: DeviceTensor, b: Builder
+    step: ops.Attention, constants: _Constants, bound: Bound, value: DeviceTensor, b: Builder, split: Split
 ) -> list[Dispatch]:
-    """Attention of few tokens, and the merging of its splits where that is a dispatch of its own."""
+    """Attention in splits, and the merging of its splits where that is a dispatch of its own."""
     splits = KeySplits(constants["CHUNK"], constants["SPLIT_CHUNKS"], step.window or 0, constants["MAX_SPLITS"])
-    where = grid(step.kv_heads * constants["SLICES"], splits, b.tokens)
+    where = grid(step.kv_heads * constants["SLICES"], splits, split.tokens)
     attend = b.dispatch("attend", constants, bound, where, "attend")
     if constants["FINISH"] or value.splits:
         return [attend]
     sizes = rules.merge(b.context.config, width=value.width, int8=bool(value.x8), columns=b.section.columns)
     groups = ceil_div(value.stride // 4, sizes["WG"])
-    return [attend, b.dispatch("merge", {**constants, **sizes}, bound, grid(groups, b.tokens), "merge")]
+    return [attend, b.dispatch("merge", {**constants, **sizes}, bound, grid(groups, split.tokens), "merge")]
 
 
 def _finishes(head_dim: int, slice_: int, b: Builder) -> bool:
@@ -184,7 +220,7 @@ def _left(constants: _Constants) -> _Constants:
     }
 
 
-def _lower_tiled(step: ops.Attention, constants: _Constants, b: Builder) -> None:
+def _add_tiled(step: ops.Attention, constants: _Constants, value: DeviceTensor, b: Builder) -> None:
     sizes = rules.attend_tiled(
         b.context.config,
         head_dim=step.head_dim,
@@ -193,7 +229,6 @@ def _lower_tiled(step: ops.Attention, constants: _Constants, b: Builder) -> None
         window=step.window or 0,
         cache=b.context.plan.tensors[step.k_cache].dtype,
     )
-    value = b.value(step.out, step.heads * step.head_dim)
     bound = {**_cache_buffers(step), "q": b.values[step.q].f32, "out": value.f32}
-    where = grid(step.heads, b.row_steps(step=sizes["ROWS"]))
-    b.add("attend_tiled", {**constants, **sizes, "STRIDE": value.stride}, bound, where, "attend")
+    where = grid(step.heads, Axis(count="prompts", step=sizes["ROWS"]))
+    b.add("attend_tiled", {**constants, **sizes, "STRIDE": value.stride}, bound, where, "attend prompts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ class Builder:
     """Builds the program of a section.
 
     Args:
-        name: The program's; its buffers are called after it.
+        name: The program's. Its scratch buffers are called after what comes before the first dot, by which it shares
+            them with other programs: those run one after the other, and leave each other nothing but outputs.
         inputs: Values made by other programs.
 
     Attributes:
@@ -36,10 +38,10 @@ class Builder:
         self.values: dict[str, DeviceTensor] = dict(inputs)
         self.dispatches: list[Dispatch] = []
         self.index = self.head = 0
-        self._name = name
+        self._family = name.partition(".")[0]
         self._inputs = frozenset(inputs)
         self._free: dict[int, list[Ref]] = {}
-        self._made = 0
+        self._made = Counter[tuple[str, int]]()
         self._counters: Ref | None = None
 
     @property
@@ -51,6 +53,11 @@ class Builder:
     def tokens(self) -> Axis:
         """One workgroup for each token."""
         return Axis(count="tokens")
+
+    @property
+    def decodes(self) -> Axis:
+        """One workgroup for each token that is alone of its sequence."""
+        return Axis(count="decodes")
 
     def row_steps(self, base: int = 1, step: int = 1) -> Axis:
         """Workgroups for every `step` of this section's rows: tokens, or rows of logits."""
@@ -72,8 +79,8 @@ class Builder:
         return self._counters
 
     def _buffer(self, kind: Any, nbytes: int) -> Ref:
-        self._made += 1
-        return self.context.buffer(Ref(kind, f"{self._name}/{self._made}"), nbytes)
+        self._made[kind, nbytes] += 1
+        return self.context.buffer(Ref(kind, f"{self._family}/{kind}/{nbytes}/{self._made[kind, nbytes]}"), nbytes)
 
     def value(
         self, name: str, width: int, *, f32: bool = True, int8: bool = False, eps: float | None = None

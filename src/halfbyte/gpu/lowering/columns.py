@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-COLUMNS = (1, 2, 4, 8)
-"""Token counts with matrix × vector kernels of their own; beyond, matrix × matrix."""
+COLUMNS = (1, 2, 4, 8, 16, 32, 64)
+"""Rows that have kernels of their own: up to 8 matrix × vector, then matrix × matrix; beyond, those for many."""
 ROW_TILE = 64
 """Rows of x that a matrix × matrix tile may touch: capacities are rounded up to it."""
 
 
 def columns_for(count: int) -> int:
-    """The fewest columns of a kernel that hold `count`; 0 where matrix × matrix begins."""
+    """The fewest rows with kernels of their own that hold `count`; 0 where there are more."""
     return next((columns for columns in COLUMNS if count <= columns), 0)
 
 

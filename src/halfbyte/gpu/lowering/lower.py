@@ -2,8 +2,8 @@
 
     steps ──passes──▶ Schedule ──ops, norms, products, attention──▶ Dispatches ──▶ Program
 
-One plan is lowered several times over the same weights and caches: for one token, for a few (matrix × vector), and
-for many (matrix × matrix). What a step leaves behind is a `DeviceTensor`: float32, or int8 blocks where only matrices
+One plan is lowered several times over the same weights and caches: for one token, for a few (matrix × vector), for
+more, and for many (matrix × matrix, in tiles made for so many rows or in tiles of 64). What a step leaves behind is a `DeviceTensor`: float32, or int8 blocks where only matrices
 in packed formats read it, or both.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from halfbyte.errors import DeviceError
 from halfbyte.gpu.lowering.builder import Builder
-from halfbyte.gpu.lowering.columns import capacity, columns_for
+from halfbyte.gpu.lowering.columns import COLUMNS, capacity, columns_for
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
@@ -104,7 +104,7 @@ class Lowerer:
         """Every program that batches of the plan can take."""
         plan = self.context.plan
         yield SINGLE
-        bodies = [2, 4, 8, plan.tokens]
+        bodies = [*COLUMNS, plan.tokens]
         for tokens in sorted({min(count, plan.tokens) for count in bodies} - {1}):
             yield body_name(tokens)
             yield from dict.fromkeys(head_name(tokens, rows) for rows in range(1, min(tokens, plan.rows) + 1))

@@ -24,6 +24,8 @@ from halfbyte.gpu.shaders import rules
 from halfbyte.plan import ops
 
 Product = ops.Linear | ops.GatedLinear
+MOST_VECTORS = 8
+"""Columns that matrix × vector kernels take at most."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Section:
 
     Attributes:
         first: The number of the first step in the plan.
-        columns: Columns of the matrix × vector kernels; 0 for matrix × matrix.
+        columns: Rows that a batch may have, where there are few and kernels are made for them; 0 for many.
         capacity: Rows the activations have room for.
         rows: Whether these steps run over rows of logits, not tokens.
         keep: The tensor that other programs read, in float32.
@@ -54,6 +56,11 @@ class Section:
             for name in dict.fromkeys(step.inputs):
                 found[name] = (*found.get(name, ()), i)
         return found
+
+    @property
+    def vectors(self) -> bool:
+        """Whether products are matrix × vector, and attention is split for every token."""
+        return 0 < self.columns <= MOST_VECTORS
 
     @property
     def one_row(self) -> bool:
@@ -172,7 +179,7 @@ def _rounds(section: Section, step: ops.Op) -> bool:
 
 def deferred_norms(section: Section, int8: frozenset[int], rounding: frozenset[int]) -> dict[int, int]:
     """By the step that makes a norm's input: the norm that it can prepare, where packed matrices alone read that."""
-    if not section.columns or not section.context.config.deferred_norm:
+    if not section.vectors or not section.context.config.deferred_norm:
         return {}
     found = {}
     for i, step in enumerate(section.steps):

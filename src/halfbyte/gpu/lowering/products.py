@@ -53,7 +53,7 @@ def lower_gated(step: ops.GatedLinear, b: Builder) -> None:
         _gate_apart(step, matrix, b)
     else:
         packed = b.context.packed(matrix, matrix.pieces[0])
-        emit = bool(b.section.columns and packed and int8 and not f32 and matrix.rows % 64 == 0)
+        emit = bool(b.section.vectors and packed and int8 and not f32 and matrix.rows % 64 == 0)
         value = b.value(step.out, matrix.rows // 2, f32=not emit, int8=emit)
         flags = _PLAIN | {"GATED": True, "OUT": not emit, "EMIT": emit, "ACTIVATION": step.activation}
         bound: _Buffers = {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
@@ -107,7 +107,7 @@ def _add_product(
     }
     bound = {**b.context.arrays(matrix, at), **bound, **_input(x, blocks=int8 and not rounds)}
     label = f"{outputs * (2 if flags['GATED'] else 1)}×{matrix.columns}"
-    if not b.section.columns:
+    if not b.section.vectors:
         _add_gemm(constants, bound, label, b)
         return
     ahead = _ahead(b) if at == 0 else {}
@@ -177,5 +177,5 @@ def _add_gemm(constants: dict[str, Any], bound: _Buffers, label: str, b: Builder
         gated=constants["GATED"],
         format=constants["STORED"],
     )
-    x = ceil_div(constants["N"], 32 if constants["GATED"] else 64)
-    b.add("gemm", {**constants, **sizes}, bound, grid(x, b.row_steps(step=16 * sizes["RM"])), f"gemm {label}")
+    x = ceil_div(constants["N"] * (2 if constants["GATED"] else 1), sizes["OUTS"])
+    b.add("gemm", {**constants, **sizes}, bound, grid(x, b.row_steps(step=sizes["ROWS"])), f"gemm {label}")

@@ -15,22 +15,43 @@ from halfbyte.gpu.shaders.shader import Shader
 
 Dimensions = tuple[int, int, int]
 Kind = Literal["weight", "vector", "constant", "cache", "state", "scratch", "counters", "logits", "sampling"]
-Count = Literal["one", "tokens", "rows"]
+Count = Literal["one", "tokens", "rows", "decodes", "prompts"]
 
 
 class Extent(NamedTuple):
-    """How much of a program's capacity one batch uses: tokens, rows of logits, and keys that the last token sees."""
+    """How much of a program's capacity one batch uses.
+
+    Attributes:
+        tokens, rows: Tokens, and rows of logits.
+        keys: The most that a token sees.
+        decodes: Leading tokens that are each alone of their sequence.
+    """
 
     tokens: int
     rows: int
     keys: int
+    decodes: int = 0
+
+    def count(self, of: Count) -> int:
+        """How many there are of something."""
+        match of:
+            case "one":
+                return 1
+            case "tokens":
+                return self.tokens
+            case "rows":
+                return self.rows
+            case "decodes":
+                return self.decodes
+            case "prompts":
+                return self.tokens - self.decodes
 
 
 @dataclass(frozen=True)
 class Axis:
     """Workgroups along one axis: `base` for every `step` of what the batch has of `count`, the last step perhaps short.
 
-    The count `one` is 1 in every batch.
+    The count `one` is 1 in every batch; `prompts` are the tokens that are no decodes. There may be no workgroups.
     """
 
     base: int = 1
@@ -39,9 +60,7 @@ class Axis:
 
     def at(self, extent: Extent) -> int:
         """Workgroups for a batch."""
-        if self.count == "one":
-            return self.base
-        return self.base * ceil_div(extent.tokens if self.count == "tokens" else extent.rows, self.step)
+        return self.base * ceil_div(extent.count(self.count), self.step)
 
 
 @dataclass(frozen=True)

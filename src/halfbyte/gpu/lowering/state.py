@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from halfbyte.plan import Batch, Plan
 
 HEADER = 8
-"""int32s before the first array: tokens, then free."""
+"""int32s before the first array: tokens, then decodes, then free."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StateLayout:
     def of(plan: Plan) -> StateLayout:
         """The layout for a plan's capacities."""
         tokens, at = plan.tokens, HEADER
-        offsets, tables = {"COUNT_AT": 0}, {}
+        offsets, tables = {"COUNT_AT": 0, "DECODES_AT": 1}, {}
         for name, count in (
             ("IDS", tokens),
             ("POSITIONS", tokens),
@@ -61,7 +61,8 @@ class StateLayout:
     def fill(self, batch: Batch) -> NDArray[np.int32]:
         """What the buffer begins with for a batch, up to the tokens drawn before it."""
         values = np.zeros(self.batch, np.int32)
-        values[0] = len(batch.token_ids)
+        values[self.offsets["COUNT_AT"]] = len(batch.token_ids)
+        values[self.offsets["DECODES_AT"]] = batch.num_decodes
         for name, array in (
             ("IDS", batch.token_ids),
             ("POSITIONS", batch.positions),

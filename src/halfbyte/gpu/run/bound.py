@@ -131,7 +131,7 @@ class BoundProgram:
         return self._output
 
     def commands(self, extent: Extent) -> list[Command]:
-        """Every dispatch for a batch of this extent."""
+        """Every dispatch that a batch of this extent has work for."""
         versions = tuple([buffer.version for buffer in self._growing])
         if versions != self._versions:
             self._recorded.clear()
@@ -151,7 +151,8 @@ class BoundProgram:
             del self._recorded[next(iter(self._recorded))]
         if len(self._made) >= MOST_GRIDS * len(self.dispatches):
             self._made.clear()
-        return [self._command(dispatch.at(extent), extent) for dispatch in self.dispatches]
+        commands = [self._command(dispatch.at(extent), extent) for dispatch in self.dispatches]
+        return [command for command in commands if all(command[2:])]
 
     def _command(self, dispatch: BoundDispatch, extent: Extent) -> Command:
         x, y, z = dispatch.grid

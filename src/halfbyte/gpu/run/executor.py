@@ -1,6 +1,6 @@
 """Runs plans on a GPU.
 
-A plan is lowered to programs as they are needed: for 1, 2, 4, 8 and many tokens, and for the logits of 1, 2, 4, 8 and
+A plan is lowered to programs as they are needed: for 1, 2, 4, 8, 16, 32, 64 and many tokens, and for the logits of as
 many rows. All share the weights, the caches and one small state buffer that holds the batch. Tokens are chosen on the
 GPU, which goes on with them: batches are submitted before the host has seen the ids that they begin with.
 """
@@ -338,12 +338,13 @@ class GpuExecutor:
         return [(logits, row * nbytes, read.staging.buffer, row * nbytes, nbytes) for row in read.draws]
 
     def _extent(self, batch: Batch, step: int = 0) -> Extent:
-        return Extent(len(batch.token_ids), len(batch.logit_rows), int(batch.positions.max()) + 1 + step)
+        keys = int(batch.positions.max()) + 1 + step
+        return Extent(len(batch.token_ids), len(batch.logit_rows), keys, batch.num_decodes)
 
     def _commands(self, batch: Batch, step: int = 0) -> tuple[list[Command], BoundOutput]:
         """Everything up to the logits, so many steps after the batch."""
         extent = self._extent(batch, step)
-        tokens, rows, _ = extent
+        tokens, rows = extent.tokens, extent.rows
         if tokens == 1 and rows <= 1:
             single = self.program(SINGLE)
             return single.commands(extent)[: None if rows else single.head], single.output
@@ -364,4 +365,5 @@ class GpuExecutor:
 def _same(batch: Batch, other: Batch) -> bool:
     """Whether two batches fill the state buffer alike; their block tables aside."""
     pairs = zip(batch.state().items(), other.state().values(), strict=True)
-    return all(np.array_equal(a, b) for (name, a), b in pairs if name not in batch.block_tables)
+    alike = all(np.array_equal(a, b) for (name, a), b in pairs if name not in batch.block_tables)
+    return alike and batch.num_decodes == other.num_decodes

@@ -15,11 +15,19 @@ Sizes = Mapping[str, Any]
 BUSY_WORKGROUPS = 128
 """Workgroups of attention that are enough where heads that share keys take many registers; of others more run at once:
 an H200 has 132 cores."""
+FOR_ALL = 4
+"""Times as many are enough for more than 8 tokens together: each of them needs fewer splits."""
 _FEW_KEYS = (256, 4, 1, 2)
 _MANY_KEYS = {1: (128, 4, 1, 4), 2: (256, 3, 1, 2), 3: (256, 2, 2, 1), 4: (256, 4, 1, 1)}
 """WG, KEYS, EIGHTS and times BUSY_WORKGROUPS, by the query heads that share keys, as they were fastest on an H200."""
 FEWEST_SPLITS = 16
 """Splits that attention over many keys should have."""
+FEW_ROWS = 64
+"""Rows that a matrix × matrix product takes as one tile; there are kernels of their own for some counts up to it."""
+CORES = 132
+"""Of an H200: of a product over few rows, twice as many workgroups keep it busy."""
+LEAST_STORAGE = 16384
+"""Bytes of workgroup memory that every device has."""
 PRODUCTS_AHEAD = 3
 """How far ahead: of a layer's four products the two long ones then ask for the two long ones."""
 PAGE_NBYTES = 1 << 20
@@ -136,13 +144,50 @@ def _gemv_fits(config: KernelConfig, sizes: Sizes) -> bool:
     )
 
 
-def _gemm(config: KernelConfig, *, rows: int, **shape: int | str) -> Constants:
-    """Sizes for a matrix × matrix product: STEP (blocks staged at once), RM (rows of x an invocation takes)."""
-    return {"STEP": 4 if config.wide_tiles else 2, "RM": 4 if rows > 32 else 2}
+def _gemm(config: KernelConfig, *, rows: int, outputs: int, gated: bool, **shape: int | str) -> Constants:
+    """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
+
+    Of many rows each workgroup computes 64. Fewer are one tile, of fewer outputs, so that there are workgroups enough;
+    its invocations take 8 × 4 or 4 × 4 sums in lanes of 4 × 8 or so, and what is left of them shares the depth.
+    """
+    if rows > FEW_ROWS or not config.sliced_k:
+        return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
+    tiles = -(-outputs * (2 if gated else 1) // 32)
+    large = config.large_workgroups and config.wide_tiles
+    wg, rm = 512 if large and tiles < 2 * CORES else 256, 8 if config.wide_tiles and rows >= 32 else 4
+    rn, teams = 2 if large and tiles < CORES * 3 // 4 else 4, wg * rm // (8 * rows)
+    return {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": max(teams, 4 if config.wide_tiles else 2)}
+
+
+def _gemm_derived(sizes: Sizes) -> Constants:
+    """What follows for a matrix × matrix product.
+
+    ROWS and OUTS of a tile; TEAMS that share its depth, of TX × TY invocations; WORDS of a row that are staged at once;
+    TILE, words of workgroup memory; PACKS, fours of sums that teams merge at once.
+    """
+    wg, tx, rm, rn = (sizes[name] for name in ("WG", "TX", "RM", "RN"))
+    rows, outs = min(sizes["rows"], wg // tx * rm), tx * rn
+    teams = max(1, wg * rm // (tx * rows))
+    words = 2 * sizes["STEP"] if sizes["int8"] else max(4, teams)
+    tile = (rows + outs) * (words + 1)
+    packs = next(n for n in (8, 4, 2, 1) if n == 1 or (rm * rn // 4 % n == 0 and n * wg // 2 <= tile))
+    made = {"ROWS": rows, "OUTS": outs, "TEAMS": teams, "TY": rows // rm, "WORDS": words, "PACKS": packs}
+    return made | {"TILE": max(tile, packs * wg // 2 if teams > 1 else 0)}
 
 
 def _gemm_fits(config: KernelConfig, sizes: Sizes) -> bool:
-    return sizes["STEP"] <= 2 or config.wide_tiles
+    made = _gemm_derived(sizes)
+    rows, teams, step = made["ROWS"], made["TEAMS"], sizes["STEP"]
+    storage = 16 * made["TILE"] + 8 * step * (rows + made["OUTS"])
+    room = config.workgroup_storage if config.wide_tiles else min(config.workgroup_storage, LEAST_STORAGE)
+    return bool(
+        sizes["WG"] * sizes["RM"] == teams * rows * sizes["TX"]
+        and sizes["rows"] % rows == 0
+        and (teams == 1 or config.sliced_k)
+        and (step % teams == 0 or not sizes["int8"])
+        and sizes["WG"] <= config.invocations
+        and storage <= room
+    )
 
 
 MOST_LEFT = 8
@@ -157,7 +202,15 @@ def _leaving(config: KernelConfig, heads: int, kv_heads: int, head_dim: int) -> 
 
 
 def _attend(
-    config: KernelConfig, *, heads: int, kv_heads: int, head_dim: int, long: bool, left: bool, **cache: int | str
+    config: KernelConfig,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    columns: int,
+    long: bool,
+    left: bool,
+    **cache: int | str,
 ) -> Constants:
     """Sizes for attention of few tokens: WG, SLICE, KEYS, EIGHTS, SPLIT_CHUNKS, MAX_SPLITS; ROOM to merge teams in.
 
@@ -171,13 +224,14 @@ def _attend(
         wg, keys, eights = 128, 1, 1
     elif long and head_dim > 128:
         eights = 2
+    workgroups = BUSY_WORKGROUPS * busy if columns <= 8 else BUSY_WORKGROUPS * FOR_ALL // columns
     usual = {
         "WG": wg,
         "SLICE": slice_,
         "KEYS": keys,
         "EIGHTS": min(eights, head_lanes(head_dim)),
         "SPLIT_CHUNKS": 1,
-        "MAX_SPLITS": max(1, min(64, busy * BUSY_WORKGROUPS * slice_ // heads)),
+        "MAX_SPLITS": max(1, min(64, workgroups * slice_ // heads)),
         "ROOM": 2 * MERGING_STORAGE if config.wide_tiles else MERGING_STORAGE,
         "SUBGROUP": config.subgroup,
     }
@@ -295,7 +349,13 @@ FAMILIES = {
             _gemv_fits,
             _gemv_derived,
         ),
-        Family("gemm", _gemm, {"STEP": (1, 2, 4), "RM": (1, 2, 4)}, _gemm_fits),
+        Family(
+            "gemm",
+            _gemm,
+            {"WG": (256, 512), "TX": (8, 16), "RM": (2, 4, 8), "RN": (2, 4), "STEP": (1, 2, 4, 8, 16)},
+            _gemm_fits,
+            _gemm_derived,
+        ),
         Family(
             "attend",
             _attend,

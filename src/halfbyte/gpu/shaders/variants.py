@@ -53,6 +53,7 @@ VARIANTS = {
         Variant("fused-merge", ("attend", "gemv"), lambda c: c.subgroup >= 8 and c.invocations >= 1024, spends=True),
         Variant("read-ahead", ("gemv",), lambda c: True, spends=True),
         Variant("large-workgroups", ("gemv", "norm"), lambda c: c.invocations >= 1024),
+        Variant("sliced-k", ("gemm",), lambda c: True),
         Variant("wide-tiles", ("gemm", "attend_tiled"), lambda c: c.workgroup_storage >= WIDE_STORAGE),
     )
 }
@@ -82,6 +83,7 @@ class KernelConfig:
     fused_merge: bool
     read_ahead: bool
     large_workgroups: bool
+    sliced_k: bool
     wide_tiles: bool
     tuning: Tuning = field(default_factory=Tuning)
     long_keys: int = LONG_KEYS
@@ -103,6 +105,7 @@ def choose(capabilities: Capabilities, *, off: Collection[str] = (), tuning: Tun
         {"fused-attention", "fused-merge"} <= on,
         "read-ahead" in on,
         "large-workgroups" in on,
+        "sliced-k" in on,
         "wide-tiles" in on,
         tuning or Tuning(),
     )

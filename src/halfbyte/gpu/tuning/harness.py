@@ -13,7 +13,8 @@ from halfbyte.gpu.checks.bandwidth import Reader
 from halfbyte.gpu.checks.selftest import faulty_variants
 from halfbyte.gpu.device.clock import Clock, WallClock
 from halfbyte.gpu.device.device import Device
-from halfbyte.gpu.lowering.lower import SINGLE, Lowerer
+from halfbyte.gpu.lowering.columns import COLUMNS
+from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, body_name
 from halfbyte.gpu.lowering.program import Extent
 from halfbyte.gpu.run.bind import OWNED
 from halfbyte.gpu.run.bound import BoundDispatch, BoundProgram, Command
@@ -30,11 +31,9 @@ PHASES = {
     DECODE: SINGLE,
     PREFILL: "body.many",
     SAMPLING: "sample.greedy",
-    "2 tokens": "body.2",
-    "4 tokens": "body.4",
-    "8 tokens": "body.8",
+    **{f"{columns} tokens": body_name(columns) for columns in COLUMNS[1:]},
 }
-"""What is timed, and the program that does it."""
+"""What is timed, and the program that does it; several tokens are a prompt's."""
 DEPTHS = (512, 2048)
 """Keys that the one token of decoding sees, in turns."""
 LAYERS = 8
@@ -130,11 +129,12 @@ class Harness:
 
     def _entry(self, phase: str, config: KernelConfig, program: BoundProgram, at: Sequence[int]) -> Entry:
         timed: list[tuple[Batch, list[Command]]] = []
+        dispatches = tuple(program.dispatches[i] for i in at)
+        chosen = {each for dispatch in dispatches for each in (dispatch, dispatch.long) if each}
         for batch in self._batches(phase):
             extent = Extent(len(batch.token_ids), 1, int(batch.positions.max()) + 1)
-            commands = program.commands(extent)
-            timed.append((batch, [commands[i] for i in at]))
-        return Entry(config, program, tuple(program.dispatches[i] for i in at), tuple(timed))
+            timed.append((batch, [command for command in program.commands(extent) if command.dispatch in chosen]))
+        return Entry(config, program, dispatches, tuple(timed))
 
     def _batches(self, phase: str) -> list[Batch]:
         plan = self.executor.plan

@@ -26,10 +26,10 @@ from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from halfbyte.synthetic import SyntheticWeights, batch_of_one, spiked
 
 DISTINCT_ROWS = 509
-RUNS = ((0, 150), (150, 1), (151, 2), (153, 4), (157, 8), (165, 1))
+RUNS = ((0, 80), (80, 64), (144, 32), (176, 16), (192, 8), (200, 4), (204, 2), (206, 1))
 """(first position, tokens) of the batches: every program of an executor, and attention in several splits."""
-SHORT_RUNS = RUNS[:2]
-LEAST_CONTEXT = 192
+SHORT_RUNS = ((0, 150), (150, 1))
+LEAST_CONTEXT = 224
 ROWS = 3
 """Last tokens of a batch whose logits are compared."""
 NOISE = 0.005

@@ -17,6 +17,7 @@ from statistics import median
 from halfbyte.errors import DeviceError
 from halfbyte.formats import Format
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.columns import COLUMNS
 from halfbyte.gpu.run.bound import BoundProgram
 from halfbyte.gpu.run.pipelines import COMPILERS
 from halfbyte.gpu.shaders import rules
@@ -35,7 +36,7 @@ from halfbyte.gpu.tuning.store import (
 )
 from halfbyte.models.spec import ModelSpec
 
-FULL = {DECODE: 0.4, PREFILL: 0.3, SAMPLING: 0.05, "2 tokens": 0.08, "4 tokens": 0.08, "8 tokens": 0.09}
+FULL = {DECODE: 0.35, PREFILL: 0.2, SAMPLING: 0.05} | {f"{columns} tokens": 0.07 for columns in COLUMNS[1:]}
 """Phases, and the part of the time that each may take."""
 BUDGET_S = 60.0
 SHORT_BUDGET_S = 3.2

@@ -1,9 +1,10 @@
-// Attention of many tokens: a workgroup takes ROWS tokens of one query head and walks over the keys, KEYS at a time,
-// with an online softmax. Invocation (tx, ty) of 16 × 16 holds tokens ty + 16·r, keys tx + 16·j and dims 4·tx + 64·j.
+// Attention of the tokens of prompts, which follow the decodes: a workgroup takes ROWS tokens of one query head and
+// walks over the keys, KEYS at a time, with an online softmax. Invocation (tx, ty) of 16 × 16 holds tokens ty + 16·r, keys tx + 16·j and
+// dims 4·tx + 64·j.
 // Tokens of several sequences may share a tile: the walk is made once for each run of one sequence. Queries and keys are
 // staged in workgroup memory 32 dims at a time, then values STAGED keys at a time; what is staged next is read meanwhile.
-// Grid: (heads, tokens / ROWS), the last tokens first, which see most keys. Constants: HD, HDP, ROWS, KEYS, STAGED,
-// WINDOW, SCALE, SOFTCAP.
+// Grid: (heads, tokens of prompts / ROWS), the last tokens first, which see most keys. Constants: HD, HDP, ROWS, KEYS,
+// STAGED, WINDOW, SCALE, SOFTCAP.
 @bind var<storage, read> state: array<i32>;
 #include cache ACCESS="read"
 @bind var<storage, read> q: array<${"vec4<f32>" if HD % 4 == 0 else "f32"}>;
@@ -50,7 +51,7 @@ fn main(
     let kv_head = head / ${HEADS // KV_HEADS}u;
     let tx = lid % 16u;
     let ty = lid / 16u;
-    let first = (count.y - 1u - wg.y) * ${ROWS}u;
+    let first = u32(state[${DECODES_AT}u]) + (count.y - 1u - wg.y) * ${ROWS}u;
     let last = min(first + ${ROWS}u, u32(state[${COUNT_AT}u]));
 #for r in range(ROWS // 16)
     let t${r} = first + ty + ${16 * r}u;

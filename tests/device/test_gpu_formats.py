@@ -22,6 +22,7 @@ from halfbyte.gpu.run.bound import Buffer
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Recorder
 from halfbyte.gpu.run.weights import WeightStore
+from halfbyte.gpu.shaders import rules
 from halfbyte.gpu.shaders.shader import ShaderSet
 from halfbyte.gpu.shaders.variants import choose
 from halfbyte.plan import Plan, ops
@@ -43,6 +44,7 @@ class Bench:
         weights: Name → format and rows. Values have outliers, one of them in the last column.
         size: Of the values.
         off: Kernel variants not to use.
+        wide: Whether to use the wide tiles of devices with more workgroup memory than this one.
         int8: Whether kernels may use int8. Then products read a norm of `x`, whose values are such that the int8
             blocks it is rounded to are near to exact.
     """
@@ -55,6 +57,7 @@ class Bench:
         size: float = 1.0,
         int8: bool = False,
         off: tuple[str, ...] = (),
+        wide: bool = False,
         baseline: bool = False,
     ) -> None:
         random = np.random.default_rng(columns)
@@ -69,7 +72,8 @@ class Bench:
         state = np.zeros(layout.size, np.int32)
         state[layout.offsets["IDS"] :][:TOKENS] = self.ids
         capabilities = self._device.capabilities
-        config = choose(capabilities, off=off if int8 else ("int8",))
+        config = choose(capabilities, off=off if int8 else (*off, "int8"))
+        config = replace(config, wide_tiles=wide or config.wide_tiles)
         self._context = LoweringContext(plan, capabilities, config, layout, ShaderSet())
         self._int8 = int8
         self._x = (_whole_steps if int8 else _outliers)(columns, random)
@@ -155,6 +159,35 @@ def test_packed_weights_times_int8(name: str, baseline: bool) -> None:
         other.check(GATED, tokens)
 
 
+SEVERAL = (9, 16, 17, 32, 33, 64)
+"""Rows beyond those of matrix × vector kernels: the first and the last of each size."""
+
+
+@pytest.mark.parametrize("off", [(), ("sliced-k",)], ids=["sliced", "whole"])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_weights_times_int8_of_several_rows(name: str, off: tuple[str, ...]) -> None:
+    """Blocks that do not fill the last stage, and outputs that do not fill the last tile."""
+    bench = Bench(330, {"a": (name, 33), "b": (name, 40)}, int8=True, off=off)
+    for tokens in SEVERAL:
+        bench.check(LINEAR, tokens)
+    other = Bench(1056, {"a": (name, 37), "b": (name, 37)}, int8=True, off=off)
+    for tokens in SEVERAL:
+        other.check(GATED, tokens)
+
+
+@pytest.mark.parametrize("cores", [rules.CORES, 1], ids=["few workgroups", "many workgroups"])
+@pytest.mark.parametrize("name", ["q4g32z", "q4_k", "q6_k"])
+def test_packed_weights_times_int8_of_several_rows_on_a_large_device(
+    name: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One format without offsets, one with them, and one with two scales in a block."""
+    monkeypatch.setattr(rules, "CORES", cores)
+    bench = Bench(1056, {"a": (name, 37), "b": (name, 37)}, int8=True, wide=True)
+    for tokens in (16, 32, 64):
+        bench.check(LINEAR, tokens)
+        bench.check(GATED, tokens)
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_weights_times_int8_that_a_dispatch_before_made(name: str) -> None:
     Bench(330, {"a": (name, 33), "b": (name, 40)}, int8=True, off=("fused-rounding",)).check(LINEAR, 1)
@@ -165,9 +198,17 @@ def test_packed_weights_times_int8_that_a_dispatch_before_made(name: str) -> Non
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", *PACKED])
 def test_weights_times_float32(name: str, baseline: bool) -> None:
     bench = Bench(90, {"a": (name, 33), "b": (name, 40)}, baseline=baseline)
-    for tokens in (1, 3, TOKENS):
+    for tokens in (1, 3, 9, 32, 33, TOKENS):
         bench.check(LINEAR, tokens)
     Bench(264, {"a": (name, 37), "b": (name, 37)}, baseline=baseline).check(GATED, 1)
+
+
+@pytest.mark.parametrize("name", ["f16", "q4g32z"])
+def test_weights_times_float32_of_several_rows_on_a_large_device(name: str) -> None:
+    bench = Bench(330, {"a": (name, 37), "b": (name, 37)}, wide=True)
+    for tokens in (16, 32, 64):
+        bench.check(LINEAR, tokens)
+        bench.check(GATED, tokens)
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", *PACKED])

@@ -169,10 +169,21 @@ def test_the_self_test_passes_here() -> None:
     assert selftest.error(software_gpu(), ()) < selftest.TOLERANCE[True]
 
 
-def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sabotaged(kernel: str, constants: dict[str, object]) -> str:
-        source = compose(kernel, constants)
-        return source.replace("inverseSqrt(", "1.3 * inverseSqrt(") if kernel == "gemv" else source
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"),
+    [
+        ("gemv", "inverseSqrt(", "1.3 * inverseSqrt("),
+        ("attend_tiled", "let first = u32(state[7u]) +", "let first ="),
+    ],
+)
+def test_the_self_test_sees_a_wrong_kernel(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, right: str, wrong: str
+) -> None:
+    """The second one takes a decode that comes before a prompt for a token of it."""
+
+    def sabotaged(made: str, constants: dict[str, object]) -> str:
+        source = compose(made, constants)
+        return source.replace(right, wrong) if made == kernel else source
 
     monkeypatch.setattr("halfbyte.gpu.shaders.template.compose", sabotaged)
     assert selftest.error(software_gpu(), ()) > selftest.TOLERANCE[True]
@@ -183,6 +194,7 @@ def test_the_self_test_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("fused-merge", "exp(fact0_1.x", "2.0 * exp(fact0_1.x"),
         ("read-ahead", "index - 1u;", "index;"),
+        ("sliced-k", "sum0_0 += other[0];", "sum0_0 += 2.0 * other[0];"),
     ],
 )
 def test_the_self_test_names_a_wrong_variant(

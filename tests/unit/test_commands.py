@@ -48,6 +48,15 @@ def test_commands_follow_the_extent(program: BoundProgram) -> None:
     assert few[1][0] == many[1][0]
 
 
+def test_what_a_batch_has_no_work_for_is_left_out(program: BoundProgram) -> None:
+    split = BoundDispatch(_kernel("split"), program.dispatches[0].buffers, grid(Axis(count="decodes")), "attend")
+    tiled = BoundDispatch(_kernel("tiled"), program.dispatches[0].buffers, grid(Axis(count="prompts")), "attend")
+    mixed = BoundProgram(SimpleNamespace(), [split, tiled, program.dispatches[1]])  # type: ignore[arg-type]
+    for decodes, expected in ((0, [tiled]), (3, [split, tiled]), (9, [split])):
+        commands = mixed.commands(Extent(9, 1, 16, decodes))
+        assert [command.dispatch for command in commands] == [*expected, program.dispatches[1]]
+
+
 def test_what_was_used_longest_ago_is_forgotten(program: BoundProgram) -> None:
     first, often = program.commands(Extent(1, 1, 16)), program.commands(Extent(1, 1, 32))
     for rows in range(2, MOST_RECORDED + 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ from halfbyte.gpu.lowering import code, passes
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, lower, lower_section
 from halfbyte.gpu.lowering.passes import Schedule, Section, schedule
-from halfbyte.gpu.lowering.program import Axis, Dispatch, Extent, KeySplits, Lowered, Output, Ref
+from halfbyte.gpu.lowering.program import Axis, Dispatch, Extent, KeySplits, Lowered, Output, Program, Ref
 from halfbyte.gpu.lowering.serial import digest, from_json, to_json
 from halfbyte.gpu.lowering.state import StateLayout
 from halfbyte.gpu.shaders.capabilities import BASELINE, Capabilities
@@ -93,6 +93,40 @@ def test_programs_are_those_that_batches_can_take() -> None:
     assert set(few) == {"single", "body.2", "body.4", "body.8"} | heads | samplers
     many = lowered().programs
     assert {name for name in many if name.startswith(("body.many", "head.many"))} == {"body.many", "head.many.1"}
+    counts = ["2", "4", "8", "16", "32", "64", "many"]
+    assert [name for name in many if name.startswith("body.")] == [f"body.{count}" for count in counts]
+    served = lower(plan_of("llama-3.2-1b", rows=40, sequences=40), FULL, choose(FULL)).programs
+    for at, body in enumerate(counts):
+        rows = ["1", *counts[: min(at + 1, 6)]]
+        assert [name for name in served if name.startswith(f"head.{body}.")] == [f"head.{body}.{n}" for n in rows]
+
+
+def test_decodes_and_prompts_have_attention_of_their_own() -> None:
+    """Up to 8 tokens, and where there is but one sequence, there is nothing to tell apart."""
+    one = lowered().programs
+    several = lower(plan_of("llama-3.2-1b", rows=20, sequences=20), FULL, choose(FULL)).programs
+    assert attention(one, "body.8") == attention(several, "body.8") == ["tokens"]
+    assert attention(one, "body.16") == attention(one, "body.many") == ["prompts"]
+    for name in ("body.16", "body.32", "body.64", "body.many"):
+        assert attention(several, name) == ["decodes", "prompts"]
+
+
+def attention(programs: Mapping[str, Program], name: str) -> list[str]:
+    """What each dispatch of attention of a program's first layer counts."""
+    found = [d.grid for d in programs[name].dispatches if d.label.startswith("attend")]
+    axes = [next(axis.count for axis in grid[1:] if isinstance(axis, Axis) and axis.count != "one") for grid in found]
+    return axes[: len(axes) // 2]
+
+
+def test_several_rows_are_one_tile_of_workgroups_enough() -> None:
+    """An H200 has 132 cores; a tile's rows are those of the program, whatever the matrix."""
+    for model in ("llama-3.2-1b", "phi-4-mini", "llama-3.1-8b"):
+        programs = lowered(model).programs
+        for rows in (16, 32, 64):
+            grids = [d.grid for d in programs[f"body.{rows}"].dispatches if d.label.startswith("gemm")]
+            extent = Extent(rows, 1, 500)
+            assert all(y.at(extent) == 1 for _, y, _ in grids)
+            assert all(x.at(extent) >= 100 for x, _, _ in grids), (model, rows)
 
 
 def test_a_batch_without_logits_ends_before_the_head() -> None:
@@ -243,6 +277,8 @@ def test_a_format_without_kernels_is_a_sentence_that_names_it() -> None:
         (Axis(count="tokens"), [1, 1, 3, 8, 70, 1000]),
         (Axis(3, "tokens", 64), [3, 3, 3, 3, 6, 48]),
         (Axis(count="rows", step=4), [1, 1, 1, 2, 1, 3]),
+        (Axis(2, "decodes", 4), [0, 0, 0, 0, 0, 0]),
+        (Axis(count="prompts", step=64), [1, 1, 1, 1, 2, 16]),
         (KeySplits(chunk=16, chunks=1, window=0, most=64), [1, 64, 3, 32, 5, 64]),
         (KeySplits(chunk=16, chunks=2, window=0, most=64), [1, 50, 2, 16, 3, 64]),
         (KeySplits(chunk=16, chunks=1, window=100, most=64), [1, 8, 3, 8, 5, 8]),
@@ -250,6 +286,12 @@ def test_a_format_without_kernels_is_a_sentence_that_names_it() -> None:
 )
 def test_grids_are_data(axis: Axis | KeySplits, expected: list[int]) -> None:
     assert [axis.at(extent) for extent in EXTENTS] == expected
+
+
+def test_decodes_and_prompts_are_counted_apart() -> None:
+    for decodes, expected in ((0, (0, 2)), (1, (1, 2)), (6, (6, 1)), (70, (70, 0))):
+        extent = Extent(70, 3, 100, decodes)
+        assert (Axis(count="decodes").at(extent), Axis(count="prompts", step=64).at(extent)) == expected
 
 
 # Passes, one by one, over steps of our own.

@@ -221,7 +221,7 @@ def test_decoding_is_set_beside_what_memory_gives() -> None:
     vectors = [shape for shape in spec.shapes.values() if len(shape) == 1]
     weights = sum(r * -(-c // 32) * 18 for r, c in matrices) + sum(4 * n for (n,) in vectors)
     heads = spec.layers[0].attention
-    context = max(192, min(spec.context, 2048))
+    context = max(224, min(spec.context, 2048))
     depths = {min(512, context), min(2048, context)}
     cache = len(spec.layers) * 2 * heads.kv_heads * heads.head_dim * 2 * (sum(depths) // len(depths))
     formats = lambda name: get_format("q4g32" if len(spec.shapes[name]) == 2 else "f32")  # noqa: E731

@@ -28,7 +28,8 @@ from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import VARIANTS
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.plan import make_plan
+from halfbyte.plan import Batch, Plan, make_plan
+from halfbyte.plan.batch import Float32
 from halfbyte.plan.plan import LOGITS
 from halfbyte.synthetic import SyntheticWeights, batch_of_one, spiked
 
@@ -70,8 +71,10 @@ MODELS: tuple[dict[str, Any], ...] = (
 )
 FORMATS = (("q4g32", "q3g32z", "q8g32"), ("q4_k", "q4g64z", "q6_k"))
 """Of each model: attention's matrices, the feed-forward network's, and the embedding table."""
-RUNS = ((0, 140), (140, 1), (141, 3), (144, 1))
-"""(first position, tokens) of the batches: many, one, few, one; so many that attention splits them."""
+RUNS = ((0, 80), (80, 40), (120, 20), (140, 1), (141, 3), (144, 1))
+"""(first position, tokens) of the batches: many, several, one, few, one; so many that attention splits them."""
+MIXED = 9
+"""Then the next token beside so many of another sequence: a decode and a prompt."""
 LARGE = ("fused-rounding",)
 """Variants that only short rows have: the first model runs once more without them, as if its weights were many and
 attention ran over many keys, whose reading three heads share."""
@@ -182,23 +185,42 @@ class _Case:
         names = ["model.layers.0.self_attn.qkv_proj.weight"] if config["model_type"] == "phi3" else []
         spec = build_spec(config, {}, names)
         weights = _Spiked(spec, formats)
-        plan = make_plan(spec, weights.format, tokens=144, context=160, block_size=16)
+        plan = make_plan(spec, weights.format, tokens=144, context=160, block_size=16, sequences=2)
         gpu = GpuExecutor(plan, weights, device=device, off=off, tuning=Tuning(), pipelines=pipelines)
         self._gpu = gpu.with_config(replace(gpu.config, long_keys=0, far_nbytes=0)) if large else gpu
-        self._gpu.begin((count, min(count, ROWS)) for _, count in RUNS if count > 1)
+        self._gpu.begin((count, min(count, ROWS)) for _, count in (*RUNS, (0, 1 + MIXED)) if count > 1)
         self._oracle = Oracle(plan, weights, int8="int8" not in off)
 
     def error(self) -> float:
         """Largest difference from the oracle, as a share of the largest logit. The oracle runs all tokens at once."""
-        plan, count, worst = self._gpu.plan, sum(count for _, count in RUNS), 0.0
+        plan, count = self._gpu.plan, sum(count for _, count in RUNS)
         words: int = plan.tensors[LOGITS].shape[1]
         expected = self._oracle.run(batch_of_one(plan, 0, count, rows=count, words=words))
+        errors = []
         for start, tokens in RUNS:
             batch = batch_of_one(plan, start, tokens, rows=ROWS, words=words)
-            rows = expected[batch.positions[batch.logit_rows]]
-            difference = np.abs(self._gpu.run(batch) - rows).max() / np.abs(rows).max()
-            worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
-        return worst
+            errors.append(_difference(self._gpu.run(batch), expected[batch.positions[batch.logit_rows]]))
+        mixed = _decode_and_prompt(plan, count, words)
+        return max(*errors, _difference(self._gpu.run(mixed), self._oracle.run(mixed)))
+
+
+def _difference(got: Float32, expected: Float32) -> float:
+    difference = np.abs(got - expected).max() / np.abs(expected).max()
+    return float(difference) if np.isfinite(difference) else float("inf")
+
+
+def _decode_and_prompt(plan: Plan, start: int, words: int) -> Batch:
+    """The next token of the first sequence, and `MIXED` of the second."""
+    decode, prompt = batch_of_one(plan, start, 1, words=words), batch_of_one(plan, 0, MIXED, rows=ROWS - 1, words=words)
+    return Batch(
+        np.append(decode.token_ids, prompt.token_ids),
+        np.append(decode.positions, prompt.positions),
+        np.append(decode.sequences, prompt.sequences + 1),
+        np.append(decode.rope_sets, prompt.rope_sets),
+        {group.blocks: np.arange(2 * group.columns, dtype=np.int32).reshape(2, -1) for group in plan.groups},
+        np.append(decode.logit_rows, prompt.logit_rows + 1),
+        num_decodes=1,
+    )
 
 
 class _Spiked:

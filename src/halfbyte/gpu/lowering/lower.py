@@ -2,9 +2,9 @@
 
     steps ──passes──▶ Schedule ──ops, norms, products, attention──▶ Dispatches ──▶ Program
 
-One plan is lowered several times over the same weights and caches: for one token, for a few (matrix × vector), for
-more, and for many (matrix × matrix, in tiles made for so many rows or in tiles of 64). What a step leaves behind is a `DeviceTensor`: float32, or int8 blocks where only matrices
-in packed formats read it, or both.
+One plan is lowered several times over the same weights and caches: for one token and a few (matrix × vector), for up
+to 64 (matrix × matrix, all rows in one tile), and for many (in tiles of 64). What a step leaves behind is a
+`DeviceTensor`: float32, or int8 blocks where only matrices in packed formats read it, or both.
 """
 
 from __future__ import annotations

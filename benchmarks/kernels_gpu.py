@@ -1,6 +1,7 @@
 """GPU kernels in the shapes of real models: time, bytes and share of the measured bandwidth of every kind of dispatch.
 
     python benchmarks/kernels_gpu.py phi-4-mini llama-3.2-1b     whole models, synthetic weights
+    python benchmarks/kernels_gpu.py phi-4-mini --rows 1 8 32    a step of so many sequences that decode together
 
 A kind is all dispatches of one label in a model's program, run back to back over their own weights, so that caches
 see what they see in use. Every model's numbers come after a check: its programs for one and for many tokens agree.
@@ -22,7 +23,7 @@ import numpy as np
 
 from halfbyte.gpu.device.clock import Clock
 from halfbyte.gpu.device.device import Device, open_device
-from halfbyte.gpu.lowering.lower import SINGLE
+from halfbyte.gpu.lowering.lower import SINGLE, body_name, head_name
 from halfbyte.gpu.lowering.program import Extent
 from halfbyte.gpu.run.bound import BoundProgram
 from halfbyte.gpu.run.decode import ResidentDecoder
@@ -41,7 +42,11 @@ _WEIGHTS = re.compile(r"(p\d+_)?w(_|$)")
 def executor(device: Device, name: str, args: argparse.Namespace) -> GpuExecutor:
     spec = catalog_spec(name, layers=args.layers)
     weights = SyntheticWeights(spec, args.format)
-    plan = make_plan(spec, weights.format, tokens=args.tokens, context=min(spec.context, max(args.contexts) + 512))
+    most = max(args.rows or [1])
+    plan = make_plan(
+        spec, weights.format, tokens=args.tokens, context=min(spec.context, max(args.contexts) + 512),
+        sequences=most, rows=most,
+    )  # fmt: skip
     return GpuExecutor(plan, weights, device=device, off=args.off, tuning=remembered_tuning(device))
 
 
@@ -162,6 +167,25 @@ def decoding(run: GpuExecutor, clock: Clock, context: int, new: int) -> dict[str
     }
 
 
+def steps(run: GpuExecutor, clock: Clock, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """How long a step takes in which so many sequences each decode a token, by rows and by context."""
+    found: dict[str, dict[str, float]] = {}
+    tables = {g.blocks: np.arange(run.plan.sequences * g.columns, dtype=np.int32) for g in run.plan.groups}
+    tables = {name: table.reshape(run.plan.sequences, -1) for name, table in tables.items()}
+    for context, rows in itertools.product(args.contexts, args.rows):
+        each, zeros = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32)
+        run.load(Batch(each, zeros + context - 1, each, zeros, tables, each, rows))
+        extent = Extent(rows, rows, context, rows)
+        programs = [run.program(name) for name in ([SINGLE] if rows == 1 else [body_name(rows), head_name(rows, rows)])]
+        seconds = clock.median([command for program in programs for command in program.commands(extent)])
+        found[f"{rows} rows at {context}"] = {"gpu_ms": seconds * 1e3, "tok_s": rows / seconds}
+        print(f"  {rows:3d} rows at {context}: {seconds * 1e3:7.3f} ms GPU, {rows / seconds:8.0f} tok/s", flush=True)
+        if args.tables:
+            for program in programs:
+                show(table_of(clock, program, extent))
+    return found
+
+
 def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     run = executor(device, name, args)
@@ -169,6 +193,10 @@ def model(device: Device, name: str, args: argparse.Namespace) -> dict[str, Any]
     difference = check(run)
     print(f"{name}: loaded in {time.perf_counter() - began:.1f} s, programs differ by {difference:.1e}", flush=True)
     warm(run, 1.0)
+    if args.rows:
+        result = {"model": name, "steps": steps(run, clock, args), "check": difference}
+        print(json.dumps(result), flush=True)
+        return result
     ids = np.random.default_rng(1).integers(0, 1000, 2048).tolist()
     prefills: dict[int, list[float]] = {512: [], 2048: []}
     for length, times in prefills.items():
@@ -205,6 +233,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--format", default="q4g32")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512])
+    parser.add_argument("--rows", type=int, nargs="+", help="time a step of so many sequences that decode together")
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a prefill chunk")
     parser.add_argument("--off", nargs="*", default=[], help="kernel variants not to use")

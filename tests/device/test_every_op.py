@@ -42,7 +42,8 @@ TOKENS, WORDS = 70, 50
 BLOCK, COLUMNS = 16, 6
 BEFORE = (20, 27)
 """Tokens of the two sequences that come first, where a case is about the tokens after them."""
-COUNTS = {"one": (0, 1), "few": (2, 3), "many": (30, 40)}
+COUNTS = {"one": (0, 1), "few": (2, 3), "mixed": (1, 15), "many": (30, 40)}
+"""New tokens of the two sequences; in `mixed` one goes on while the other is a prompt."""
 TOLERANCE = 2e-5
 """Of the largest value: float32 sums of the same products in another order."""
 
@@ -283,7 +284,7 @@ def batch(counts: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Batch:
     ids = ((7 * positions + 13 * sequences) % WORDS).astype(np.int32)
     blocks = np.random.default_rng(1).permutation(2 * COLUMNS).astype(np.int32).reshape(2, COLUMNS)
     rows = np.arange(len(ids), dtype=np.int32)[::-1].copy()
-    return Batch(ids, positions, sequences, sequences, {"blocks": blocks}, rows)
+    return Batch(ids, positions, sequences, sequences, {"blocks": blocks}, rows, int(counts[0] == 1))
 
 
 def keys(batch: Batch) -> NDArray[np.int32]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from halfbyte.gpu.lowering.builder import Bound, Builder
+from halfbyte.gpu.lowering.norms import quantize_prompts
 from halfbyte.gpu.lowering.program import Axis, Dispatch, KeySplits, Ref, ceil_div, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PartialAttention
 from halfbyte.gpu.shaders import rules
@@ -120,20 +121,25 @@ def _lower_split(step: ops.Attention, constants: _Constants, b: Builder) -> None
         bound |= _rotation_buffers(rope, b)
     f32, int8 = b.schedule.forms(step.out)
     value = b.value(step.out, step.heads * step.head_dim, f32=f32, int8=int8)
-    _add_split(step, {**constants, "FUSED": bool(rope)}, sizes, bound, value, b, Split(b.section.capacity, b.tokens))
+    constants |= {"FUSED": bool(rope), "OUT": f32, "EMIT": int8}
+    _add_split(step, constants, sizes, bound, value, b, Split(b.section.capacity, b.tokens))
 
 
 def _lower_mixed(step: ops.Attention, constants: _Constants, b: Builder) -> None:
-    """Attention of decodes, split along the keys, then of the tokens of prompts, in tiles.
+    """Attention of decodes, split along the keys, then of the tokens of prompts, in tiles and in float32 first.
 
     Where there is one sequence, several tokens are a prompt's.
     """
-    value = b.value(step.out, step.heads * step.head_dim)
+    f32, int8 = b.schedule.forms(step.out)
+    value = b.value(step.out, step.heads * step.head_dim, int8=int8)
     most = min(b.section.capacity, b.context.plan.sequences)
     if most > 1:
         sizes = [_sizes(step, b, columns=min(most, rules.FEW_ROWS), long=True, left=False)]
-        _add_split(step, {**constants, "FUSED": False}, sizes, {}, value, b, Split(most, b.decodes))
+        decodes = {**constants, "FUSED": False, "OUT": f32, "EMIT": int8}
+        _add_split(step, decodes, sizes, {}, value, b, Split(most, b.decodes))
     _add_tiled(step, constants, value, b)
+    if int8:
+        quantize_prompts(value, b)
 
 
 class Split(NamedTuple):
@@ -156,7 +162,7 @@ def _add_split(
     finish = all(_finishes(step.head_dim, each["SLICE"], b) for each in sizes)
     parts = split.capacity * step.heads * max(each["MAX_SPLITS"] for each in sizes)
     partial, weight = b.take(parts * constants["HDP"] * 4), b.take(parts * 8)
-    constants |= {"FINISH": finish, "STRIDE4": value.stride // 4, "OUT": bool(value.f32), "EMIT": bool(value.x8)}
+    constants |= {"FINISH": finish, "STRIDE4": value.stride // 4}
     bound |= {**_cache_buffers(step), "q": b.values[step.q].f32, "partial": partial, "weight": weight}
     bound |= {"out": value.f32, "x8_out": value.x8, "xm_out": value.xm}
     if finish:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfbyte.gpu.lowering.builder import Bound, Builder
-from halfbyte.gpu.lowering.program import Ref, grid
+from halfbyte.gpu.lowering.program import Axis, Ref, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PendingResidual
 from halfbyte.gpu.shaders import rules
 from halfbyte.plan import ops
 
-_NOTHING = dict.fromkeys(("GATHER", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2", "EMIT"), False)
+_NOTHING = dict.fromkeys(("GATHER", "PROMPTS", "NORM", "RESIDUAL", "OUT", "SECOND", "OUT2", "EMIT"), False)
 
 
 def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
@@ -34,6 +34,7 @@ def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
     }
     constants = {
         "GATHER": gathered,
+        "PROMPTS": False,
         "NORM": True,
         "RESIDUAL": bool(step.residual),
         "OUT": bool(value.f32),
@@ -102,10 +103,23 @@ def quantize_outputs(step: ops.Op, b: Builder) -> None:
 def quantize(value: DeviceTensor, b: Builder) -> None:
     """Make the int8 blocks of a value from its float32."""
     value.x8, value.xm = (b.take(b.section.capacity * value.stride // share) for share in (1, 2))
-    _add(_NOTHING | {"EMIT": True}, {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}, value, "quantize", b)
+    _add(_NOTHING | {"EMIT": True}, _rounded(value), value, "quantize", b)
 
 
-def _add(constants: Mapping[str, Any], bound: Bound, source: DeviceTensor, label: str, b: Builder) -> None:
+def quantize_prompts(value: DeviceTensor, b: Builder) -> None:
+    """Fill the int8 blocks of the tokens of prompts from their float32."""
+    constants = _NOTHING | {"EMIT": True, "PROMPTS": True}
+    _add(constants, _rounded(value), value, "quantize prompts", b, Axis(count="prompts"))
+
+
+def _rounded(value: DeviceTensor) -> Bound:
+    return {"x": value.f32, "x8_out": value.x8, "xm_out": value.xm}
+
+
+def _add(
+    constants: Mapping[str, Any], bound: Bound, source: DeviceTensor, label: str, b: Builder, rows: Axis | None = None
+) -> None:
+    """A norm of this section's rows, or of others."""
     sizes = rules.norm(b.context.config, width=source.width, columns=b.section.columns)
     shape = {"W": source.width, "STRIDE4": source.stride // 4}
-    b.add("norm", {**sizes, **shape, **constants}, bound, grid(b.row_steps()), label)
+    b.add("norm", {**sizes, **shape, **constants}, bound, grid(rows or b.row_steps()), label)

@@ -1,7 +1,7 @@
 // One row a workgroup: h = norm(x) [+ residual], then [norm(h)], to float32 and/or int8 blocks.
-// With NORM off it only quantizes. Weights are padded with zeros. Grid: (rows).
+// With NORM off it only quantizes. Weights are padded with zeros. Grid: (rows, or tokens of prompts where PROMPTS).
 // Constants: WG, W (width), STRIDE4, EPS, GATHER (read row rows[r]), NORM, RESIDUAL, OUT, SECOND, OUT2, EMIT.
-#if GATHER
+#if GATHER or PROMPTS
 @bind var<storage, read> state: array<i32>;
 #endif
 @bind var<storage, read> x: array<vec4<f32>>;
@@ -28,7 +28,7 @@
 
 @compute @workgroup_size(${WG})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let t = wg.x;
+    let t = wg.x${" + u32(state[{}u])".format(DECODES_AT) if PROMPTS else ""};
     let to = t * ${STRIDE4}u;
 #if GATHER
     let from_row = u32(state[${ROWS_AT}u + t]) * ${STRIDE4}u;

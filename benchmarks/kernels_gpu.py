@@ -15,8 +15,9 @@ import json
 import re
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,12 @@ from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.lowering.lower import SINGLE, body_name, head_name
 from halfbyte.gpu.lowering.program import Extent
 from halfbyte.gpu.run.bound import BoundProgram
-from halfbyte.gpu.run.decode import ResidentDecoder
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.tuning.store import remembered_tuning
 from halfbyte.models.catalog import catalog_spec
-from halfbyte.plan import Batch, make_plan
+from halfbyte.plan import Batch, Draw, Pending, make_plan
 from halfbyte.plan.ops import Attention
-from halfbyte.runtime import SamplingParams
+from halfbyte.sampling import Sampler, SamplingParams
 from halfbyte.synthetic import SyntheticWeights
 
 REPEATS = 5
@@ -82,12 +82,17 @@ def check(run: GpuExecutor) -> float:
 
 def decode(run: GpuExecutor, context: int, tokens: int, *, each: bool = False) -> float:
     """Tokens a second after a prompt of `context` tokens."""
-    decoder = ResidentDecoder(run, ahead=1, together=1) if each else ResidentDecoder(run)
-    step = decoder.decode(batch(run, [1], context, [0]), SamplingParams(), tables=lambda _: None, limit=tokens + 8)
-    list(itertools.islice(step, 8))
-    began = time.perf_counter()
-    count = sum(1 for _ in step)
-    return count / (time.perf_counter() - began)
+    together, ahead = (1, 1) if each else (run.most_steps, run.ahead)
+    draw, under_way = Draw(0, Sampler(SamplingParams()), (), ()), deque[Pending]()
+    began, counted = 0.0, 0
+    for sent in range(0, tokens + 8, together):
+        new = batch(run, [-1 if sent else 1], context + sent, [0])
+        under_way.append(run.submit(replace(new, num_decodes=1), [draw], steps=together))
+        if len(under_way) >= ahead:
+            counted += len(under_way.popleft().tokens()) if began else 0
+            began = began or time.perf_counter()
+    counted += sum(len(pending.tokens()) for pending in under_way)
+    return counted / (time.perf_counter() - began)
 
 
 def kinds(program: BoundProgram, extent: Extent) -> dict[str, list[Any]]:

@@ -12,8 +12,9 @@ import pytest
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Weight, get_format
 from halfbyte.gpu.device.device import Device
+from halfbyte.gpu.lowering.columns import capacity, columns_for
 from halfbyte.gpu.lowering.context import LoweringContext
-from halfbyte.gpu.lowering.lower import capacity, columns_for, lower_section
+from halfbyte.gpu.lowering.lower import lower_section
 from halfbyte.gpu.lowering.passes import Section
 from halfbyte.gpu.lowering.program import Extent, Output, Ref, padded
 from halfbyte.gpu.lowering.state import StateLayout

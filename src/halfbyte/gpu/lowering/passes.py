@@ -19,13 +19,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from halfbyte.gpu.lowering.columns import MOST_VECTORS
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.shaders import rules
 from halfbyte.plan import ops
 
 Product = ops.Linear | ops.GatedLinear
-MOST_VECTORS = 8
-"""Columns that matrix × vector kernels take at most."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,12 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
                 *(((gated, emit, 1, True) for gated in (False, True) for emit in (False, True)) if large else ()),
             )
         ],
-        "gemm": [{"rows": 512, "outputs": 64, "width": 64, "int8": True, "gated": False, "format": "q"}],
+        "gemm": [
+            {"rows": rows, "outputs": outputs, "width": 64, "int8": int8, "gated": gated, "format": "q"}
+            for rows in (16, 32, 64, 512)
+            for outputs in (64, 5000, 100_000)
+            for int8, gated in ((True, False), (True, True), (False, False))
+        ],
         "attend": [
             {"heads": heads, "kv_heads": 8, "head_dim": 128, "columns": 1, "long": long, "left": left, "cache": "f16"}
             for heads, long, left in ((24, False, False), (24, True, False), (24, False, large), (32, False, large))

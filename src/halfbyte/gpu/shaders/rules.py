@@ -144,19 +144,27 @@ def _gemv_fits(config: KernelConfig, sizes: Sizes) -> bool:
     )
 
 
-def _gemm(config: KernelConfig, *, rows: int, outputs: int, gated: bool, **shape: int | str) -> Constants:
+def _gemm(
+    config: KernelConfig, *, rows: int, outputs: int, width: int, int8: bool, gated: bool, format: str
+) -> Constants:
     """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
 
-    Of many rows each workgroup computes 64. Fewer are one tile, of fewer outputs, so that there are workgroups enough;
-    its invocations take 8 × 4 or 4 × 4 sums in lanes of 4 × 8 or so, and what is left of them shares the depth.
+    Of many rows each workgroup computes 64. Fewer rows are one tile, of fewer outputs, or workgroups would be few. A
+    warp then covers 4 × 8 invocations of that tile and a fourth to an eighth of its sums; the other warps take other
+    blocks of the same tile.
     """
     if rows > FEW_ROWS or not config.sliced_k:
         return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
     tiles = -(-outputs * (2 if gated else 1) // 32)
     large = config.large_workgroups and config.wide_tiles
-    wg, rm = 512 if large and tiles < 2 * CORES else 256, 8 if config.wide_tiles and rows >= 32 else 4
-    rn, teams = 2 if large and tiles < CORES * 3 // 4 else 4, wg * rm // (8 * rows)
-    return {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": max(teams, 4 if config.wide_tiles else 2)}
+    rn = 2 if large and tiles < CORES * 3 // 4 else 4
+    for wg in (512, 256) if large and tiles < 2 * CORES else (256,):
+        rm = 8 if config.wide_tiles and rows >= 32 else 4
+        step = max(wg * rm // (8 * rows), 4 if config.wide_tiles else 2)
+        sizes = {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": step}
+        if _gemm_fits(config, {"rows": rows, "int8": int8, **sizes}):
+            break
+    return sizes
 
 
 def _gemm_derived(sizes: Sizes) -> Constants:

@@ -92,7 +92,7 @@ def test_a_gain_below_the_noise_is_none() -> None:
     assert not faster([1.0] * 15, [0.97] * 15, least=0.05)
 
 
-@pytest.mark.parametrize("capabilities", [LARGE, SMALL])
+@pytest.mark.parametrize("capabilities", [LARGE, replace(LARGE, workgroup_storage=40_000), SMALL])
 def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(capabilities: Capabilities) -> None:
     config = choose(capabilities)
     large = config.fused_rounding

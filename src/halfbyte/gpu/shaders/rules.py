@@ -149,9 +149,10 @@ def _gemm(
 ) -> Constants:
     """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
 
-    Of many rows each workgroup computes 64. Fewer rows are one tile, of fewer outputs, or workgroups would be few. A
-    warp then covers 4 × 8 invocations of that tile and a fourth to an eighth of its sums; the other warps take other
-    blocks of the same tile.
+    Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by 32 outputs, or by 16 where a matrix has
+    so few that there would be no workgroup for each core. Invocations with 8 × 4 or 4 × 4 sums, side by side in 8
+    columns, load little for what they multiply: an H200 core makes 64 products of four bytes per clock, and reads 128
+    bytes of workgroup memory. They are few, so several such teams share the depth.
     """
     if rows > FEW_ROWS or not config.sliced_k:
         return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}

@@ -176,14 +176,14 @@ def test_packed_weights_times_int8_of_several_rows(name: str, off: tuple[str, ..
         other.check(GATED, tokens)
 
 
-@pytest.mark.parametrize("cores", [rules.CORES, 1], ids=["few workgroups", "many workgroups"])
+@pytest.mark.parametrize("cores", [rules.CORES, 2, 1], ids=["narrow tiles", "large workgroups", "many workgroups"])
 @pytest.mark.parametrize("name", ["q4g32z", "q4_k", "q6_k"])
 def test_packed_weights_times_int8_of_several_rows_on_a_large_device(
     name: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One format without offsets, one with them, and one with two scales in a block."""
     monkeypatch.setattr(rules, "CORES", cores)
-    bench = Bench(1056, {"a": (name, 37), "b": (name, 37)}, int8=True, wide=True)
+    bench = Bench(1056, {"a": (name, 31), "b": (name, 31)}, int8=True, wide=True)
     for tokens in (16, 32, 64):
         bench.check(LINEAR, tokens)
         bench.check(GATED, tokens)

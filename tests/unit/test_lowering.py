@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -119,14 +120,15 @@ def attention(programs: Mapping[str, Program], name: str) -> list[str]:
 
 
 def test_several_rows_are_one_tile_of_workgroups_enough() -> None:
-    """An H200 has 132 cores; a tile's rows are those of the program, whatever the matrix."""
+    """An H200 has 132 cores, idle for at most 30% of the time; a tile's rows are those of the program."""
     for model in ("llama-3.2-1b", "phi-4-mini", "llama-3.1-8b"):
         programs = lowered(model).programs
         for rows in (16, 32, 64):
             grids = [d.grid for d in programs[f"body.{rows}"].dispatches if d.label.startswith("gemm")]
             extent = Extent(rows, 1, 500)
             assert all(y.at(extent) == 1 for _, y, _ in grids)
-            assert all(x.at(extent) >= 100 for x, _, _ in grids), (model, rows)
+            for workgroups in [x.at(extent) for x, _, _ in grids]:
+                assert workgroups / 132 >= 0.7 * math.ceil(workgroups / 132), (model, rows)
 
 
 def test_a_batch_without_logits_ends_before_the_head() -> None:

@@ -25,7 +25,9 @@ FEWEST_SPLITS = 16
 FEW_ROWS = 64
 """Rows that a matrix × matrix product takes as one tile; there are kernels of their own for some counts up to it."""
 CORES = 132
-"""Of an H200: of a product over few rows, twice as many workgroups keep it busy."""
+"""Of an H200."""
+STAGING = 0.3
+"""What a workgroup of a product over few rows takes to read x, in times of what 8 of its outputs take."""
 LEAST_STORAGE = 16384
 """Bytes of workgroup memory that every device has."""
 PRODUCTS_AHEAD = 3
@@ -149,23 +151,27 @@ def _gemm(
 ) -> Constants:
     """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
 
-    Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by 32 outputs, or by 16 where a matrix has
-    so few that there would be no workgroup for each core. Invocations with 8 × 4 or 4 × 4 sums, side by side in 8
-    columns, load little for what they multiply: an H200 core makes 64 products of four bytes per clock, and reads 128
-    bytes of workgroup memory. They are few, so several such teams share the depth.
+    Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by 32 outputs, or by 16 where cores would
+    otherwise be idle; workgroups are large where each core has one at most. Invocations with 8 × 4 or 4 × 4 sums, in
+    lanes of 4 × 8, load little for what they multiply: an H200 core makes 64 products of four bytes per clock, and
+    reads 128 bytes of workgroup memory. Such a tile has few invocations, so several teams of them share the depth.
     """
     if rows > FEW_ROWS or not config.sliced_k:
         return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
-    tiles = -(-outputs * (2 if gated else 1) // 32)
-    large = config.large_workgroups and config.wide_tiles
-    rn = 2 if large and tiles < CORES * 3 // 4 else 4
-    for wg in (512, 256) if large and tiles < 2 * CORES else (256,):
+    large, columns = config.large_workgroups and config.wide_tiles, outputs * (2 if gated else 1)
+    rn = min((4, 2), key=lambda n: _turns(columns, 8 * n) * (n + STAGING)) if large else 4
+    for wg in (512, 256) if large and _turns(columns, 8 * rn) == 1 else (256,):
         rm = 8 if config.wide_tiles and rows >= 32 else 4
         step = max(wg * rm // (8 * rows), 4 if config.wide_tiles else 2)
         sizes = {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": step}
         if _gemm_fits(config, {"rows": rows, "int8": int8, **sizes}):
             break
     return sizes
+
+
+def _turns(columns: int, outs: int) -> int:
+    """Workgroups that a core computes, one after the other or side by side."""
+    return -(-columns // (outs * CORES))
 
 
 def _gemm_derived(sizes: Sizes) -> Constants:

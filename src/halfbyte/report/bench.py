@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import numpy as np
 
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.executors import ExecutorFactory, Progress, factory
-from halfbyte.plan import Executor, Plan
+from halfbyte.plan import Batch, Draw, Executor, Pending, Plan
 from halfbyte.plan.ops import Embed
 from halfbyte.report import host
 from halfbyte.report.check import Agreement, check
@@ -108,8 +109,8 @@ def measure(loaded: Loaded, case: Case) -> Record:
     """
     settings = loaded.settings
     switch = loaded.subject.spec.rope_switch
-    engine = Engine(loaded.executor, rope_switch=switch, each_token=settings.each_token)
-    run = _Repetition(engine, loaded, case)
+    counted = _Counted(loaded.executor, case.batch)
+    run = _Repetition(Engine(counted, rope_switch=switch, each_token=settings.each_token), counted, loaded, case)
     peaks = _Peaks(loaded)
     with peaks.ignored():
         bandwidth = [loaded.factory.read_bandwidth(loaded.executor)]
@@ -184,11 +185,29 @@ def decode_bytes(plan: Plan, case: Case) -> float:
     return weights / case.batch + cached
 
 
+class _Counted:
+    """An executor that notes its counters before it decodes all sequences for the first time.
+
+    A device may begin with that before the last prompt's token has been read.
+    """
+
+    def __init__(self, executor: Executor, sequences: int) -> None:
+        self.before: dict[str, float] | None = None
+        self.plan, self.ahead, self.most_steps = executor.plan, executor.ahead, executor.most_steps
+        self.draws, self.run = executor.draws, executor.run
+        self._executor, self._sequences = executor, sequences
+
+    def submit(self, batch: Batch, draws: Many[Draw], *, steps: int = 1) -> Pending:
+        if self.before is None and batch.num_decodes == len(batch.token_ids) == self._sequences:
+            self.before = self._executor.counters()
+        return self._executor.submit(batch, draws, steps=steps)
+
+
 class _Repetition:
     """Runs a case on an engine, once at a time."""
 
-    def __init__(self, engine: Engine, loaded: Loaded, case: Case) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, counted: _Counted, loaded: Loaded, case: Case) -> None:
+        self._engine, self._counted = engine, counted
         self._factory, self._executor = loaded.factory, loaded.executor
         self._case = case
         self._vocabulary = loaded.subject.spec.vocab_size
@@ -224,14 +243,17 @@ class _Repetition:
         started = time.perf_counter()
         ends: list[float] = []
         device_s: list[float | None] = []
-        reading, before = 0, dict[str, float]()
+        reading, waited = 0, 0.0
+        self._counted.before = None
         for sequences in self._advance(prompts, new_tokens):
             ends.append(time.perf_counter())
             device_s.append(self._executor.busy_s())
             reading += any(not sequence.generated_ids for sequence in sequences)
             if len(ends) == reading + 1:
-                before = self._executor.counters()
-        counted = {name: value - before[name] for name, value in self._executor.counters().items()}
+                waited = self._executor.counters().get("wait_s", 0.0)
+        after = self._executor.counters()
+        before = (self._counted.before or after) | ({"wait_s": waited} if "wait_s" in after else {})
+        counted = {name: value - before[name] for name, value in after.items()}
         steps = np.diff(ends[reading:])
         known = [busy for busy in device_s[reading + 1 :] if busy is not None]
         busy = counted.pop("wait_s", sum(known) if len(known) == len(steps) else None)

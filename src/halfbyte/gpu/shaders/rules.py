@@ -101,6 +101,10 @@ def _emitting(config: KernelConfig, gated: bool, blocks: int, columns: int) -> t
     """Sizes for 32 outputs a workgroup, as they were fastest on an NVIDIA H200: WG, TEAM, ROWS, UNROLL."""
     if not config.large_workgroups or not config.subgroup:
         return 256, 8, 1, _unroll(blocks, 8, (2 if gated else 1) * columns)
+    if columns == 8 and gated:
+        return 512, 16, 2, 2 if blocks >= 128 and blocks % 32 == 0 else 1
+    if columns == 8 and blocks >= 192:
+        return 512, 64, 4, 2 if blocks % 128 == 0 else 1
     if columns == 1 and blocks > 32 and not gated:
         team = next(t for t in (128, 64, 32) if blocks % t == 0 or t == 32)
         return 1024, team, team // 32, min(8, blocks // team) if team > 32 else 1

@@ -214,12 +214,23 @@ def eight_bits(tokens: int, columns: int, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("stored", PACKED)
 def test_8_bit_products_are_exact_where_8_bits_hold_the_activations(stored: str, isa: str) -> None:
-    for tokens in (*TOKENS, 12, 13, 25):
+    for tokens in (*TOKENS, 8, 9, 12, 13, 25):
         for columns in COLUMNS:
             case = Case(tokens)
             x = case.activation(eight_bits(tokens, columns))
             weights = tuple(case.weight(f"w{n}", hostile(n, columns, n), stored) for n in ROWS)
             check(case, case.add(Linear(x, weights, case.out(sum(ROWS)))), isa, activations="int8", threads=1)
+
+
+@pytest.mark.parametrize("stored", PACKED)
+def test_an_8_bit_product_of_a_token_is_the_same_in_any_company(stored: str, isa: str) -> None:
+    case, most, columns = Case(64), 64, 200
+    x, weight = hostile(most, columns), case.weight("w", hostile(50, columns, 1), stored)
+    plan = case.plan(case.add(Linear(case.activation(x), (weight,), case.out(50))))
+    executor = CpuExecutor(plan, Source(case), threads=2, isa=isa)
+    alone = np.concatenate([executor.run(batch(1, first_id=token)).copy() for token in range(most)])
+    for tokens in (2, 5, 7, 8, 9, 16, 17, 33, 64):
+        np.testing.assert_array_equal(executor.run(batch(tokens)), alone[:tokens])
 
 
 def test_8_bit_products_of_the_largest_codes_do_not_overflow(isa: str) -> None:

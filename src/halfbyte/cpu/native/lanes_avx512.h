@@ -13,7 +13,7 @@ namespace halfbyte::HB_ISA {
 struct Lanes {
     using Bits = __m512i;
     static constexpr int kTokenBlock = 14, kDotRows = 4, kDotTokens = 6, kAttendQueries = 12;
-    static constexpr int kInt8Tiles = 2, kInt8Tokens = 6, kSignedBias = 128;
+    static constexpr int kInt8Tiles = 2, kInt8Tokens = 8, kSignedBias = 128;
 
     struct Ints {
         __m512i v;

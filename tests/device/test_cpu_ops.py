@@ -392,11 +392,15 @@ def attention_case(
     softcap: float | None,
     columns: int,
     block_size: int = 8,
+    *,
+    tokens: int = 33,
+    sequences: int = 2,
+    context: int = 128,
 ) -> tuple[Case, str]:
     count, kv_count, size = heads
-    case = Case(33, sequences=2, columns=columns, block_size=block_size)
+    case = Case(tokens, context, block_size, sequences, columns)
     qkv = case.activation(hostile(120, (count + 2 * kv_count) * size))
-    k_cache, v_cache = case.caches(heads, 2 * columns, dtype)
+    k_cache, v_cache = case.caches(heads, sequences * columns, dtype)
     case.add(KvWrite(*heads, qkv, *PAGING, k_cache, v_cache))
     attended = case.out(count * size)
     return case, case.add(Attention(*heads, qkv, k_cache, v_cache, *PAGING, attended, size**-0.5, window, softcap))
@@ -440,6 +444,63 @@ def test_attention_to_blocks_of_whole_vectors(
 ) -> None:
     case, out = attention_case(heads, dtype, window=None, softcap=None, columns=3, block_size=block_size)
     check(case, out, isa, batches=conversation(np.array([[4, 0, 2], [1, 5, 3]], np.int32)))
+
+
+LENGTHS = (1300, 519, 1025, 40)
+"""Tokens of some sequences, of which attention cuts the long ones into parts."""
+
+
+def tokens_of(*spans: tuple[int, int, int]) -> Batch:
+    """Spans (sequence, first position, past the last) of sequences whose token ids follow from their positions."""
+    sequences = np.concatenate([np.full(end - begin, sequence) for sequence, begin, end in spans])
+    positions = np.concatenate([np.arange(begin, end) for _, begin, end in spans])
+    return Batch(
+        token_ids=((7 * sequences + positions) % 120).astype(np.int32),
+        positions=positions.astype(np.int32),
+        sequences=sequences.astype(np.int32),
+        rope_sets=np.zeros(len(positions), np.int32),
+        block_tables={"blocks": np.arange(4 * 21, dtype=np.int32).reshape(4, 21)},
+        logit_rows=np.arange(len(positions), dtype=np.int32),
+    )
+
+
+def prompts(chunk: int) -> list[Batch]:
+    """All of LENGTHS, one sequence after another, some tokens at a time."""
+    return [
+        tokens_of((sequence, begin, min(begin + chunk, length)))
+        for sequence, length in enumerate(LENGTHS)
+        for begin in range(0, length, chunk)
+    ]
+
+
+ANSWERS = [[(s, n, n + 1) for s, n in enumerate(LENGTHS)], [(s, n + 1, n + 2) for s, n in enumerate(LENGTHS)]]
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("window", [None, 700])
+def test_attention_to_contexts_of_several_parts(heads: tuple[int, int, int], window: int | None, isa: str) -> None:
+    case, out = attention_case(heads, "f16", window, None, 21, 64, tokens=300, sequences=4, context=1344)
+    check(case, out, isa, threads=3, batches=[*prompts(300), *(tokens_of(*spans) for spans in ANSWERS)])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize(("dtype", "window"), [("f16", None), ("f32", 700)])
+def test_attention_of_a_token_is_the_same_in_any_company(
+    threads: int, dtype: str, window: int | None, isa: str
+) -> None:
+    case, out = attention_case((8, 2, 64), dtype, window, 5.0, 21, 64, tokens=300, sequences=4, context=1344)
+    plan = case.plan(out)
+    first, second = (CpuExecutor(plan, Source(case), threads=n, isa=isa) for n in (threads, 2))
+    whole = np.concatenate([first.run(fed).copy() for fed in prompts(300)])
+    np.testing.assert_array_equal(np.concatenate([second.run(fed).copy() for fed in prompts(77)]), whole)
+    for spans in ANSWERS:
+        together = first.run(tokens_of(*spans)).copy()
+        alone = [second.run(tokens_of(span)).copy() for span in spans]
+        np.testing.assert_array_equal(np.concatenate(alone), together)
+    mixed = first.run(tokens_of(*ANSWERS[1][1:], (0, 1200, 1302)))
+    np.testing.assert_array_equal(mixed[:3], together[1:])
+    np.testing.assert_array_equal(mixed[3:-2], whole[1200:1300])
+    np.testing.assert_array_equal(mixed[-1], together[0])
 
 
 def test_a_scale_that_turns_scores_around_is_refused() -> None:

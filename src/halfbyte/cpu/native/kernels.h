@@ -88,6 +88,8 @@ struct Kernels {
     int64_t (*peak_int8)(int64_t rounds, float* out);
 
     Attend attend_f32, attend_f16;
+    // into = into · keep + from · add
+    void (*blend)(const float* from, float add, float keep, float* into, int64_t n);
 };
 
 extern const Kernels kernels_generic;

@@ -40,6 +40,7 @@ static constexpr Kernels table() {
         .peak_int8 = peak_int8,
         .attend_f32 = {score<F32>, weigh, add_values<F32>},
         .attend_f16 = {score<F16>, weigh, add_values<F16>},
+        .blend = blend,
     };
 }
 

@@ -68,6 +68,11 @@ static void add(const float* x, const float* y, float* out, int64_t n) {
     map(out, n, [](Lanes a, Lanes b) { return a + b; }, x, y);
 }
 
+static void blend(const float* from, float add, float keep, float* into, int64_t n) {
+    const Lanes other = Lanes::broadcast(add), own = Lanes::broadcast(keep);
+    map(into, n, [&](Lanes a, Lanes b) { return Lanes::fma(a, own, b * other); }, into, from);
+}
+
 static HB_INLINE Lanes capped(Lanes x, Lanes cap) {
     const Lanes two = Lanes::broadcast(2);
     return cap * (two * sigmoid(two * x / cap) - Lanes::broadcast(1));

@@ -72,13 +72,21 @@ class Sampler:
         likeliest = int(np.argmax(logits))
         peak = float(logits[likeliest])
         if not np.isfinite(peak):
-            raise DeviceError(
-                f"The model gave no valid logits: {peak} for token {likeliest}.",
-                "The device or the weights are faulty: compare with device='reference'.",
-            )
+            raise invalid_logits(peak, likeliest)
         chosen = self._choose(logits, prompt_ids, generated_ids)
         log_sum = peak + float(np.log(np.exp(logits - logits[likeliest]).sum()))
         return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self.params.logprobs, log_sum))
+
+    def counted(self, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> tuple[Indices, Float32]:
+        """The tokens that penalties concern, and how often `generated_ids` has each; no tokens without penalties.
+
+        Arguments are those of `sample`.
+        """
+        place = Place(prompt_ids, generated_ids, self.seed)
+        for step in self._steps:
+            if isinstance(step, Penalties):
+                return step.counted(place)
+        return np.empty(0, np.int64), np.empty(0, np.float32)
 
     def candidates(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Candidates:
         """The tokens that the next one is drawn from, and their scores; arguments as for `sample`.
@@ -99,6 +107,14 @@ class Sampler:
         if self._mirostat:
             self._mirostat.learn(candidates, chosen, len(generated_ids))
         return chosen
+
+
+def invalid_logits(peak: float, token: int) -> DeviceError:
+    """The error that reports logits whose largest, that of `token`, is not finite."""
+    return DeviceError(
+        f"The model gave no valid logits: {peak} for token {token}.",
+        "The device or the weights are faulty: compare with device='reference'.",
+    )
 
 
 def _step(name: str, params: SamplingParams) -> Step:

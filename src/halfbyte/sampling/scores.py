@@ -30,6 +30,11 @@ class Penalties:
         scores[here] = self._penalized(scores[here], *self._counts[:, there])
         return candidates.rescored(scores)
 
+    def counted(self, place: Place) -> tuple[Indices, Float32]:
+        """The tokens in the window, or in the part of the answer in it, and how often the answer has each there."""
+        self._slide(place)
+        return self._ids, self._counts[_ANSWERED]
+
     def _penalized(self, scores: Float32, seen: Float32, answered: Float32) -> Float32:
         repetition = np.float32(self._params.repetition_penalty)
         if repetition != 1:

@@ -4,7 +4,7 @@ Arrays are C-contiguous views with the shapes of the plan; programs and matrices
 Arrays or attributes that disagree raise ValueError, those of a type that no op takes TypeError.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,40 @@ _Bytes: TypeAlias = NDArray[np.uint8]
 class Matrix:
     @property
     def nbytes(self) -> int: ...
+
+class ChoiceSettings:
+    """How one sequence's tokens are chosen: `SamplingParams`, with its seed; a temperature of 0 is greedy."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        typical_p: float,
+        top_p: float,
+        min_p: float,
+        repetition: float,
+        presence: float,
+        frequency: float,
+        seed: int,
+        logprobs: int,
+        bias_ids: NDArray[np.int64],
+        bias: NDArray[np.float32],
+    ) -> None: ...
+
+class Choice:
+    """A chosen token; where `peak`, the logit of the token `likeliest`, is not finite, nothing was chosen."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def likeliest(self) -> int: ...
+    @property
+    def peak(self) -> float: ...
+    @property
+    def top(self) -> list[tuple[int, float]]: ...
 
 class Program:
     def __init__(self, threads: int, context: int, isa: str = "", int8: bool = True, spin: bool = True) -> None: ...
@@ -45,6 +79,16 @@ class Program:
         """
 
     def run(self, tokens: int, rows: int) -> None: ...
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        rows: Sequence[tuple[ChoiceSettings, int, NDArray[np.int64], NDArray[np.float32]]],
+    ) -> list[Choice]:
+        """The token after each row of `logits`, on all threads.
+
+        A row has its settings, the number of tokens before it, and the tokens that penalties concern with their counts.
+        """
+
     def step_ns(self) -> NDArray[np.int64]: ...
     @property
     def start_ns(self) -> int: ...

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.cpu import _native, machine
+from halfbyte.cpu.choose import choose
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
 from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, ops
 from halfbyte.plan.batch import Timing
-from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
+from halfbyte.plan.drawing import Draw, Finished, Pending
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
 from halfbyte.sampling import SamplingParams
 
@@ -149,9 +150,9 @@ class CpuExecutor:
         """Run one batch, and choose its tokens. Raises what `run` does."""
         logits = self.run(batch)
         called = perf_counter_ns()
-        found = drawn_on_host(logits, draws)
+        tokens = choose(self._program, logits, draws)
         self.choose_ns = perf_counter_ns() - called
-        return found
+        return Finished([tokens])
 
     def step_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that each step of the plan took in the last run; 0 where it had nothing to do."""

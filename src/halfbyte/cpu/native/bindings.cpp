@@ -4,13 +4,17 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <optional>
+#include <tuple>
 
+#include "choose.h"
 #include "interpreter.h"
 #include "isa.h"
 #include "machine.h"
@@ -26,6 +30,11 @@ namespace {
 using Readable = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Writable = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+// The settings of a row of logits, the tokens before it, and those that are penalized with their counts.
+using Asked = std::tuple<const ChoiceSettings*, uint64_t, Ids, Counts>;
 
 std::optional<Array::Type> array_type(nb::dlpack::dtype type) {
     const nb::dlpack::dtype half{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
@@ -39,7 +48,7 @@ std::optional<Array::Type> array_type(nb::dlpack::dtype type) {
 class PyProgram {
 public:
     PyProgram(int threads, int64_t context, const std::string& isa, bool int8, bool spin)
-        : program_(threads, find_isa(isa), context, int8, spin) {}
+        : program_(threads, find_isa(isa), context, int8, spin), chooser_(program_.pool(), kernels_for(program_.isa())) {}
 
     // Appends the step of an op, whose fields are arrays, matrices, numbers, names, or None where absent.
     void step(const std::string& op, bool over_rows, const nb::dict& values) {
@@ -59,6 +68,19 @@ public:
         without_lock([&] { made = std::make_unique<Matrix>(storage, stored, program_.pool(), program_.arena()); });
         if (is_packed(storage)) return made;
         return {made.release(), [codes](Matrix* matrix) { delete matrix; }};
+    }
+
+    std::vector<Choice> choose(const Logits& logits, const std::vector<Asked>& asked) {
+        require_equal(static_cast<int64_t>(asked.size()), static_cast<int64_t>(logits.shape(0)), "number of choices");
+        const int64_t vocabulary = static_cast<int64_t>(logits.shape(1));
+        require(vocabulary > 0, "there are no logits");
+        std::vector<ChoiceRow> rows;
+        for (const auto& [settings, position, ids, counts] : asked)
+            rows.push_back({logits.data() + static_cast<int64_t>(rows.size()) * vocabulary, settings, position, {ids.data(), ids.size()},
+                            {counts.data(), counts.size()}});
+        std::vector<Choice> choices;
+        without_lock([&] { choices = chooser_.choose(rows, vocabulary); });
+        return choices;
     }
 
     Program* operator->() { return &program_; }
@@ -92,8 +114,15 @@ private:
     }
 
     Program program_;
+    Chooser chooser_;
     std::vector<nb::object> arrays_;
 };
+
+void make_settings(ChoiceSettings* at, float temperature, int64_t top_k, double typical_p, double top_p, float min_p, float repetition,
+                   float presence, float frequency, uint64_t seed, int64_t logprobs, const Ids& bias_ids, const Counts& bias) {
+    new (at) ChoiceSettings{temperature, top_k, typical_p, top_p, min_p, repetition, presence, frequency, seed, logprobs,
+                            {bias_ids.data(), bias_ids.data() + bias_ids.size()}, {bias.data(), bias.data() + bias.size()}};
+}
 
 std::vector<std::string> isa_names() {
     std::vector<std::string> names;
@@ -128,6 +157,16 @@ NB_MODULE(_native, module) {
     nb::set_leak_warnings(false);  // what a running thread holds when the interpreter ends is no leak
     nb::class_<Matrix>(module, "Matrix").def_prop_ro("nbytes", &Matrix::nbytes);
 
+    nb::class_<ChoiceSettings>(module, "ChoiceSettings")
+        .def("__init__", make_settings, nb::kw_only(), "temperature"_a, "top_k"_a, "typical_p"_a, "top_p"_a, "min_p"_a, "repetition"_a,
+             "presence"_a, "frequency"_a, "seed"_a, "logprobs"_a, "bias_ids"_a.noconvert(), "bias"_a.noconvert());
+    nb::class_<Choice>(module, "Choice")
+        .def_ro("id", &Choice::id)
+        .def_ro("logprob", &Choice::logprob)
+        .def_ro("likeliest", &Choice::likeliest)
+        .def_ro("peak", &Choice::peak)
+        .def_ro("top", &Choice::top);
+
     nb::class_<PyProgram>(module, "Program")
         .def(nb::init<int, int64_t, const std::string&, bool, bool>(), "threads"_a, "context"_a, "isa"_a = "", "int8"_a = true,
              "spin"_a = true)
@@ -138,6 +177,7 @@ NB_MODULE(_native, module) {
         .def("step", &PyProgram::step, "op"_a, "over_rows"_a, "fields"_a)
         .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { without_lock([&] { p->run(tokens, rows); }); }, "tokens"_a,
              "rows"_a)
+        .def("choose", &PyProgram::choose, "logits"_a.noconvert(), "rows"_a)
         .def("step_ns", step_ns)
         .def_prop_ro("start_ns", [](PyProgram& p) { return p->start_ns(); });
 

@@ -5,6 +5,7 @@
 
 #include "isa.h"
 #include "matrix.h"
+#include "noise.h"
 
 namespace halfbyte {
 
@@ -17,6 +18,8 @@ constexpr int64_t kJobTiles = 4;
 // The same for at most kDirectTokens tokens: long runs, because every start from another place in memory takes time.
 constexpr int64_t kDirectJobTiles = 64;
 constexpr int64_t kPanelColumns = 256;
+// Logits that stand together when the largest are looked for.
+constexpr int64_t kRun = 64;
 constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
 
 // Activations rounded to 8 bits in blocks of 32 columns, the last one zero-filled: x ≈ scale · code. Tokens that a kernel
@@ -90,6 +93,15 @@ struct Kernels {
     Attend attend_f32, attend_f16;
     // into = into · keep + from · add
     void (*blend)(const float* from, float add, float keep, float* into, int64_t n);
+
+    // The largest of x[n], and that of each run of kRun of them; anything where one is NaN.
+    float (*run_maxima)(const float* x, int64_t n, float* maxima);
+    // Σ e^(x - shift); NaN where any is.
+    double (*exp_sum)(const float* x, float shift, int64_t n);
+    // scores = x / temperature, weights = e^(scores - highest); the sum of the weights.
+    double (*weigh_scores)(const float* x, float temperature, float highest, int64_t n, float* scores, float* weights);
+    // The places of those of n tokens that noise may lift above a best sum, `factor` being e^(highest - best) or a little more.
+    int64_t (*may_win)(const Noise& noise, const float* weights, const int32_t* ids, int64_t n, float factor, int32_t* found);
 };
 
 extern const Kernels kernels_generic;

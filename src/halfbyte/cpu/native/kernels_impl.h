@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "kernels.h"
@@ -19,6 +20,7 @@
 #include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
+#include "kernels_choose.h"
 #include "kernels_peak.h"
 
 namespace halfbyte::HB_ISA {
@@ -41,6 +43,10 @@ static constexpr Kernels table() {
         .attend_f32 = {score<F32>, weigh, add_values<F32>},
         .attend_f16 = {score<F16>, weigh, add_values<F16>},
         .blend = blend,
+        .run_maxima = run_maxima,
+        .exp_sum = exp_sum,
+        .weigh_scores = weigh_scores,
+        .may_win = may_win,
     };
 }
 

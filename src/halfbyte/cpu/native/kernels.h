@@ -18,9 +18,9 @@ constexpr int64_t kJobTiles = 4;
 // The same for at most kDirectTokens tokens: long runs, because every start from another place in memory takes time.
 constexpr int64_t kDirectJobTiles = 64;
 constexpr int64_t kPanelColumns = 256;
-// Logits that stand together when the largest are looked for.
-constexpr int64_t kRun = 64;
 constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
+// Logits of which the largest is noted, so that few have to be looked at again.
+constexpr int64_t kRun = 64;
 
 // Activations rounded to 8 bits in blocks of 32 columns, the last one zero-filled: x ≈ scale · code. Tokens that a kernel
 // multiplies together lie together: [token blocks][blocks][tokens of the block].

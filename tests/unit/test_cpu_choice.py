@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from halfbyte.cpu import CpuExecutor, _native
-from halfbyte.cpu import choose as cpu_choose
-from halfbyte.cpu.choose import choose, known
+from halfbyte.cpu.choose import choose
 from halfbyte.errors import DeviceError
 from halfbyte.plan.drawing import Draw, Token
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
@@ -111,35 +110,26 @@ def test_greedy_choices_are_equal(vocabulary: int, isa: str) -> None:
         assert chosen_by(core, [case]) == [case.expected()]
 
 
-def kept_by(case: Case, scores: Float32, loosened: float) -> set[int]:
-    """What the filters of the NumPy sampler keep of scores when their shares are a little larger, or smaller."""
-    params = replace(
-        case.params,
-        top_p=min(case.params.top_p * (1 + loosened), 1.0),
-        typical_p=min(case.params.typical_p * (1 + loosened), 1.0),
-        min_p=min(case.params.min_p * (1 - loosened), 1.0),
-    )
-    ids = np.arange(scores.size)
-    for keep in Sampler(params)._filters:
-        kept = keep(scores)
-        ids, scores = ids[kept], scores[kept]
-    return set(ids.tolist())
-
-
 def kept_after_rounding(case: Case) -> list[set[int]]:
-    """What the filters keep when scores differ by what is lost in an exponential."""
-    rng, scores = np.random.default_rng(0), scores_of(case)
-    spread = 1e-6 * np.maximum(1, np.abs(scores - scores.max()))
-    return [
-        kept_by(case, (scores + spread * rng.uniform(-1, 1, scores.size)).astype(np.float32), loosened)
-        for loosened in (-1e-5, 0, 1e-5)
-        for _ in range(5)
-    ]
+    """What the NumPy sampler keeps when scores and shares differ by what is lost in an exponential."""
+    rng, found = np.random.default_rng(0), []
+    spread = 1e-6 * np.maximum(1, np.abs(case.logits[np.isfinite(case.logits)]).max())
+    for loosened in [-1e-5, 0, 1e-5] * 5:
+        params = replace(
+            case.params,
+            top_p=min(case.params.top_p * (1 + loosened), 1.0),
+            typical_p=min(case.params.typical_p * (1 + loosened), 1.0),
+            min_p=min(case.params.min_p * (1 - loosened), 1.0),
+        )
+        logits = (case.logits + spread * rng.uniform(-1, 1, case.logits.size)).astype(np.float32)
+        found.append(set(Sampler(params).candidates(logits, case.prompt, case.answer).ids.tolist()))
+    return found
 
 
 def scores_of(case: Case) -> Float32:
-    applied = Sampler(case.params)._penalties.applied(case.logits, case.prompt, case.answer)
-    return applied / np.float32(case.params.temperature)
+    """All scores that are drawn from, before any filter."""
+    open_to_all = replace(case.params, top_k=0, top_p=1.0, typical_p=1.0, min_p=0.0)
+    return Sampler(open_to_all).candidates(case.logits, case.prompt, case.answer).scores
 
 
 def differ_by_rounding(case: Case, chosen: int, expected: int) -> bool:
@@ -285,20 +275,26 @@ class Watched:
         return self.core.choose(logits, rows)
 
 
-def test_settings_that_the_core_does_not_know_are_left_to_the_numpy_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert known(SamplingParams(0.5, 3, 0.5, 0.1, 0.5, 1.5, 0.5, 0.5, {1: 1.0}, 7, 2))
-    monkeypatch.setattr(cpu_choose, "_UNKNOWN", ("typical_p",))
-    watched = Watched()
+BEYOND_THE_CORE = [
+    {"dynatemp_range": 0.5},
+    {"top_n_sigma": 1.0},
+    {"xtc_probability": 1.0},
+    {"mirostat": 2},
+    {"dry_multiplier": 1.0},
+    {"repetition_penalty": 1.5, "repeat_last_n": 2},
+    {"top_k": 5, "typical_p": 0.5, "samplers": ("typical_p", "top_k", "temperature")},
+]
+
+
+@pytest.mark.parametrize("beyond", BEYOND_THE_CORE)
+def test_settings_that_the_core_does_not_know_are_left_to_the_numpy_sampler(beyond: dict[str, object]) -> None:
+    watched, usual = Watched(), {"temperature": 0.7, "seed": 4, "typical_p": 0.9, "presence_penalty": 0.5}
+    given = [SamplingParams(**({"temperature": 0.7, "seed": 4} | beyond)), SamplingParams(**usual), SamplingParams()]
     mixed = [
-        Case(
-            SamplingParams(temperature=1, seed=seed, typical_p=share),
-            logits_of(np.random.default_rng(seed), 50),
-            [1],
-            [],
-        )
-        for seed, share in enumerate((0.5, 1.0, 0.9, 1.0, 1.0))
+        Case(params, logits_of(np.random.default_rng(row), 50), [1, 2, 1, 2, 1], [2])
+        for row, params in enumerate([given[0], given[1], given[0], given[2]])
     ]
     assert chosen_by(watched, mixed) == [case.expected() for case in mixed]  # type: ignore[arg-type]
-    assert watched.rows == [3]
+    assert watched.rows == [2]
     assert chosen_by(watched, mixed[:1]) == [mixed[0].expected()]  # type: ignore[arg-type]
-    assert watched.rows == [3]
+    assert watched.rows == [2]

@@ -7,7 +7,6 @@ that the core does not know.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from math import isfinite
 
 import numpy as np
@@ -16,21 +15,19 @@ from numpy.typing import NDArray
 from halfbyte.cpu import _native
 from halfbyte.plan.drawing import Draw, Token
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from halfbyte.sampling.params import SAMPLERS
 from halfbyte.sampling.sampler import invalid_logits
 
 Float32 = NDArray[np.float32]
 
-_KNOWN = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logit_bias", "seed", "logprobs",
-)  # fmt: skip
-_DEFAULTS = SamplingParams()
-_UNKNOWN = tuple(field.name for field in fields(SamplingParams) if field.name not in _KNOWN)
+_BEYOND_PLAIN = {"typical_p"}
+"""What the core knows of the settings that `SamplingParams.beyond_plain` lists."""
 
 
 def known(params: SamplingParams) -> bool:
-    """Whether the core knows all of these settings: those that it does not are as they are by default."""
-    return all(getattr(params, name) == getattr(_DEFAULTS, name) for name in _UNKNOWN)
+    """Whether the core does all that these settings ask for, in the order that they ask for."""
+    in_order = list(params.active) == sorted(params.active, key=SAMPLERS.index)
+    return in_order and _BEYOND_PLAIN.issuperset(params.beyond_plain)
 
 
 def choose(program: _native.Program, logits: Float32, draws: Sequence[Draw]) -> list[Token]:

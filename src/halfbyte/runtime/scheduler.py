@@ -40,7 +40,11 @@ class _UnreadError(Exception):
 
 
 class Scheduler:
-    """Sequences waiting and running, and the blocks they hold."""
+    """Sequences waiting and running, and the blocks they hold.
+
+    Attributes:
+        preemptions: How often a running sequence gave its blocks up, to be computed again.
+    """
 
     def __init__(self, plan: Plan, rope_switch: int | None = None) -> None:
         self.pools = BlockPools(plan)
@@ -54,6 +58,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._kept: Sequence | None = None
         self._slots = list(range(plan.sequences))
+        self.preemptions = 0
 
     @property
     def idle(self) -> bool:
@@ -242,6 +247,7 @@ class Scheduler:
             if any(s.num_ahead for s in self._running):
                 raise _UnreadError
             youngest = self._running.pop()
+            self.preemptions += 1
             self.pools.release(youngest.table)
             self._leave(youngest)
             youngest.num_computed, youngest.status = 0, "waiting"

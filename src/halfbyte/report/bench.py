@@ -49,6 +49,15 @@ class Loaded:
         """What knows the device that the executor is on."""
         return factory(self.settings.run.device)
 
+    def record(self) -> dict[str, Any]:
+        """What a record says of the check, the machine, the model and the settings, by field."""
+        return {
+            "check": asdict(self.agreement), "machine": {**host.machine(), **self.factory.describe(self.executor)},
+            "versions": host.versions(),
+            "model": {**self.subject.about, "nbytes": self.subject.nbytes, "hashes": self.hashes},
+            "settings": self.settings.record(threads=self.executor.threads),
+        }  # fmt: skip
+
 
 def bench(
     subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading = nullcontext
@@ -66,8 +75,9 @@ def bench(
     """
     _check_hands_back(settings)
     for case in cases:
-        _check_fits(subject, case)
-    loaded = _load(subject, settings, cases, say, loading)
+        check_fits(subject, case.label, case.context)
+    context, sequences = max(case.context for case in cases), max(case.batch for case in cases)
+    loaded = load(subject, settings, say, loading, context=context, sequences=sequences)
     try:
         for case in cases:
             say(f"{subject.name}: {case.label}")
@@ -81,20 +91,21 @@ def _check_hands_back(settings: Settings) -> None:
         raise UsageError(f"device {settings.run.device} hands back each token anyway.", "Leave out --each-token.")
 
 
-def _check_fits(subject: Subject, case: Case) -> None:
-    if case.context > subject.spec.context:
+def check_fits(subject: Subject, what: str, context: int) -> None:
+    """Raise ContextFullError if what is to be measured needs more positions than the model has."""
+    if context > subject.spec.context:
         raise ContextFullError(
-            f"{case.label} needs {case.context:,} positions; {subject.name} has {subject.spec.context:,}.",
+            f"{what} needs {context:,} positions; {subject.name} has {subject.spec.context:,}.",
             "Ask for shorter prompts, less depth or fewer new tokens.",
         )
 
 
-def _load(subject: Subject, settings: Settings, cases: list[Case], say: Say, loading: Loading) -> Loaded:
+def load(subject: Subject, settings: Settings, say: Say, loading: Loading, *, context: int, sequences: int) -> Loaded:
+    """Check a model, then load it for so many positions and sequences. Raises what `bench` raises."""
     say(f"{subject.name}: checking against the reference")
     agreed = check(subject, settings)
     say(f"{subject.name}: loading")
     host.forget_peak()
-    context, sequences = max(case.context for case in cases), max(case.batch for case in cases)
     started = time.perf_counter()
     with loading() as progress:
         _, executor = subject.load(settings, context=context, sequences=sequences, progress=progress)
@@ -150,15 +161,10 @@ def _record(
     loaded: Loaded, case: Case, samples: tuple[Sample, ...], bandwidth: tuple[float, ...], host_bytes: int | None,
     device_bytes: int | None, gpu_s: float | None,
 ) -> Record:  # fmt: skip
-    subject, executor = loaded.subject, loaded.executor
     return Record(
         time=datetime.now(UTC).isoformat(timespec="seconds"), case=case, samples=samples, load_s=loaded.load_s,
-        bytes_per_token=decode_bytes(executor.plan, case), read_bandwidth=bandwidth,
-        peak_bytes=host_bytes, check=asdict(loaded.agreement),
-        machine={**host.machine(), **loaded.factory.describe(executor)}, versions=host.versions(),
-        model={**subject.about, "nbytes": subject.nbytes, "hashes": loaded.hashes},
-        settings=loaded.settings.record(threads=executor.threads),
-        device_bytes=device_bytes, gpu_s=gpu_s,
+        bytes_per_token=decode_bytes(loaded.executor.plan, case), read_bandwidth=bandwidth, peak_bytes=host_bytes,
+        device_bytes=device_bytes, gpu_s=gpu_s, **loaded.record(),
     )  # fmt: skip
 
 

@@ -6,10 +6,10 @@ A line holds the raw samples; every figure is computed from them when it is show
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from halfbyte.errors import UsageError
 from halfbyte.user_files import read_text
@@ -18,6 +18,8 @@ SCHEMA = 1
 """The version of the lines; raised when a field changes its meaning or goes."""
 
 KIND = "halfbyte bench"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,29 +112,55 @@ def read(path: Path) -> list[Record]:
     Raises:
         UsageError: It cannot be read, is empty, or holds lines of another kind or schema.
     """
-    lines = read_text(path, "Give a file that bench --output wrote.").splitlines()
-    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return read_lines(path, KIND, SCHEMA, _parsed)
+
+
+def read_lines(path: Path, kind: str, schema: int, parsed: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """The records of a file that has lines of one kind.
+
+    Args:
+        kind: The command that wrote them.
+        schema: Their version.
+        parsed: Makes a record of the values of a line; KeyError, TypeError and ValueError mean that they are wrong.
+
+    Raises:
+        UsageError: It cannot be read, is empty, or holds lines of another kind or schema.
+    """
+    command = kind.removeprefix("halfbyte ")
+    hint = f"Give a file that {command} --output wrote."
+    lines = read_text(path, hint).splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            values = _values(line, where, hint)
+            _check_kind(values, where, kind, schema)
+            try:
+                records.append(parsed(values))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UsageError(f"{where}: a field is missing or wrong: {error}.", "Measure again.") from error
     if not records:
-        raise UsageError(f"{str(path)!r} has no measurements.", "Write some with bench --output.")
+        raise UsageError(f"{str(path)!r} has no measurements.", f"Write some with {command} --output.")
     return records
 
 
-def _record(line: str, where: str) -> Record:
+def _values(line: str, where: str, hint: str) -> Mapping[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: it is not JSON: {error}.", "Give a file that bench --output wrote.") from error
-    if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise UsageError(f"{where}: it was not written by bench.", "Give a file that bench --output wrote.")
-    if values.get("schema") != SCHEMA:
+        raise UsageError(f"{where}: it is not JSON: {error}.", hint) from error
+    return values if isinstance(values, dict) else {}
+
+
+def _check_kind(values: Mapping[str, Any], where: str, kind: str, schema: int) -> None:
+    command = kind.removeprefix("halfbyte ")
+    if values.get("kind") != kind:
+        raise UsageError(f"{where}: it was not written by {command}.", f"Give a file that {command} --output wrote.")
+    if values.get("schema") != schema:
         raise UsageError(
-            f"{where}: its schema is {values.get('schema')!r}; this version reads {SCHEMA}.",
+            f"{where}: its schema is {values.get('schema')!r}; this version reads {schema}.",
             "Measure again, or use the version that wrote it.",
         )
-    try:
-        return _parsed(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: a field is missing or wrong: {error}.", "Measure again.") from error
 
 
 def _parsed(values: Mapping[str, Any]) -> Record:

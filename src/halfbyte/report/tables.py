@@ -7,14 +7,31 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any, Protocol
 
 from halfbyte.report.schema import Record, Sample
 from halfbyte.units import size
 
 NONE = "–"
+
+
+class Measured(Protocol):
+    """What records of every kind say of the model, and of where it ran."""
+
+    @property
+    def check(self) -> Mapping[str, Any]: ...
+
+    @property
+    def machine(self) -> Mapping[str, Any]: ...
+
+    @property
+    def model(self) -> Mapping[str, Any]: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -79,11 +96,16 @@ def percentile_ms(percent: float) -> Callable[[Record], Figure | None]:
     """A percentile of all decoding steps of all repetitions, in milliseconds."""
 
     def found(record: Record) -> Figure | None:
-        steps = sorted(1000 * s for sample in record.samples for s in sample.step_s)
-        rank = -(-len(steps) * percent // 100)
-        return Figure(steps[max(0, int(rank) - 1)]) if steps else None
+        steps = [1000 * s for sample in record.samples for s in sample.step_s]
+        return Figure(percentile(steps, percent)) if steps else None
 
     return found
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of the values (one at least) that so many per cent of them do not exceed."""
+    rank = -(-len(values) * percent // 100)
+    return sorted(values)[max(0, int(rank) - 1)]
 
 
 def _counted(name: str) -> Callable[[Record], Figure | None]:
@@ -178,22 +200,24 @@ def label(record: Record) -> str:
 
 def _heading(records: Sequence[Record]) -> str:
     """The heading of the first record, and what was checked of each other variant."""
-    checks = dict.fromkeys(map(_checked, records))
+    checks = dict.fromkeys(map(checked, records))
     return "\n".join([heading(records[0]), *list(checks)[1:]])
 
 
 def heading(record: Record) -> str:
     """Model, machine and settings in a line, then the size and the correctness check in another."""
+    rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
+    each = ", each token read back" * bool(record.settings.get("each_token"))
+    return f"{where(record)}{each}{rates}; {_repetitions(record)}.\n{checked(record)}"
+
+
+def where(record: Measured) -> str:
+    """The model and what it ran on."""
     settings = record.settings
     what = " (random weights)" if record.model["synthetic"] else ""
-    rates = f", {median(record.read_bandwidth) / 1e9:.1f} GB/s readable" if record.read_bandwidth else ""
     threads = f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}, "
-    where = record.machine.get("gpu") or threads + record.machine["processor"]
-    where += ", each token read back" * bool(settings.get("each_token"))
-    return (
-        f"{record.model['name']}{what} on {settings['device']}, {where}{rates}; {_repetitions(record)}.\n"
-        f"{_checked(record)}"
-    )
+    place = record.machine.get("gpu") or threads + record.machine["processor"]
+    return f"{record.model['name']}{what} on {settings['device']}, {place}"
 
 
 def _repetitions(record: Record) -> str:
@@ -201,7 +225,8 @@ def _repetitions(record: Record) -> str:
     return f"medians of {count} repetitions" if count > 1 else "one repetition"
 
 
-def _checked(record: Record) -> str:
+def checked(record: Measured) -> str:
+    """The size of the model, and how it agreed with the reference."""
     check, variant = record.check, record.settings.get("variant", "")
     part = "" if check["layers"] == check["all_layers"] else f", on {check['layers']} of {check['all_layers']} layers"
     return (

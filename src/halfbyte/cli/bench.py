@@ -1,4 +1,7 @@
-"""`halfbyte bench`: how fast a model is on this machine; `bench compare`: whether two measurements differ."""
+"""`halfbyte bench`: how fast a model is on this machine; `bench compare`: whether two measurements differ.
+
+`bench throughput` is in a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,19 @@ from halfbyte.atomic import append, refuse_unwritable
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import FILES, RUN, Chosen, late_bar, takes_model
 from halfbyte.cli.output import note, print_json
+from halfbyte.cli.subject import Layers, Synthetic, subject_of
+from halfbyte.cli.throughput import throughput
 from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from halfbyte.report.schema import Record
-    from halfbyte.report.subject import Settings, Subject
+    from halfbyte.report.subject import Settings
 
 _CASES = "Cases"
 _OUTPUT = "Output"
 
 Form = Literal["table", "markdown", "csv", "json"]
 
-Synthetic = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Measure random weights in the shapes of this model.", rich_help_panel="Model"),
-]
-Layers = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="With --synthetic: use only N layers.", show_default="all", rich_help_panel="Model"
-    ),
-]
 Prompts = Annotated[
     str,
     typer.Option("--prompt-tokens", "-p", metavar="N,N,…", help="Prompt lengths, in tokens.", rich_help_panel=_CASES),
@@ -101,6 +96,7 @@ class _Bench(Group):
 
 
 app = typer.Typer(cls=_Bench, rich_markup_mode=None, help="Measure speed, or compare two measurements.")
+app.command(cls=Command)(throughput)
 
 
 @app.callback(invoke_without_command=True)
@@ -128,29 +124,19 @@ def bench(
     if ctx.invoked_subcommand is not None:
         return
     form = _form(markdown, csv, json)
-    if synthetic is not None and (chosen.model, chosen.revision, chosen.offline) != (None, None, False):
-        raise UsageError(
-            "--synthetic cannot be combined with a stored model.", "Leave out --model, --revision and --offline."
-        )
-    if layers is not None and synthetic is None:
-        raise UsageError("--layers only applies to --synthetic.", "Leave out --layers, or add --synthetic.")
+    subject = subject_of(chosen, synthetic, layers)
 
     from halfbyte.placement import choose_device
-    from halfbyte.report import subject as subjects
     from halfbyte.report.bench import bench as measure
     from halfbyte.report.schema import cases
+    from halfbyte.report.subject import Settings
 
     wanted = cases(*(numbers(text) for text in (prompt_tokens, new_tokens, depth, batch)))
     run = replace(chosen.run, device=choose_device(chosen.run)[0])
-    settings = subjects.Settings(run, repeat, warm_up, each_token)
+    settings = Settings(run, repeat, warm_up, each_token)
     from halfbyte.report.variants import variants as all_variants
 
     varied = [settings] if variants is None else all_variants([v.strip() for v in variants.split(",")], settings)
-
-    def subject(weights: str | None) -> Subject:
-        if synthetic is not None:
-            return subjects.synthetic(synthetic, layers=layers, weights=weights)
-        return subjects.stored(chosen.model, revision=chosen.revision, offline=chosen.offline, weights=weights)
 
     if output is not None:
         refuse_unwritable(output, overwrite=True)

@@ -3,6 +3,7 @@
     python -m benchmarks.peers                                   everything; the first time it installs the peers
     python -m benchmarks.peers --quick --peers llama.cpp         two layers, short contexts: does it all run?
     python -m benchmarks.peers --model phi-4-mini --threads 2
+    python -m benchmarks.peers --batched-bench PATH              batches on the GPU, beside llama.cpp's own program
 
 Run it from the repository's root with a Python that has Halfbyte. Environments, models and logs are kept under
 .cache/peers; JSON lines are added to benchmarks/results/MACHINE/peers-DATE.jsonl.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import measure, report
-from benchmarks.peers.catalog import HALFBYTE, PEERS
+from benchmarks.peers.batched_bench import BatchedBench
+from benchmarks.peers.catalog import HALFBYTE, LLAMA_CPP, PEERS
 from benchmarks.peers.environment import ROOT, PeerError, python_of
 from benchmarks.peers.measure import Agreement, Measurement, Task
 from benchmarks.peers.models import SyntheticModel
@@ -33,36 +36,39 @@ RESULTS = ROOT / "benchmarks" / "results"
 Files = dict[str, tuple[str, Path]]
 """The interpreter and the files of each peer that is ready."""
 
-QUICK = {"layers": 2, "vocabulary": 32_768, "repeat": 2, "prefill": [64], "contexts": [0, 128], "steps": 8}
+About = dict[str, dict[str, Any]]
+"""Versions and settings of each peer that ran."""
+
+QUICK = {
+    "layers": 2, "vocabulary": 32_768, "repeat": 2, "prefill": [64], "contexts": [0, 128], "steps": 8,
+    "sequences": [2], "batch_prompt": 16, "batch_steps": 4,
+}  # fmt: skip
 
 
 def main() -> None:
-    """Prepare, check, time, print and keep."""
+    """Prepare, check and time; lines are kept as they come, the table is printed at the end."""
     args = _arguments()
     model = SyntheticModel(args.model, args.layers, args.vocabulary)
-    failures: dict[str, str] = {}
-    ready = _prepare(model, args.peers, failures)
-    about: dict[str, dict[str, Any]] = {}
-    rows: list[Measurement] = []
-    for threads in args.threads:
-        rows += _run(model, ready, threads, _tasks(args), args.repeat, failures, about)
-    print(report.table(rows))
     described, now = machine.describe(), datetime.now(UTC)
-    lines = report.records(
-        rows,
-        time=now.isoformat(timespec="seconds"),
-        machine=asdict(described),
-        model={
-            "name": args.model,
-            "layers": len(model.spec.layers),
-            "vocabulary": model.spec.vocab_size,
-            "weights": "q4g32",
-        },
-        about=about,
-    )
     path = args.output or RESULTS / _machine_name(described) / f"peers-{now:%Y-%m-%d}.jsonl"
-    report.append(path, lines)
-    print(f"{len(lines)} lines added to {path}", file=sys.stderr)
+    rows: list[Measurement] = []
+    for found, about in _on_gpu(model, args) if args.batched_bench else _on_cpu(model, args):
+        lines = report.records(
+            found,
+            time=now.isoformat(timespec="seconds"),
+            machine=asdict(described),
+            model={
+                "name": args.model,
+                "layers": len(model.spec.layers),
+                "vocabulary": model.spec.vocab_size,
+                "weights": "q4g32",
+            },
+            about=about,
+        )
+        report.append(path, lines)
+        print(f"{len(lines)} lines added to {path}", file=sys.stderr)
+        rows += found
+    print(report.table(rows))
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,19 +88,72 @@ def _arguments() -> argparse.Namespace:
         "--contexts", nargs="*", type=int, default=[0, 512, 4096], help="for decode; default 0 512 4096"
     )
     parser.add_argument("--steps", type=int, default=32, help="tokens that a repetition decodes; default %(default)s")
+    parser.add_argument(
+        "--sequences", nargs="*", type=int, default=[1, 8], help="prompts answered together in a batch; default 1 8"
+    )
+    parser.add_argument("--batch-prompt", type=int, default=128, help="tokens of each of them; default %(default)s")
+    parser.add_argument("--batch-steps", type=int, default=64, help="new tokens after each; default %(default)s")
+    parser.add_argument(
+        "--batched-bench",
+        type=Path,
+        metavar="PATH",
+        help="a llama-batched-bench that was built for the GPU: measure batches on the GPU, nothing on the CPU",
+    )
     parser.add_argument("--quick", action="store_true", help="small settings, to see whether everything runs")
     parser.add_argument("--output", type=Path, help="the file to add JSON lines to")
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)
     args = parser.parse_args()
+    if args.batched_bench and not args.sequences:
+        parser.error("--batched-bench needs --sequences")
     args.peers = [HALFBYTE, *(name for name in args.peers if name != HALFBYTE)]
     args.threads = args.threads or sorted({1, machine.default_threads()})
     return args
 
 
-def _tasks(args: argparse.Namespace) -> list[Task]:
+def _single(args: argparse.Namespace) -> list[Task]:
+    """Tasks of one sequence."""
     prefills = [Task("prefill", size) for size in args.prefill]
     return prefills + [Task("decode", context, args.steps) for context in args.contexts]
+
+
+def _batches(args: argparse.Namespace) -> list[Task]:
+    return [Task("batch", args.batch_prompt, args.batch_steps, sequences) for sequences in args.sequences]
+
+
+def _on_cpu(model: SyntheticModel, args: argparse.Namespace) -> Iterator[tuple[list[Measurement], About]]:
+    """Everything, for each number of threads; for batches, engines are loaded again, with room for all sequences."""
+    failures: dict[str, str] = {}
+    ready = _prepare(model, args.peers, failures)
+    single, batches = _single(args), _batches(args)
+    batched = [{name: each for name, each in of.items() if PEERS[name].batched} for of in (ready, failures)]
+    for threads in args.threads:
+        if single:
+            yield _run(model, ready, threads, single, args.repeat, failures)
+        if batches:
+            yield _run(model, batched[0], threads, batches, args.repeat, batched[1])
+
+
+def _on_gpu(model: SyntheticModel, args: argparse.Namespace) -> Iterator[tuple[list[Measurement], About]]:
+    """Batches by Halfbyte and by llama.cpp's own program."""
+    tasks = _batches(args)
+    context, sequences = max(task.context for task in tasks), max(task.sequences for task in tasks)
+    log = model.folder / "halfbyte_gpu.log"
+    try:
+        theirs = BatchedBench(args.batched_bench, model.source("gguf"))
+        ours = Remote(sys.executable, "halfbyte_gpu", model.source("halfbyte"), 1, context, log, sequences=sequences)
+    except PeerError as error:
+        sys.exit(str(error))
+    with ours:
+        peers = {HALFBYTE: ours, LLAMA_CPP: theirs}
+        for task in tasks:
+            blank = partial(Measurement, threads=1, task=task, device="gpu")
+            rows = measure.time_task(peers, blank, task, args.repeat, model.spec.vocab_size, None)
+            yield rows, {name: _about(peer) for name, peer in peers.items()}
+
+
+def _about(peer: Remote | BatchedBench) -> dict[str, Any]:
+    return {"versions": peer.versions, "settings": dict(peer.settings)}
 
 
 def _prepare(model: SyntheticModel, names: list[str], failures: dict[str, str]) -> Files:
@@ -111,24 +170,19 @@ def _prepare(model: SyntheticModel, names: list[str], failures: dict[str, str]) 
 
 
 def _run(
-    model: SyntheticModel,
-    ready: Files,
-    threads: int,
-    tasks: list[Task],
-    repeat: int,
-    failures: dict[str, str],
-    about: dict[str, dict[str, Any]],
-) -> list[Measurement]:
+    model: SyntheticModel, ready: Files, threads: int, tasks: list[Task], repeat: int, failures: dict[str, str]
+) -> tuple[list[Measurement], About]:
     """All tasks with one number of threads; engines that fail are rows with the reason."""
-    context = max(task.context for task in tasks)
+    context, sequences = max(task.context for task in tasks), max(task.sequences for task in tasks)
     failed = dict(failures)
     with ExitStack() as stack:
         remotes: dict[str, Remote] = {}
         for name, (python, files) in ready.items():
-            log = model.folder / f"{PEERS[name].engine}-{threads}.log"
+            engine = PEERS[name].engine
+            log = model.folder / f"{engine}-{threads}.log"
             try:
-                remotes[name] = stack.enter_context(Remote(python, PEERS[name].engine, files, threads, context, log))
-                about[name] = {"versions": remotes[name].versions, "settings": remotes[name].settings}
+                remote = Remote(python, engine, files, threads, context, log, sequences=sequences)
+                remotes[name] = stack.enter_context(remote)
             except PeerError as error:
                 failed[name] = str(error)
         agreed: dict[str, Agreement] = {}
@@ -138,7 +192,8 @@ def _run(
             else:
                 failed[name] = str(found)
         timed = {name: remotes[name] for name in agreed}
-        return [row for task in tasks for row in _rows(model, timed, task, threads, repeat, agreed, failed)]
+        rows = [row for task in tasks for row in _rows(model, timed, task, threads, repeat, agreed, failed)]
+        return rows, {name: _about(remote) for name, remote in remotes.items()}
 
 
 def _agreements(

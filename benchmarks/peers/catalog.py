@@ -20,6 +20,7 @@ class Peer:
         unwanted: What pip brings along and the peer does better without.
         weight_bits: Bits it reads a weight at decode, scales included.
         cache_bytes: Bytes of a number in its cache.
+        batched: Whether its engine answers several prompts together.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Peer:
     environment: str | None = "venv"
     convert: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
+    batched: bool = False
 
 
 _TORCH = ("torch==2.13.0", "transformers>=5")
@@ -41,9 +43,10 @@ _OPTIMUM_TASK = ("--task", "text-generation-with-past", "--weight-format", "int4
 _OPTIMUM_INT4 = ("--sym", "--group-size", "32", "--ratio", "1.0", "--all-layers", "{target}")
 
 HALFBYTE = "halfbyte"
+LLAMA_CPP = "llama.cpp"
 PEERS: dict[str, Peer] = {
-    HALFBYTE: Peer("Halfbyte", "halfbyte", "halfbyte", (), 4.5, 2, environment=None),
-    "llama.cpp": Peer("llama.cpp", "llama_cpp", "gguf", ("llama-cpp-python",), 4.5, 2),
+    HALFBYTE: Peer("Halfbyte", "halfbyte", "halfbyte", (), 4.5, 2, environment=None, batched=True),
+    LLAMA_CPP: Peer("llama.cpp", "llama_cpp", "gguf", ("llama-cpp-python",), 4.5, 2, batched=True),
     "onnxruntime-genai": Peer(
         "ONNX Runtime GenAI", "onnxruntime_genai", "hugging_face", ("onnxruntime-genai", "onnx", "onnx-ir", *_TORCH),
         5.0, 4, convert=_BUILDER + _BUILDER_OPTIONS,

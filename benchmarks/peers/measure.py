@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +31,41 @@ class Task:
     """What is timed.
 
     Attributes:
-        size: Prompt tokens of a prefill; the context at which a decode ends.
-        steps: Tokens a repetition decodes; 1 for a prefill.
+        size: Prompt tokens of a prefill, or of each prompt of a batch; the context at which a decode ends.
+        steps: Tokens a repetition decodes; 1 for a prefill. For a batch, new tokens after each prompt, the first
+            included: its time is from the first prompt to the last token.
+        sequences: Prompts that are answered together.
     """
 
-    kind: Literal["prefill", "decode"]
+    kind: Literal["prefill", "decode", "batch"]
     size: int
     steps: int = 1
+    sequences: int = 1
 
     @property
     def title(self) -> str:
-        return f"prefill of {self.size:,}" if self.kind == "prefill" else f"decode at {self.size:,}"
+        match self.kind:
+            case "prefill":
+                return f"prefill of {self.size:,}"
+            case "decode":
+                return f"decode at {self.size:,}"
+            case "batch":
+                return f"{self.sequences} together, {self.size:,} + {self.steps:,} tokens each"
 
     @property
     def prompt(self) -> int:
-        """Tokens read before the clock starts (decode) or while it runs (prefill)."""
-        return self.size if self.kind == "prefill" else max(1, self.size - self.steps - 1)
+        """Tokens of a sequence read before the clock starts (decode) or while it runs (prefill, batch)."""
+        return max(1, self.size - self.steps - 1) if self.kind == "decode" else self.size
 
     @property
     def tokens(self) -> int:
         """Tokens that a repetition's time is for."""
-        return self.size if self.kind == "prefill" else self.steps
+        return self.size if self.kind == "prefill" else self.sequences * self.steps
 
     @property
     def context(self) -> int:
-        """Tokens of the sequence at its end, the last one made included."""
-        return self.prompt + 1 + (self.steps if self.kind == "decode" else 0)
+        """Tokens of a sequence at its end, the last one made included."""
+        return self.prompt + self.steps + (self.kind == "decode")
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,10 @@ class Measurement:
 
     Attributes:
         seconds: Of each repetition.
-        bytes_read: Weights and cache that one decode step reads, by the engine's own storage; None for prefill.
-        bandwidth: Bytes a second that the machine could read, at each round.
+        bytes_read: Weights and cache that one decode step reads, by the engine's own storage; None for other tasks.
+        bandwidth: Bytes a second that the machine could read, at each round; empty on a GPU.
         error: Why there are no seconds.
+        device: Where it ran; on a GPU, threads mean nothing.
     """
 
     peer: str
@@ -92,6 +102,15 @@ class Measurement:
     bandwidth: list[float] = field(default_factory=list)
     agreement: Agreement | None = None
     error: str | None = None
+    device: Literal["cpu", "gpu"] = "cpu"
+
+
+class Asked(Protocol):
+    """Whoever can be asked to do a task: an engine in another process, or a program that measures itself."""
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """The seconds it took. Raises PeerError if it failed."""
+        ...
 
 
 def decode_bytes(spec: ModelSpec, peer: Peer, task: Task) -> int:
@@ -167,35 +186,50 @@ def _checked(found: Agreement) -> Agreement:
 
 
 def time_task(
-    remotes: Mapping[str, Remote],
+    remotes: Mapping[str, Asked],
     blank: Callable[[str], Measurement],
     task: Task,
     repeat: int,
     vocabulary: int,
-    bandwidth: Callable[[], float],
+    bandwidth: Callable[[], float] | None,
 ) -> list[Measurement]:
-    """Interleaved repetitions of a task after one to warm up; who comes first changes from round to round."""
+    """Interleaved repetitions of a task after one to warm up; who comes first changes from round to round.
+
+    Args:
+        bandwidth: Measures what the machine can read, before each round; None where that says nothing.
+    """
     measured = {name: blank(name) for name in remotes}
     for turn in range(repeat + 1):
-        ids = token_ids(vocabulary, task.prompt, turn if task.kind == "prefill" else 0)
-        rate = bandwidth()
+        request = _request(task, vocabulary, turn)
+        rates = [bandwidth()] if bandwidth else []
         names = list(remotes)
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             row = measured[name]
             if row.error is None:
-                _repetition(remotes[name], row, ids, rate, counts=turn > 0)
+                _repetition(remotes[name], row, request, rates, counts=turn > 0)
         print(f"{task.title}: round {turn} of {repeat}", file=sys.stderr)
     return list(measured.values())
 
 
-def _repetition(remote: Remote, row: Measurement, ids: list[int], rate: float, *, counts: bool) -> None:
-    task = row.task
+def _request(task: Task, vocabulary: int, turn: int) -> dict[str, Any]:
+    """What is asked at each round: other prompts than before, unless the cache of the same one may be used again."""
+    match task.kind:
+        case "prefill":
+            return {"ids": token_ids(vocabulary, task.prompt, turn)}
+        case "decode":
+            return {"ids": token_ids(vocabulary, task.prompt, 0), "tokens": task.steps}
+        case "batch":
+            seeds = range(turn * task.sequences, (turn + 1) * task.sequences)
+            return {"prompts": [token_ids(vocabulary, task.prompt, seed) for seed in seeds], "tokens": task.steps}
+
+
+def _repetition(remote: Asked, row: Measurement, request: dict[str, Any], rates: list[float], *, counts: bool) -> None:
     try:
-        seconds = remote.ask(task.kind, ids=ids, **({"tokens": task.steps} if task.kind == "decode" else {}))
+        seconds = remote.ask(row.task.kind, **request)
     except PeerError as error:
         row.error, row.seconds = str(error), []
         return
     if counts:
         row.seconds.append(seconds)
-        row.bandwidth.append(rate)
+        row.bandwidth += rates

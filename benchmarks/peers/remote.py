@@ -26,10 +26,13 @@ class Remote:
         PeerError: The engine does not load.
     """
 
-    def __init__(self, python: str, engine: str, files: Path, threads: int, context: int, log: Path) -> None:
-        arguments = [python, "-m", "benchmarks.peers.worker", engine, str(files), str(threads), str(context)]
+    def __init__(
+        self, python: str, engine: str, files: Path, threads: int, context: int, log: Path, *, sequences: int = 1
+    ) -> None:
+        numbers = [threads, context] + [sequences] * (sequences > 1)
+        arguments = [python, "-m", "benchmarks.peers.worker", engine, str(files), *map(str, numbers)]
         variables = environment() | {"OMP_NUM_THREADS": str(threads)}
-        if engine == "halfbyte":
+        if engine.startswith("halfbyte"):
             variables["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
         self._log = log
         with log.open("wb") as out:

@@ -25,28 +25,30 @@ def speeds(row: Measurement) -> list[float]:
 
 
 def share(row: Measurement) -> float | None:
-    """Bytes read a second, of those that the machine could read; None for prefill."""
+    """Bytes read a second, of those that the machine could read; None except for decode."""
     if row.bytes_read is None or not row.seconds:
         return None
     return row.bytes_read * median(speeds(row)) / median(row.bandwidth)
 
 
 def table(rows: Sequence[Measurement]) -> str:
-    """A section a task and thread count with a line an engine; at the end, why engines are missing."""
+    """A section per task and place with a line per engine; at the end, why engines are missing."""
     parts = []
-    for (title, threads), group in groupby(rows, key=lambda row: (row.task.title, row.threads)):
+    for (title, place), group in groupby(rows, key=lambda row: (row.task.title, _place(row))):
         section = [row for row in group if row.seconds]
         halfbyte = next((median(speeds(row)) for row in section if row.peer == HALFBYTE), None)
         rates = [rate for row in section for rate in row.bandwidth]
         limit = f", {median(rates) / 1e9:.1f} GB/s readable" if rates else ""
-        parts.append(f"{title}, {_threads(threads)}{limit}")
+        parts.append(f"{title}, {place}{limit}")
         parts.append(_aligned([_HEAD, *(_cells(row, halfbyte) for row in section)]) + "\n")
-    missing = (f"{PEERS[row.peer].title}, {_threads(row.threads)}: {row.error}" for row in rows if row.error)
+    missing = (f"{PEERS[row.peer].title}, {_place(row)}: {row.error}" for row in rows if row.error)
     return "\n".join([*parts, *dict.fromkeys(missing)])
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+def _place(row: Measurement) -> str:
+    if row.device == "gpu":
+        return "GPU"
+    return f"{row.threads} thread" if row.threads == 1 else f"{row.threads} threads"
 
 
 def _cells(row: Measurement, halfbyte: float | None) -> tuple[str, ...]:
@@ -80,7 +82,8 @@ def records(
     return [
         {
             "schema": SCHEMA, "benchmark": "peers", "time": time, "machine": dict(machine), "model": dict(model),
-            "peer": row.peer, "about": dict(about.get(row.peer, {})), "threads": row.threads,
+            "peer": row.peer, "about": dict(about.get(row.peer, {})), "device": row.device,
+            "threads": row.threads,
             "task": {**asdict(row.task), "prompt": row.task.prompt}, "seconds": row.seconds,
             "tokens_per_s": median(speeds(row)) if row.seconds else None, "bytes_read": row.bytes_read,
             "bandwidth": row.bandwidth, "share": share(row),

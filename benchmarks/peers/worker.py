@@ -1,8 +1,9 @@
-"""An engine in a process of its own: `python -m benchmarks.peers.worker ENGINE FILES THREADS CONTEXT`.
+"""An engine in a process of its own: `python -m benchmarks.peers.worker ENGINE FILES THREADS CONTEXT [SEQUENCES]`.
 
-Requests come on standard input, a JSON object a line: {"do": "logits" | "prefill" | "decode", "ids": [...]} and for
-decode "tokens". A reply is {"value": ...} or {"error": "one line"}; the first one, unasked, says what was loaded.
-Whatever the engine itself prints goes to standard error.
+Requests come on standard input, a JSON object a line: {"do": "logits" | "prefill" | "decode", "ids": [...]}, for decode
+with "tokens", or {"do": "batch", "prompts": [[...], ...], "tokens": ...}. A reply is {"value": ...} or
+{"error": "one line"}; the first one, unasked, says what was loaded. Whatever the engine itself prints goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ import json
 import os
 import sys
 import traceback
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from benchmarks.peers.engines import Engine
+from benchmarks.peers.engines import BatchedEngine, Engine
 
 
 def main() -> None:
     """Load the engine and answer until standard input ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    name, files, threads, context = sys.argv[1:]
+    name, files, *numbers = sys.argv[1:]
     try:
-        engine: Engine = importlib.import_module(f"benchmarks.peers.engines.{name}").Engine(
-            files, int(threads), int(context)
-        )
+        engine: Engine = importlib.import_module(f"benchmarks.peers.engines.{name}").Engine(files, *map(int, numbers))
     except Exception as error:
         _reply(replies, {"error": _one_line(error)})
         sys.exit(1)
@@ -45,6 +44,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> float | list[float]:
             return engine.prefill(request["ids"])
         case "decode":
             return engine.decode(request["ids"], request["tokens"])
+        case "batch":
+            return cast(BatchedEngine, engine).batch(request["prompts"], request["tokens"])
     raise ValueError(f"unknown request {request['do']!r}")
 
 

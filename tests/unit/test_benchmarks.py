@@ -168,7 +168,7 @@ def test_records_keep_every_sample(rows: list[Measurement], tmp_path: Path) -> N
     assert read[0]["seconds"] == [0.5, 0.4, 1.0]
     assert read[0]["tokens_per_s"] == 20
     assert read[0]["share"] == 0.5
-    assert read[0]["task"] == {"kind": "decode", "size": 512, "steps": 10, "prompt": 501}
+    assert read[0]["task"] == {"kind": "decode", "size": 512, "steps": 10, "sequences": 1, "prompt": 501}
     assert read[2]["error"] == "ImportError: no kernel"
     assert read[2]["tokens_per_s"] is None
 

@@ -33,3 +33,11 @@ class Engine(Protocol):
         What the cache still holds of the same `ids` from the call before may be used again.
         """
         ...
+
+
+class BatchedEngine(Engine, Protocol):
+    """One that answers several prompts together. Made with the most sequences too."""
+
+    def batch(self, prompts: list[list[int]], tokens: int) -> float:
+        """Seconds from an empty cache until there are `tokens` greedy tokens after each of the prompts."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -13,8 +14,8 @@ import halfbyte
 class Engine:
     """A Halfbyte folder."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
-        self._model = halfbyte.load(path, "cpu", threads=threads, context=context)
+    def __init__(self, path: str, threads: int | None, context: int, sequences: int = 1, device: str = "cpu") -> None:
+        self._model = halfbyte.load(path, device, threads=threads, context=context, sequences=sequences)
         try:
             self.versions = {"halfbyte": version("halfbyte")}
         except PackageNotFoundError:
@@ -36,3 +37,13 @@ class Engine:
         if answer.ms_per_token is None or answer.new_tokens != tokens + 1:
             raise RuntimeError(f"{answer.new_tokens} tokens instead of {tokens + 1}")
         return answer.ms_per_token * tokens / 1000
+
+    def batch(self, prompts: list[list[int]], tokens: int) -> float:
+        start = time.perf_counter()
+        answers = list(self._model.generate_many(prompts, max_tokens=tokens, ignore_eos=True))
+        seconds = time.perf_counter() - start
+        if any(answer.reused_tokens or answer.new_tokens != tokens for answer in answers):
+            raise RuntimeError(
+                f"{[(answer.new_tokens, answer.reused_tokens) for answer in answers]} instead of {tokens}"
+            )
+        return seconds

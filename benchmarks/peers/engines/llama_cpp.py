@@ -12,23 +12,27 @@ from numpy.typing import NDArray
 
 BATCH = 512
 
+Entry = tuple[int, int, int, bool]
+"""A token of a batch: its id, position and sequence, and whether another follows from it."""
+
 
 class Engine:
     """A GGUF file."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
+    def __init__(self, path: str, threads: int, context: int, sequences: int = 1) -> None:
         api.llama_backend_init()
         self._model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
         if not self._model:
             raise RuntimeError("llama.cpp did not load the file")
         params = api.llama_context_default_params()
-        params.n_ctx, params.n_batch = context, BATCH
+        params.n_ctx, params.n_seq_max, params.n_batch = context * sequences, sequences, BATCH
         params.n_threads = params.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError("llama.cpp did not make a context")
         self._vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self._held: list[int] = []
+        self._entries = api.llama_batch_init(BATCH, 0, 1)
         self.versions = {"llama-cpp-python": version("llama-cpp-python")}
         self.settings = {"n_batch": str(BATCH), "features": api.llama_print_system_info().decode().strip()}
 
@@ -59,6 +63,40 @@ class Engine:
             token = int(self._last().argmax())
         return time.perf_counter() - start
 
+    def batch(self, prompts: list[list[int]], tokens: int) -> float:
+        self._restart()
+        entries = [
+            (token, position, sequence, position == len(ids) - 1)
+            for sequence, ids in enumerate(prompts)
+            for position, token in enumerate(ids)
+        ]
+        start = time.perf_counter()
+        chosen = self._choose(entries)
+        for step in range(tokens - 1):
+            chosen = self._choose([(chosen[s], len(ids) + step, s, True) for s, ids in enumerate(prompts)])
+        return time.perf_counter() - start
+
+    def _choose(self, entries: list[Entry]) -> dict[int, int]:
+        """Run tokens of several sequences; the most likely next token of each sequence that has one, by number."""
+        chosen: dict[int, int] = {}
+        for start in range(0, len(entries), BATCH):
+            chunk = entries[start : start + BATCH]
+            self._decode(chunk)
+            for row, (_, _, sequence, last) in enumerate(chunk):
+                if last:
+                    chosen[sequence] = int(self._row(row).argmax())
+        return chosen
+
+    def _decode(self, entries: list[Entry]) -> None:
+        batch = self._entries
+        batch.n_tokens = len(entries)
+        for row, (token, position, sequence, last) in enumerate(entries):
+            batch.token[row], batch.pos[row] = token, position
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
+            batch.logits[row] = last
+        if status := api.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode gave {status}")
+
     def _memory(self) -> object:
         return api.llama_get_memory(self._context)
 
@@ -76,4 +114,8 @@ class Engine:
 
     def _last(self) -> NDArray[np.float32]:
         """The last token's logits, a view."""
-        return np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, -1), (self._vocabulary,))
+        return self._row(-1)
+
+    def _row(self, token: int) -> NDArray[np.float32]:
+        """The logits after a token of the batch, a view."""
+        return np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, token), (self._vocabulary,))

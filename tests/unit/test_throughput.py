@@ -165,7 +165,8 @@ def run_of(coming: list[Arrival], plan: Plan, kind: type[Any] = Clocked) -> Run:
         assert seconds > 0
         executor.time += seconds
 
-    run = Run(Engine(executor), executor, coming, now=lambda: executor.time, sleep=sleep)
+    clocks = {"now": lambda: executor.time, "thread_now": lambda: executor.time / 8}
+    run = Run(Engine(executor), executor, coming, **clocks, sleep=sleep)
     run.to_the_end()
     return run
 
@@ -218,6 +219,7 @@ def test_host_time_is_what_the_device_neither_works_nor_is_waited_for() -> None:
     for kind, host_s in ((Clocked, 0.5), (Waited, 0.5), (Silent, None)):
         run = run_of(coming, plan_of(), kind)
         assert [step.host_s for step in run.steps] == [host_s] * 3, kind.__name__
+        assert [step.thread_s for step in run.steps] == [0.25] * 3
 
 
 def test_preemptions_are_counted() -> None:
@@ -269,7 +271,9 @@ def record() -> ThroughputRecord:
         Request(0.25, 150, 50, 4, (0.75, 1.0)),
         Request(0.9, 120, 0, 4, ()),
     )
-    steps = tuple(Step(0.25 * (i + 1), 0.2, host_s, i % 3) for i, host_s in enumerate((0.001, 0.002, 0.003, 0.05)))
+    steps = tuple(
+        Step(0.25 * (i + 1), 0.2, host_s, 2 * host_s, i % 3) for i, host_s in enumerate((0.001, 0.002, 0.003, 0.05))
+    )
     return ThroughputRecord(
         time="2026-01-01T00:00:00+00:00", workload=Workload(4, (50, 150), (3, 4), 2.0, 20, 9), requests=requests,
         steps=steps, preemptions=2, load_s=1.5,
@@ -302,6 +306,7 @@ def test_the_table_shows_what_follows_from_the_samples(record: ThroughputRecord)
         "between tokens 200.000 250.000 250.000",
         "step 200.000 200.000 200.000",
         "host per step 2.000 50.000 50.000",
+        "thread's CPU time per step 4.000 100.000 100.000",
     ]
 
 

@@ -114,6 +114,7 @@ class Run:
         executor: The one that the engine runs on.
         coming: In the order in which they are due.
         now: A clock, in seconds.
+        thread_now: The CPU time of this thread, in seconds.
         sleep: Waits so many seconds.
 
     Attributes:
@@ -127,12 +128,13 @@ class Run:
         coming: Iterable[Arrival],
         *,
         now: Callable[[], float] = time.perf_counter,
+        thread_now: Callable[[], float] = time.thread_time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.steps: list[Step] = []
         self._engine, self._executor = engine, executor
         self._coming = deque(coming)
-        self._now, self._sleep = now, sleep
+        self._now, self._thread_now, self._sleep = now, thread_now, sleep
         self._answers: list[_Answer] = []
         self._open: dict[Sequence, _Answer] = {}
         self._before = engine.preemptions
@@ -170,8 +172,9 @@ class Run:
 
     def _step(self) -> None:
         waited = self._executor.counters().get("wait_s")
-        began = self._elapsed()
+        began, thread_began = self._elapsed(), self._thread_now()
         outputs = self._engine.step()
+        thread_s = self._thread_now() - thread_began
         ended = round(self._elapsed(), DIGITS)
         for output in outputs:
             answer = self._open[output.sequence]
@@ -182,7 +185,7 @@ class Run:
         seconds = ended - began
         host_s = self._host_s(seconds, waited)
         waiting = sum(sequence.status == "waiting" for sequence in self._open)
-        self.steps.append(Step(ended, round(seconds, DIGITS), host_s, waiting))
+        self.steps.append(Step(ended, round(seconds, DIGITS), host_s, round(thread_s, DIGITS), waiting))
 
     def _host_s(self, seconds: float, waited: float | None) -> float | None:
         """A step's seconds without those that a device worked or was waited for."""

@@ -51,12 +51,14 @@ class Step:
         seconds: How long it took.
         host_s: `seconds` without the time that a CPU computed the batch, or that the host waited for a GPU; None if the
             device does not tell.
+        thread_s: CPU time that the engine's thread took. Where the CPU computes the batch, the thread takes part in it.
         waiting: Requests that had come and did not run, at its end.
     """
 
     ended_s: float
     seconds: float
     host_s: float | None
+    thread_s: float
     waiting: int
 
 

@@ -112,6 +112,7 @@ def _spread(record: ThroughputRecord) -> list[list[str]]:
         ["between tokens", *_cells(between_tokens_s(record), 3)],
         ["step", *_cells([step.seconds for step in record.steps], 3)],
         ["host per step", *_cells(host, 3)],
+        ["thread's CPU time per step", *_cells([step.thread_s for step in record.steps], 3)],
     ]
 
 

@@ -20,7 +20,7 @@ class Engine:
             self.versions = {"halfbyte": version("halfbyte")}
         except PackageNotFoundError:
             self.versions = {"halfbyte": halfbyte.__version__}
-        self.settings = {"cache": "f16"}
+        self.settings = {"cache": "f16", "sequences": str(sequences)}
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         rows = [chunk[-1].copy() for chunk in self._model.engine.score(ids)]

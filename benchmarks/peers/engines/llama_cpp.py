@@ -34,7 +34,8 @@ class Engine:
         self._held: list[int] = []
         self._entries = api.llama_batch_init(BATCH, 0, 1)
         self.versions = {"llama-cpp-python": version("llama-cpp-python")}
-        self.settings = {"n_batch": str(BATCH), "features": api.llama_print_system_info().decode().strip()}
+        self.settings = {"n_batch": str(BATCH), "n_seq_max": str(sequences)}
+        self.settings |= {"features": api.llama_print_system_info().decode().strip()}
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         self._restart()

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.peers import report
-from halfbyte.report import schema
+from halfbyte.report import schema, throughput_schema
 
 ROOT = Path(__file__).parents[2]
 LAB = sorted((ROOT / "docs" / "lab").glob("[0-9]*.md"))
@@ -141,10 +141,14 @@ def test_every_table_stands_on_a_page() -> None:
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_results_are_named_by_kind_and_date(path: Path) -> None:
-    found = re.fullmatch(r"(bench|peers)-(\d{4}-\d{2}-\d{2})\.jsonl", path.name)
+    found = re.fullmatch(r"(bench|peers|throughput)-(\d{4}-\d{2}-\d{2})\.jsonl", path.name)
     assert found is not None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kinds = {"bench": ("kind", schema.KIND, schema.SCHEMA), "peers": ("benchmark", "peers", report.SCHEMA)}
+    kinds = {
+        "bench": ("kind", schema.KIND, schema.SCHEMA),
+        "peers": ("benchmark", "peers", report.SCHEMA),
+        "throughput": ("kind", throughput_schema.KIND, throughput_schema.SCHEMA),
+    }
     key, value, version = kinds[found[1]]
     assert {(line.get(key), line["schema"], line["time"][:10]) for line in lines} == {(value, version, found[2])}
 

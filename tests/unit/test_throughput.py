@@ -203,6 +203,22 @@ def test_the_first_token_counts_from_when_the_request_was_due() -> None:
     assert tables.prompt_tokens_per_s(record) == 6 / 54
 
 
+def test_a_request_that_falls_due_while_the_clock_is_read_is_not_waited_for() -> None:
+    """Each look at the clock takes a while, and `time.sleep` refuses a negative time."""
+    executor = Clocked(plan_of())
+
+    def now() -> float:
+        executor.time += 0.3
+        return executor.time
+
+    slept: list[float] = []
+    coming = [Arrival(21.7 * i, (1, 2), 1) for i in range(20)]
+    run = Run(Engine(executor), executor, coming, now=now, sleep=slept.append)
+    run.to_the_end()
+    assert min(slept) == 0.0
+    assert all(request.finished for request in run.requests)
+
+
 def test_tokens_that_come_out_of_one_step_share_their_time() -> None:
     run = run_of([Arrival(0.0, (1, 2), 12)], plan_of(), ClockedLate)
     (request,) = run.requests

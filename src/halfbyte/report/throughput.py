@@ -156,7 +156,7 @@ class Run:
         while self._coming or not self._engine.idle:
             self._submit_due()
             if self._engine.idle:
-                self._sleep(self._coming[0].due_s - self._elapsed())
+                self._sleep(max(0.0, self._coming[0].due_s - self._elapsed()))
             else:
                 self._step()
 

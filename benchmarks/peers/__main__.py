@@ -173,7 +173,8 @@ def _run(
     model: SyntheticModel, ready: Files, threads: int, tasks: list[Task], repeat: int, failures: dict[str, str]
 ) -> tuple[list[Measurement], About]:
     """All tasks with one number of threads; engines that fail are rows with the reason."""
-    context, sequences = max(task.context for task in tasks), max(task.sequences for task in tasks)
+    context = max(measure.PROMPT_TOKENS + 1, *(task.context for task in tasks))
+    sequences = max(task.sequences for task in tasks)
     failed = dict(failures)
     with ExitStack() as stack:
         remotes: dict[str, Remote] = {}

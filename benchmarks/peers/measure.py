@@ -133,9 +133,9 @@ def tied(spec: ModelSpec) -> bool:
     return spec.embed == spec.lm_head
 
 
-def token_ids(vocabulary: int, count: int, seed: int) -> list[int]:
+def token_ids(vocabulary: int, count: int, *seed: int) -> list[int]:
     """A prompt of random tokens."""
-    ids: list[int] = np.random.default_rng([seed, count]).integers(0, vocabulary, count).tolist()
+    ids: list[int] = np.random.default_rng([*seed, count]).integers(0, vocabulary, count).tolist()
     return ids
 
 
@@ -220,8 +220,9 @@ def _request(task: Task, vocabulary: int, turn: int) -> dict[str, Any]:
         case "decode":
             return {"ids": token_ids(vocabulary, task.prompt, 0), "tokens": task.steps}
         case "batch":
-            seeds = range(turn * task.sequences, (turn + 1) * task.sequences)
-            return {"prompts": [token_ids(vocabulary, task.prompt, seed) for seed in seeds], "tokens": task.steps}
+            numbers = range(task.sequences)
+            prompts = [token_ids(vocabulary, task.prompt, task.sequences, turn, number) for number in numbers]
+            return {"prompts": prompts, "tokens": task.steps}
 
 
 def _repetition(remote: Asked, row: Measurement, request: dict[str, Any], rates: list[float], *, counts: bool) -> None:

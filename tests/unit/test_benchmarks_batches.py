@@ -59,6 +59,15 @@ def test_engines_take_turns_on_the_same_prompts_which_are_new_at_every_round() -
     assert [row.bandwidth for row in rows] == [[2.0, 3.0]] * 2
 
 
+def test_batches_of_different_sizes_have_no_prompt_in_common() -> None:
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+    for sequences in (1, 2, 8):
+        task = Task("batch", 16, 4, sequences)
+        measure.time_task({"a": Asked("a", asked)}, lambda name: Measurement(name, 2, BATCH), task, 3, VOCABULARY, None)
+    prompts = [tuple(ids) for _, _, request in asked for ids in request["prompts"]]
+    assert len(prompts) == len(set(prompts)) == 4 * 11
+
+
 def test_a_gpu_has_no_bandwidth_of_the_host_and_a_place_of_its_own() -> None:
     remotes = {name: Asked(name, []) for name in (HALFBYTE, LLAMA_CPP)}
     rows = measure.time_task(

@@ -35,7 +35,7 @@ class Generation:
 
     Attributes:
         token_ids: Generated ids, a stop token included.
-        reused_tokens: Prompt tokens that did not have to be computed again after the turn before.
+        num_cached_tokens: Prompt tokens that did not have to be computed again after the turn before.
         finish_reason: `stop` (an end token or a stop string), `length` (`max_tokens`), `context` (the context is full),
             or `cancelled`.
         prefill_ms: From the prompt to the first token.
@@ -49,7 +49,7 @@ class Generation:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     prompt_tokens: int
-    reused_tokens: int
+    num_cached_tokens: int
     finish_reason: str
     prefill_ms: float
     ms_per_token: float | None
@@ -133,7 +133,7 @@ class Stream(Iterator[Token]):
             token_ids=tuple(token.id for token in self._tokens),
             logprobs=tuple(token.logprob for token in self._tokens),
             prompt_tokens=len(sequence.prompt_ids),
-            reused_tokens=sequence.reused_tokens if self._tokens else 0,
+            num_cached_tokens=sequence.num_cached_tokens if self._tokens else 0,
             finish_reason=self._finish_reason or "cancelled",
             prefill_ms=1000 * sequence.prefill_s,
             ms_per_token=1000 * sequence.decode_s / later if later > 0 else None,

@@ -58,7 +58,7 @@ def test_the_pocket_model_converses_on_the_gpu() -> None:
     assert model.chat([QUESTION]).text == ANSWER
     messages = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "What does grep do?"}]
     second = model.chat(messages, max_tokens=8)
-    assert second.reused_tokens > 20
+    assert second.num_cached_tokens > 20
     assert second.token_ids == halfbyte.load(device="cpu").chat(messages, max_tokens=8).token_ids
 
 

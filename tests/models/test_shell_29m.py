@@ -83,7 +83,7 @@ def test_several_turns_reuse_the_cache_and_change_nothing(shell_29m: Path) -> No
     first = model.chat(messages)
     messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And how do I create one?"}]
     second = model.chat(messages)
-    assert second.reused_tokens > first.prompt_tokens
+    assert second.num_cached_tokens > first.prompt_tokens
     assert halfbyte.load(shell_29m).chat(messages).token_ids == second.token_ids
 
 

@@ -45,7 +45,7 @@ class FakeStream(Iterator[Token]):
             token_ids=tuple(token.id for token in self.tokens),
             logprobs=tuple(token.logprob for token in self.tokens),
             prompt_tokens=7,
-            reused_tokens=0,
+            num_cached_tokens=0,
             finish_reason="cancelled" if self.left else "stop",
             prefill_ms=12.5,
             ms_per_token=4.0 if count > 1 else None,

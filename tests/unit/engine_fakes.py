@@ -7,9 +7,11 @@ the answer. `answer` computes the same formula from the plain list of tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from halfbyte.plan.batch import Batch
 from halfbyte.plan.drawing import Draw, Finished, Pending, Token, drawn_on_host
 from halfbyte.plan.plan import LOGITS, CacheGroup, Plan, Tensor
-from halfbyte.runtime import Engine, EngineLoop, SamplingParams, TokenOutput
+from halfbyte.runtime import Engine, EngineLoop, SamplingParams, Sequence, TokenOutput
 
 VOCAB = 24
 GREEDY = SamplingParams()
@@ -121,8 +123,10 @@ class FakeExecutor:
             table = batch.block_tables[group.blocks]
             assert table.shape == (plan.sequences, group.columns)
             assert table.dtype == np.int32
-            used = table[table >= 0]
-            assert len(set(used.tolist())) == used.size
+            uses = Counter(table[table >= 0].tolist())
+            for sequence, position in zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True):
+                block, _ = self.slot(batch, group, sequence, position)
+                assert uses[block] == 1, f"block {block} is written, and used elsewhere"
 
     def write(self, layer: int, batch: Batch, values: np.ndarray) -> None:
         for group in self.plan.groups:
@@ -152,7 +156,7 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     """A plan of one full and one windowed group, whose ring allows chunks of `chunk` tokens."""
     full = -(-context // block_size)
-    ring = min(full, -(-(window - 1 + chunk) // block_size))
+    ring = min(full, -(-(window - 2 + chunk) // block_size) + 1)
     tensors = {LOGITS: Tensor(LOGITS, (rows, VOCAB), "f32", "output", 0)}
     groups = []
     for name, columns, reach in (("all", full, None), ("ring", ring, window)):
@@ -210,10 +214,10 @@ EXECUTORS = (FakeExecutor, LateExecutor)
 
 
 def engine_of(
-    plan: Plan, switch: int | None = None, executor: type[FakeExecutor] = FakeExecutor
+    plan: Plan, switch: int | None = None, executor: type[FakeExecutor] = FakeExecutor, **options: Any
 ) -> tuple[Engine, FakeExecutor]:
     made = executor(plan)
-    return Engine(made, rope_switch=switch), made
+    return Engine(made, rope_switch=switch, **options), made
 
 
 def loop_of(plan: Plan, executor: type[FakeExecutor] = FakeExecutor) -> tuple[EngineLoop, FakeExecutor]:
@@ -245,13 +249,21 @@ def finish_all(engine: Engine) -> None:
 
 
 def blocks_unaccounted_for(engine: Engine | EngineLoop, plan: Plan) -> dict[str, int]:
-    """Blocks that are neither free nor kept for reuse, by group, once all sequences have finished."""
+    """Blocks that are not free, by group, once all sequences have finished."""
     scheduler = (engine._engine if isinstance(engine, EngineLoop) else engine)._scheduler
-    kept = scheduler._kept.table.held if scheduler._kept else {}
-    return {
-        g.blocks: plan.tensors[g.caches[0][0]].shape[0] - scheduler.pools.free[g.blocks] - kept.get(g.blocks, 0)
-        for g in plan.groups
-    }
+    return {g.blocks: plan.tensors[g.caches[0][0]].shape[0] - scheduler.pools.free[g.blocks] for g in plan.groups}
+
+
+def check_blocks(engine: Engine, sequences: Many[Sequence]) -> None:
+    """Every block is used as often as tables name it, and is in use, free or kept for its content."""
+    for group, pool in engine._scheduler.pools._pools:
+        rows = [s.table.rows[group.blocks] for s in sequences if group.blocks in s.table.rows]
+        named = Counter(block for row in rows for block in row.blocks.tolist() if block >= 0)
+        assert named == Counter({block: uses for block, uses in enumerate(pool._uses) if uses})
+        assert sorted([*pool._empty, *pool._kept, *named]) == list(range(pool.count))
+        assert set(pool._places.values()) == set(pool._contents)
+        assert set(pool._kept) == {block for block in pool._contents if block not in named}
+        assert not any(pool._contents[block].tail for block in named if block in pool._contents)
 
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7]

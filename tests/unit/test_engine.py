@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from halfbyte.errors import ContextFullError, DeviceError, UsageError
 from halfbyte.plan.plan import Plan
-from halfbyte.runtime import SamplingParams, Sequence
+from halfbyte.runtime import Engine, SamplingParams, Sequence
 from tests.unit.engine_fakes import (
     EXECUTORS,
     GREEDY,
@@ -20,6 +22,7 @@ from tests.unit.engine_fakes import (
     all_logits,
     answer,
     blocks_unaccounted_for,
+    check_blocks,
     engine_of,
     finish_all,
     generated,
@@ -45,11 +48,18 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 PROMPTS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20)
+SAMPLINGS = st.sampled_from([GREEDY, SamplingParams(temperature=1, seed=7), SamplingParams(temperature=0.5, seed=8)])
+ASKED = st.fixed_dictionaries(
+    {"max_tokens": st.integers(1, 20)},
+    optional={"priority": st.integers(-1, 1), "cache_prompt": st.booleans()},
+)
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, 40), PROMPTS, st.integers(1, 20)),
+        st.tuples(
+            st.just("submit"), st.integers(0, 9), st.integers(0, 40), PROMPTS, SAMPLINGS, st.integers(1, 3), ASKED
+        ),
         st.tuples(st.just("step"), st.integers(1, 12)),
-        st.tuples(st.just("cancel"), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["cancel", "expire", "pause"]), st.integers(0, 9)),
     ),
     min_size=1,
     max_size=14,
@@ -57,32 +67,71 @@ ACTIONS = st.lists(
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@given(plan=plans(), actions=ACTIONS, switch=st.one_of(st.none(), st.integers(1, 30)))
-@settings(max_examples=300, deadline=None)
+@given(
+    plan=plans(),
+    actions=ACTIONS,
+    switch=st.one_of(st.none(), st.integers(1, 30)),
+    prefill_chunk=st.one_of(st.none(), st.integers(1, 4)),
+)
+@settings(max_examples=500, deadline=None)
 def test_every_sequence_gets_what_it_would_get_alone(
-    executor: type[FakeExecutor], plan: Plan, actions: list, switch: int | None
+    executor: type[FakeExecutor], plan: Plan, actions: list, switch: int | None, prefill_chunk: int | None
 ) -> None:
-    engine, _ = engine_of(plan, switch, executor)
+    engine, _ = engine_of(plan, switch, executor, prefill_chunk=prefill_chunk)
     submitted: list[Sequence] = []
     for action, *details in actions:
         if action == "submit":
-            cut, tail, max_tokens = details
-            start = submitted[-1].tokens[:cut] if submitted else []
-            prompt = (start + tail)[: plan.context - 1]
-            submitted.append(engine.submit(prompt, GREEDY, max_tokens=max_tokens, stop_token_ids=[0]))
+            submitted += submit_like(engine, plan, submitted, *details)
         elif action == "step":
             for _ in range(details[0]):
                 engine.step()
+                check_blocks(engine, submitted)
         elif submitted:
-            engine.cancel(submitted[details[0] % len(submitted)])
+            treat(engine, submitted[details[0] % len(submitted)], action)
+    for sequence in submitted:
+        sequence.paused = False
     finish_all(engine)
-    for s in submitted:
-        expected = answer(s.prompt_ids, plan, max_tokens=s.max_tokens, stop=frozenset([0]), switch=switch)
-        if s.finish_reason == "cancelled":
-            assert s.generated_ids == expected[: len(s.generated_ids)]
+    check_blocks(engine, submitted)
+    for sequence in submitted:
+        expected = alone(sequence, plan, switch)
+        if sequence.finish_reason in ("cancelled", "deadline"):
+            assert sequence.generated_ids == expected[: len(sequence.generated_ids)]
         else:
-            assert s.generated_ids == expected
+            assert sequence.generated_ids == expected
     assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
+
+
+def submit_like(
+    engine: Engine, plan: Plan, submitted: list[Sequence], which: int, cut: int, tail: list[int],
+    sampling: SamplingParams, n: int, options: dict[str, Any],
+) -> list[Sequence]:  # fmt: skip
+    """Submit a prompt that begins like an earlier sequence, for n answers."""
+    start = submitted[which % len(submitted)].tokens[:cut] if submitted else []
+    prompt = (start + tail)[: plan.context - 1]
+    made = engine.requests(prompt, sampling, n, stop_token_ids=[0], **options)
+    for sequence in made:
+        engine.add(sequence)
+    return made
+
+
+def treat(engine: Engine, sequence: Sequence, action: str) -> None:
+    if action == "cancel":
+        engine.cancel(sequence)
+        assert not sequence.table.rows
+    elif action == "pause":
+        sequence.paused = not sequence.paused
+    else:
+        sequence.expires = 0.0
+
+
+def alone(sequence: Sequence, plan: Plan, switch: int | None) -> list[int]:
+    """The whole answer to a sequence, by the formula; where tokens are drawn, by an engine that has nothing else."""
+    stop = frozenset([0])
+    if sequence.sampling.greedy:
+        return answer(list(sequence.prompt_ids), plan, max_tokens=sequence.max_tokens, stop=stop, switch=switch)
+    engine, _ = engine_of(plan, switch)
+    options = {"max_tokens": sequence.max_tokens, "stop_token_ids": stop}
+    return [o.token_id for o in outputs_of(engine, list(sequence.prompt_ids), sequence.sampling, **options)]
 
 
 def test_a_small_pool_makes_the_youngest_wait_and_changes_nothing() -> None:

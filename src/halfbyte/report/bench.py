@@ -263,7 +263,7 @@ class _Repetition:
         steps = np.diff(ends[reading:])
         known = [busy for busy in device_s[reading + 1 :] if busy is not None]
         busy = counted.pop("wait_s", sum(known) if len(known) == len(steps) else None)
-        clean = all(sequence.reused_tokens == self._case.depth for sequence in sequences)
+        clean = all(sequence.num_cached_tokens == self._case.depth for sequence in sequences)
         return Sample(
             prefill_s=ends[reading] - started if clean else None,
             first_token_s=min(sequence.prefill_s for sequence in sequences),

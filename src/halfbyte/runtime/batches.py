@@ -50,5 +50,5 @@ def _tables(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
     tables = {g.blocks: np.full((plan.sequences, g.columns), -1, np.int32) for g in plan.groups}
     for sequence in sequences:
         for name, row in sequence.table.rows.items():
-            tables[name][sequence.slot] = row
+            tables[name][sequence.slot] = row.blocks
     return tables

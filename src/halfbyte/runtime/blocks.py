@@ -1,18 +1,39 @@
-"""Paged caches: which blocks of each cache group belong to which sequence.
+"""Paged caches: which blocks of each cache group belong to which sequence, and which hold what others may use.
 
-The caches of a group share block numbers. Position p of a sequence lies in column `(p // block_size) % columns` of
-its row, so a row with fewer columns than the context is a ring: position p takes the slot of p - columns · block_size.
+The caches of a group share block numbers. Positions n · block_size and on of a sequence lie in its block n, which is in
+column `n % columns` of its row. A row with fewer columns than the context is a ring: a new block takes the column of
+one that lies before the window of every position still to come. Blocks are never written again once they are full, so
+sequences that begin with the same tokens share them.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from halfbyte.plan.batch import Int32
 from halfbyte.plan.plan import CacheGroup, Plan
+from halfbyte.runtime.pool import Content, Pool
+
+
+@dataclass
+class Row:
+    """The blocks of a sequence in one group: from its block `first` up to the one before `stop`.
+
+    Attributes:
+        blocks: int32 `[columns]`; unused entries are -1.
+    """
+
+    blocks: Int32
+    first: int = 0
+    stop: int = 0
+
+    def at(self, index: int) -> int:
+        """The number of the sequence's block `index`, which is in the row."""
+        return int(self.blocks[index % len(self.blocks)])
 
 
 @dataclass
@@ -20,87 +41,155 @@ class BlockTable:
     """The blocks of one sequence.
 
     Attributes:
-        rows: By each group's `blocks` name, int32 `[columns]`; columns fill from the left, the rest is -1.
-        held: How many columns of each row are filled.
-        written: One more than the highest position ever written: a ring has lost what lies a ring or more below.
+        rows: By each group's `blocks` name.
+        recorded: Leading full blocks that have been offered to others.
     """
 
-    rows: dict[str, Int32] = field(default_factory=dict)
-    held: dict[str, int] = field(default_factory=dict)
-    written: int = 0
+    rows: dict[str, Row] = field(default_factory=dict)
+    recorded: int = 0
+
+
+class Prefix(NamedTuple):
+    """What the caches hold of a sequence: full blocks, and tokens of the block after them."""
+
+    blocks: int
+    tail: int
 
 
 class BlockPools:
-    """The free blocks of every cache group, handed out lowest first, so that untouched memory stays untouched."""
+    """The pools of all cache groups."""
 
     def __init__(self, plan: Plan) -> None:
-        self._groups = plan.groups
-        self._block_size = plan.block_size
-        self._free = {group.blocks: list(range(_block_count(plan, group))) for group in plan.groups}
+        self.block_size = plan.block_size
+        self._pools = [(group, Pool(block_count(plan, group))) for group in plan.groups]
 
     @property
     def free(self) -> dict[str, int]:
-        """Free blocks, by each group's `blocks` name."""
-        return {name: len(blocks) for name, blocks in self._free.items()}
+        """Blocks that no sequence uses, by each group's `blocks` name."""
+        return {group.blocks: pool.free for group, pool in self._pools}
 
-    def can_hold(self, table: BlockTable, length: int) -> bool:
-        """Whether enough blocks are free for `table` to hold positions below `length`."""
-        return all(
-            self._columns(group, length) - table.held.get(group.blocks, 0) <= len(self._free[group.blocks])
-            for group in self._groups
-        )
+    def can_hold(self, table: BlockTable, start: int, length: int, *, spare: int = 0) -> bool:
+        """Whether `hold` has enough blocks, and leaves some to spare."""
+        for group, pool in self._pools:
+            row = _row(table, group)
+            taken = range(row.stop, self._stop(group, row, start, length))
+            columns = (int(row.blocks[index % group.columns]) for index in taken)
+            if sum(block < 0 or pool.shared(block) for block in columns) + spare > pool.free:
+                return False
+        return True
 
-    def hold(self, table: BlockTable, length: int) -> None:
-        """Give `table` the blocks for positions below `length`; ask `can_hold` first."""
-        for group in self._groups:
-            name = group.blocks
-            if name not in table.rows:
-                table.rows[name] = np.full(group.columns, -1, np.int32)
-            for column in range(table.held.get(name, 0), self._columns(group, length)):
-                table.rows[name][column] = heapq.heappop(self._free[name])
-                table.held[name] = column + 1
+    def hold(self, table: BlockTable, start: int, length: int) -> None:
+        """Give `table` blocks for positions below `length`, as far as rings have room; ask `can_hold` first.
 
-    def can_rewind(self, table: BlockTable, length: int) -> bool:
-        """Whether the cache still has all that position `length` and later ones will look back to.
-
-        The first of them sees `window - 1` positions back; a ring has only the last `columns · block_size` written.
+        Args:
+            start: The first position that is still to be computed: what lies a window before it may go.
         """
-        return all(
-            max(0, length - (group.window - 1)) >= table.written - group.columns * self._block_size
-            for group in self._groups
-            if group.window is not None
-        )
+        for group, pool in self._pools:
+            row = _row(table, group)
+            for index in range(row.stop, self._stop(group, row, start, length)):
+                column = index % group.columns
+                if row.blocks[column] >= 0:
+                    pool.drop(int(row.blocks[column]))
+                row.blocks[column] = pool.take()
+                row.stop = index + 1
+                row.first = max(row.first, row.stop - group.columns)
 
-    def rewind(self, table: BlockTable, length: int) -> None:
-        """Free the blocks that only positions from `length` on use."""
-        for group in self._groups:
-            self._truncate(table, group.blocks, self._columns(group, length))
+    def record(self, table: BlockTable, chain: Many[bytes], length: int) -> None:
+        """Offer the full blocks among the first `length` positions, whose tokens `chain` names, to others."""
+        for index in range(table.recorded, length // self.block_size):
+            for group, pool in self._pools:
+                row = _row(table, group)
+                if row.first <= index < row.stop:
+                    pool.record(row.at(index), Content(chain[index + 1]))
+            table.recorded = index + 1
+
+    def record_tail(self, table: BlockTable, key: bytes, tail: tuple[int, ...]) -> None:
+        """Offer the block after the full ones, which holds the tokens `tail`, to one who goes on from there."""
+        for group, pool in self._pools:
+            row = _row(table, group)
+            if tail and row.first <= table.recorded < row.stop:
+                pool.record(row.at(table.recorded), Content(key, tail))
 
     def release(self, table: BlockTable) -> None:
-        """Free all blocks of `table`."""
-        self.rewind(table, 0)
-        table.written = 0
+        """Let go of all blocks of `table`; the last ones are the first to lose their content."""
+        for group, pool in self._pools:
+            row = _row(table, group)
+            for index in reversed(range(row.first, row.stop)):
+                pool.drop(row.at(index))
+        table.rows.clear()
+        table.recorded = 0
 
-    def _columns(self, group: CacheGroup, length: int) -> int:
-        return min(-(-length // self._block_size), group.columns)
+    def find(self, chain: Many[bytes], tokens: Many[int]) -> Prefix:
+        """What is there of a sequence, at most all its tokens but the last, which is always computed."""
+        limit = len(tokens) - 1
+        blocks = self._full(chain[: limit // self.block_size + 1])
+        rest = tokens[blocks * self.block_size : limit]
+        tails = [_num_equal(pool.tail(chain[blocks]), rest) for _, pool in self._pools]
+        return Prefix(blocks, min(tails, default=0))
 
-    def _truncate(self, table: BlockTable, name: str, columns: int) -> None:
-        held = table.held.get(name, 0)
-        if held <= columns:
-            return
-        row = table.rows[name]
-        for block in row[columns:held].tolist():
-            heapq.heappush(self._free[name], block)
-        row[columns:held] = -1
-        table.held[name] = columns
+    def adopt(self, table: BlockTable, chain: Many[bytes], prefix: Prefix) -> int:
+        """Give an empty table what `find` found; the number of its tokens."""
+        blocks, tail = prefix
+        for group, pool in self._pools:
+            row = _row(table, group)
+            row.first, row.stop = self._first_seen(group, blocks * self.block_size), blocks
+            for index in range(row.first, blocks):
+                row.blocks[index % group.columns] = pool.share(chain[index + 1])
+            if tail:
+                row.blocks[blocks % group.columns] = pool.take_tail(chain[blocks])
+                row.stop += 1
+        table.recorded = blocks
+        return blocks * self.block_size + tail
+
+    def forget(self, chain: Many[bytes]) -> None:
+        """Offer nothing of a sequence to others any more."""
+        for _, pool in self._pools:
+            for key in chain:
+                pool.forget(key)
+
+    def _full(self, chain: Many[bytes]) -> int:
+        """Leading blocks of which every group has those that the position after them looks back to."""
+        best, runs = 0, [0] * len(self._pools)
+        for blocks, key in enumerate(chain[1:], 1):
+            runs = [run + 1 if pool.has(key) else 0 for run, (_, pool) in zip(runs, self._pools, strict=True)]
+            seen = [blocks - self._first_seen(group, blocks * self.block_size) for group, _ in self._pools]
+            if all(run >= needed for run, needed in zip(runs, seen, strict=True)):
+                best = blocks
+            elif any(run < blocks for run, (group, _) in zip(runs, self._pools, strict=True) if group.window is None):
+                break
+        return best
+
+    def _first_seen(self, group: CacheGroup, position: int) -> int:
+        """The first block that a position, or a later one, looks back to: it sees `window - 1` positions back."""
+        return 0 if group.window is None else max(0, position - (group.window - 1)) // self.block_size
+
+    def _stop(self, group: CacheGroup, row: Row, start: int, length: int) -> int:
+        """Where the row may end: at `length`, or where it would take the column of a block that is still seen."""
+        seen = max(row.first, self._first_seen(group, start))
+        return min(-(-length // self.block_size), seen + group.columns)
 
 
-def longest_chunk(plan: Plan) -> int:
-    """The most tokens of one sequence in a batch: all are written before the first looks `window - 1` back."""
+def ring_room(plan: Plan) -> int:
+    """The most positions of one sequence that may be written together, wherever in a block they begin.
+
+    All are written before the first looks `window - 1` back, so all these blocks have columns of their own.
+    """
     rings = [group for group in plan.groups if group.columns * plan.block_size < plan.context]
-    room = [group.columns * plan.block_size - ((group.window or plan.context) - 1) for group in rings]
-    return min([plan.tokens, *room])
+    room = [(group.columns - 1) * plan.block_size + 2 - (group.window or plan.context) for group in rings]
+    return min([plan.context, *room])
 
 
-def _block_count(plan: Plan, group: CacheGroup) -> int:
+def block_count(plan: Plan, group: CacheGroup) -> int:
+    """Blocks in the pool of a group."""
     return plan.tensors[group.caches[0][0]].shape[0]
+
+
+def _row(table: BlockTable, group: CacheGroup) -> Row:
+    if group.blocks not in table.rows:
+        table.rows[group.blocks] = Row(np.full(group.columns, -1, np.int32))
+    return table.rows[group.blocks]
+
+
+def _num_equal(first: Many[int], second: Many[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

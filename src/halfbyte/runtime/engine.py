@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from halfbyte.errors import HalfbyteError, UsageError
 from halfbyte.plan.batch import Float32, Runner
 from halfbyte.plan.drawing import Pending, Token
 from halfbyte.runtime.batches import batch_of, draws_of
 from halfbyte.runtime.pace import Pace
-from halfbyte.runtime.requests import sequence_of, text_of
+from halfbyte.runtime.requests import RequestOptions, sequences_of, text_of
 from halfbyte.runtime.scheduler import Scheduler
 from halfbyte.runtime.sequence import FinishReason, Sequence
 from halfbyte.sampling import Sampled, SamplingParams
@@ -50,7 +50,14 @@ class Failure:
     error: HalfbyteError
 
 
-Output = TokenOutput | Failure
+@dataclass(frozen=True)
+class Ended:
+    """A sequence that ended between two tokens; its `finish_reason` tells why."""
+
+    sequence: Sequence
+
+
+Output = TokenOutput | Failure | Ended
 
 
 class _Flight(NamedTuple):
@@ -67,19 +74,29 @@ class Engine:
     Args:
         executor: What runs the plan.
         rope_switch: `ModelSpec.rope_switch`: tokens in total beyond which the second RoPE set holds, for all positions.
+        prefill_chunk: The most tokens of prompts in a batch in which other sequences decode; None for as many as the
+            plan has.
         each_token: Whether each token is read before anything else is submitted, for measuring.
     """
 
-    def __init__(self, executor: Runner, *, rope_switch: int | None = None, each_token: bool = False) -> None:
+    def __init__(
+        self,
+        executor: Runner,
+        *,
+        rope_switch: int | None = None,
+        prefill_chunk: int | None = None,
+        each_token: bool = False,
+    ) -> None:
         self._executor = executor
         self._plan = executor.plan
         self._rope_switch = rope_switch
+        self._prefill_chunk = prefill_chunk
         self._pace = Pace(1, 1) if each_token else Pace(executor.most_steps, executor.ahead)
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Nothing is queued, nothing is in the caches, nothing is under way."""
-        self._scheduler = Scheduler(self._plan, self._rope_switch)
+        self._scheduler = Scheduler(self._plan, self._rope_switch, self._prefill_chunk)
         self._flights: deque[_Flight] = deque()
         self._decoding: list[Sequence] = []
         self._outputs: list[Output] = []
@@ -101,46 +118,33 @@ class Engine:
         return self._scheduler.preemptions
 
     def request(
-        self,
-        prompt_ids: Iterable[int],
-        sampling: SamplingParams,
-        *,
-        max_tokens: int,
-        stop_token_ids: Collection[int] = (),
-        ignore_eos: bool = False,
+        self, prompt_ids: Iterable[int], sampling: SamplingParams, **options: Unpack[RequestOptions]
     ) -> Sequence:
         """A checked request, to be queued by `add`; for any thread.
 
-        Args:
-            max_tokens: The most tokens of the answer.
-            stop_token_ids: Tokens that end the answer; the one that does is its last token.
-            ignore_eos: Go on past stop tokens, for measuring.
-
         Raises:
-            UsageError: An empty prompt, token ids or `max_tokens` out of range, or a text is being scored.
+            UsageError: An empty prompt, token ids or an option out of range, or a text is being scored.
             ContextFullError: A prompt that leaves no room in the context for an answer.
         """
+        return self.requests(prompt_ids, sampling, 1, **options)[0]
+
+    def requests(
+        self, prompt_ids: Iterable[int], sampling: SamplingParams, n: int, **options: Unpack[RequestOptions]
+    ) -> list[Sequence]:
+        """As `request`, for `n` answers to one prompt; if there is a seed, each has that of the one before plus 1."""
         if self._scoring:
             raise UsageError("A text is still being scored.", "Exhaust or close the iterator of score() first.")
-        return sequence_of(self._plan, prompt_ids, sampling, max_tokens, () if ignore_eos else stop_token_ids)
+        return sequences_of(self._plan, prompt_ids, sampling, n, **options)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
         self._scheduler.add(sequence)
 
     def submit(
-        self,
-        prompt_ids: Iterable[int],
-        sampling: SamplingParams,
-        *,
-        max_tokens: int,
-        stop_token_ids: Collection[int] = (),
-        ignore_eos: bool = False,
+        self, prompt_ids: Iterable[int], sampling: SamplingParams, **options: Unpack[RequestOptions]
     ) -> Sequence:
         """Queue a prompt, whose tokens later calls of `step` return. Arguments and errors are those of `request`."""
-        sequence = self.request(
-            prompt_ids, sampling, max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
-        )
+        sequence = self.request(prompt_ids, sampling, **options)
         self.add(sequence)
         return sequence
 
@@ -160,8 +164,9 @@ class Engine:
         return [output for output in outputs if isinstance(output, TokenOutput)]
 
     def advance(self) -> list[Output]:
-        """As `step`, but what failed is among the outputs: every sequence, if the device did."""
+        """As `step`, but among the outputs is also what ended without a token: every sequence, if the device failed."""
         try:
+            self._outputs += [Ended(sequence) for sequence in self._scheduler.end_expired()]
             self._submit()
             if self._flights:
                 self._collect(self._flights.popleft())

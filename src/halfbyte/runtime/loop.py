@@ -9,15 +9,17 @@ from __future__ import annotations
 import atexit
 import os
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from threading import Condition, Lock, Thread
+from typing import Unpack
 from weakref import WeakSet
 
 from halfbyte.errors import UsageError
 from halfbyte.plan.batch import Float32
-from halfbyte.runtime.engine import Engine, Failure, TokenOutput
+from halfbyte.runtime.engine import Engine, Failure, Output, TokenOutput
 from halfbyte.runtime.outbox import Outbox
+from halfbyte.runtime.requests import RequestOptions
 from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling import SamplingParams
 
@@ -72,10 +74,8 @@ class EngineLoop:
         prompt_ids: Iterable[int],
         sampling: SamplingParams,
         *,
-        max_tokens: int,
-        stop_token_ids: Collection[int] = (),
-        ignore_eos: bool = False,
         bounded: bool = True,
+        **options: Unpack[RequestOptions],
     ) -> AnswerStream:
         """The tokens of one answer, as they come; arguments and errors are those of `Engine.request`.
 
@@ -85,11 +85,21 @@ class EngineLoop:
         Args:
             bounded: Whether the sequence pauses while its reader is far behind.
         """
+        return self.streams(prompt_ids, sampling, 1, bounded=bounded, **options)[0]
+
+    def streams(
+        self,
+        prompt_ids: Iterable[int],
+        sampling: SamplingParams,
+        n: int,
+        *,
+        bounded: bool = True,
+        **options: Unpack[RequestOptions],
+    ) -> list[AnswerStream]:
+        """As `stream`, for `n` answers to one prompt, as `Engine.requests` says."""
         self.check_open()
-        sequence = self._engine.request(
-            prompt_ids, sampling, max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
-        )
-        return AnswerStream(self, sequence, Outbox(sequence, bounded=bounded, resume=self._wake))
+        sequences = self._engine.requests(prompt_ids, sampling, n, **options)
+        return [AnswerStream(self, s, Outbox(s, bounded=bounded, resume=self._wake)) for s in sequences]
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and free its blocks; one that has finished stays as it is.
@@ -188,11 +198,14 @@ class EngineLoop:
             if outbox := self._outboxes.pop(sequence, None):
                 outbox.put(None)
 
-    def _hand_out(self, output: TokenOutput | Failure) -> None:
-        ends = isinstance(output, Failure) or output.finish_reason is not None
+    def _hand_out(self, output: Output) -> None:
+        ends = not isinstance(output, TokenOutput) or output.finish_reason is not None
         outbox = self._outboxes.pop(output.sequence, None) if ends else self._outboxes.get(output.sequence)
         if outbox is not None:
-            outbox.put(output.error if isinstance(output, Failure) else output)
+            if isinstance(output, Failure):
+                outbox.put(output.error)
+            elif isinstance(output, TokenOutput):
+                outbox.put(output)
             if ends:
                 outbox.put(None)
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Collection, Iterable
+from dataclasses import replace
+from numbers import Real
+from time import perf_counter
+from typing import Required, TypedDict
 
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.options import whole
@@ -11,25 +17,106 @@ from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling.params import SamplingParams
 
 
-def sequence_of(
-    plan: Plan, prompt_ids: Iterable[int], sampling: SamplingParams, max_tokens: int, stop_token_ids: Collection[int]
-) -> Sequence:
-    """A request as a sequence.
+class RequestOptions(TypedDict, total=False):
+    """Keyword arguments of `Engine.request`.
+
+    Attributes:
+        max_tokens: The most tokens of the answer.
+        stop_token_ids: Tokens that end the answer; the one that does is its last token.
+        ignore_eos: Go on past stop tokens, for measuring.
+        priority: Requests of a higher priority go first.
+        deadline: Seconds from now after which the answer ends as far as it has come, with reason `deadline`.
+        cache_prompt: Whether to use what the caches hold of the prompt already, and to leave the prompt there for
+            others. By default, unless a seed is to give the same text again: values that were computed in other batches
+            may differ in their last bits.
+    """
+
+    max_tokens: Required[int]
+    stop_token_ids: Collection[int]
+    ignore_eos: bool
+    priority: int
+    deadline: float | None
+    cache_prompt: bool | None
+
+
+def sequences_of(
+    plan: Plan,
+    prompt_ids: Iterable[int],
+    sampling: SamplingParams,
+    n: int = 1,
+    *,
+    max_tokens: int,
+    stop_token_ids: Collection[int] = (),
+    ignore_eos: bool = False,
+    priority: int = 0,
+    deadline: float | None = None,
+    cache_prompt: bool | None = None,
+) -> list[Sequence]:
+    """A request as sequences, one for each of `n` answers; they share the blocks of the prompt.
+
+    If there is a seed, each answer has the seed of the one before plus 1.
 
     Raises:
-        UsageError: An empty prompt, or token ids or `max_tokens` out of range.
+        UsageError: An empty prompt, or token ids or an option out of range.
         ContextFullError: A prompt that leaves no room in the context for an answer.
     """
     ids = checked_ids(plan, prompt_ids)
     if len(ids) >= plan.context:
         raise _prompt_too_long(len(ids), plan.context)
-    most = whole(max_tokens)
-    if most is None or most < 1:
-        raise UsageError(f"max_tokens must be a whole number of at least 1 (got {max_tokens!r}).", "Try 256.")
     beyond = [token for token in sampling.logit_bias if token >= _vocabulary(plan)]
     if beyond:
         raise _not_in_vocabulary("logit_bias", beyond[0], _vocabulary(plan))
-    return Sequence(ids, sampling, most, frozenset(stop_token_ids))
+    most, count = _at_least_1("max_tokens", max_tokens, 256), _at_least_1("n", n, 1)
+    urgency, expires = _priority(priority), _expires(deadline)
+    scope = _scope(sampling, cache_prompt, count)
+    stop = frozenset[int]() if ignore_eos else frozenset(stop_token_ids)
+    return [
+        Sequence(ids, _sibling(sampling, i), most, stop, priority=urgency, expires=expires, scope=scope)
+        for i in range(count)
+    ]
+
+
+def _at_least_1(name: str, value: int, example: int) -> int:
+    number = whole(value)
+    if number is None or number < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1 (got {value!r}).", f"Try {example}.")
+    return number
+
+
+def _priority(value: int) -> int:
+    number = whole(value)
+    if number is None:
+        raise UsageError(f"priority must be a whole number (got {value!r}).", "The higher, the sooner; 0 is normal.")
+    return number
+
+
+def _expires(deadline: float | None) -> float | None:
+    """A deadline on the clock of `perf_counter`."""
+    if deadline is None:
+        return None
+    if isinstance(deadline, bool) or not isinstance(deadline, Real) or math.isnan(float(deadline)):
+        raise UsageError(f"deadline must be a number of seconds (got {deadline!r}).", "Try 30.")
+    if deadline <= 0:
+        raise UsageError(
+            f"the deadline is in the past: {float(deadline):g} seconds from now.",
+            "Give the seconds that the answer may take, such as 30.",
+        )
+    return perf_counter() + float(deadline)
+
+
+def _scope(sampling: SamplingParams, cache_prompt: bool | None, n: int) -> bytes | None:
+    """Who shares cache blocks with a request: everybody, only the answers of the request itself, or nobody."""
+    if cache_prompt is None:
+        cache_prompt = sampling.seed is None or sampling.greedy
+    if cache_prompt:
+        return b""
+    return secrets.token_bytes(16) if n > 1 else None
+
+
+def _sibling(sampling: SamplingParams, index: int) -> SamplingParams:
+    if sampling.seed is None or not index:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index) % 2**64)
 
 
 def text_of(plan: Plan, token_ids: Iterable[int]) -> Sequence:

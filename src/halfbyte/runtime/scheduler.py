@@ -1,9 +1,11 @@
 """Which tokens of which sequences run next. It knows sequences and blocks, never tensors.
 
-A batch holds one token of every sequence that is decoding, then pieces of prompts up to the plan's tokens. Sequences
-wait in the order they came; when blocks run out, the youngest running one gives up its own and is computed again later.
-The cache of the sequence that finished last is kept until its blocks are needed: one that starts with the same tokens,
-as the next turn of a chat does, takes it over.
+A batch holds one token of every sequence that decodes, then pieces of prompts: up to the plan's tokens, or a smaller
+budget while others decode. Those whose prompts are being read take turns. Sequences wait by priority, then in the order
+they came. When blocks run out, the last in that order gives up its own and is computed again later.
+
+Full blocks stay in the caches until their memory is needed. A sequence is given those that it begins with; while
+another one is still computing them, it waits.
 
 A batch may be scheduled before the tokens of the one before it have been read. What needs to know them, such as
 computing a sequence again, waits until they are.
@@ -12,13 +14,18 @@ computing a sequence again, waits until they are.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from bisect import insort
 from collections.abc import Generator
 from dataclasses import dataclass
+from time import perf_counter
 
 from halfbyte.plan.plan import Plan
-from halfbyte.runtime.blocks import BlockPools, longest_chunk
+from halfbyte.runtime import prefixes
+from halfbyte.runtime.blocks import BlockPools, Prefix, ring_room
 from halfbyte.runtime.sequence import FinishReason, Sequence
+
+IN_VIEW = 2
+"""Waiting sequences that are looked at, for each that can run: those that wait for another's blocks let others by."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +49,22 @@ class _UnreadError(Exception):
 class Scheduler:
     """Sequences waiting and running, and the blocks they hold.
 
-    Attributes:
-        preemptions: How often a running sequence gave its blocks up, to be computed again.
+    Args:
+        rope_switch: Tokens in total beyond which the second RoPE set holds, for all positions of a sequence.
+        prefill_chunk: The most tokens of prompts in a batch in which other sequences decode.
     """
 
-    def __init__(self, plan: Plan, rope_switch: int | None = None) -> None:
+    def __init__(self, plan: Plan, rope_switch: int | None = None, prefill_chunk: int | None = None) -> None:
         self.pools = BlockPools(plan)
-        self._tokens = plan.tokens
-        self._rows = plan.rows
-        self._context = plan.context
-        self._longest_chunk = longest_chunk(plan)
+        self._plan = plan
+        self._prefill_chunk = min(prefill_chunk or plan.tokens, plan.tokens)
+        self._ring_room = ring_room(plan)
         self._most_running = min(plan.sequences, plan.rows, plan.tokens)
         self._rope_switch = rope_switch
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._kept: Sequence | None = None
         self._slots = list(range(plan.sequences))
-        self.preemptions = 0
+        self._arrivals = self._turns = 0
 
     @property
     def idle(self) -> bool:
@@ -67,15 +73,17 @@ class Scheduler:
 
     @property
     def resting(self) -> bool:
-        """Whether nothing waits, and nobody takes the tokens of what runs."""
-        return not self._waiting and all(sequence.paused for sequence in self._running)
+        """Whether nothing waits, nobody takes the tokens of what runs, and all have time."""
+        return not self._waiting and all(s.paused for s in self._running) and not self._expired()
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind those that wait."""
-        self._waiting.append(sequence)
+        """Queue a sequence behind those of its priority."""
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
+        insort(self._waiting, sequence, key=_order)
 
     def schedule(self) -> list[Chunk]:
-        """The next batch: sequences that decode, then prompts, each oldest first.
+        """The next batch: sequences that decode, then prompts.
 
         Empty where nothing can run, or not before the tokens that are under way have been read.
         """
@@ -85,85 +93,90 @@ class Scheduler:
             return []
 
     def _scheduled(self) -> list[Chunk]:
-        for sequence in self._running:
-            self._match_rope_set(sequence)
+        self._switch_rope_sets()
         decoding = [s for s in self._running if s.num_pending == 1 and self._goes_on(s)]
-        reading = [s for s in self._running if s.num_pending > 1]
-        spare = self._tokens - len(decoding)
         chunks = [self._chunk(s, 1) for s in decoding if s.status == "running" and self._make_room(s)]
-        for sequence in reading:
+        spare = self._plan.tokens - len(chunks)
+        if chunks:
+            spare = min(spare, self._prefill_chunk)
+        admitted = self._admit()
+        reading = [s for s in self._running if s.num_pending > 1 or s in admitted]
+        for sequence in sorted(reading, key=lambda s: (-s.priority, s.turn, s.arrival)):
             if spare and sequence.status == "running" and self._make_room(sequence):
                 chunks.append(self._chunk(sequence, spare))
                 spare -= chunks[-1].stop - chunks[-1].start
-        while spare and self._admit():
-            chunks.append(self._chunk(self._running[-1], spare))
-            spare -= chunks[-1].stop - chunks[-1].start
         return [chunk for chunk in chunks if chunk.sequence.status == "running"]
 
     def _goes_on(self, sequence: Sequence) -> bool:
         """Whether another token of its answer is wanted."""
-        return not sequence.paused and sequence.num_missing > 0 and sequence.length < self._context
+        return not sequence.paused and sequence.num_missing > 0 and sequence.length < self._plan.context
 
     def stretch(self, chunks: list[Chunk], steps: int) -> int:
         """How many steps the batch of these chunks can make, up to so many; its sequences get blocks for them.
 
-        More than one only if all of them decode and nothing waits for a place beside them.
+        More than one only if all that run decode.
         """
         sequences = [chunk.sequence for chunk in chunks]
-        if any(s.num_pending != 1 for s in self._running) or self._may_admit or not all(c.final for c in chunks):
+        if any(s.num_pending != 1 for s in self._running) or not all(c.final for c in chunks):
             return 1
-        steps = min(steps, max(s.num_missing for s in sequences), *(self._until_the_end(s) for s in sequences))
+        ends = (self._until_the_end(s) for s in sequences)
+        steps = min(steps, self._ring_room, max(s.num_missing for s in sequences), *ends)
         for sequence in sequences:
-            if steps > 1 and not self.pools.can_hold(sequence.table, sequence.length + steps - 1):
+            length = sequence.length + steps - 1
+            if steps > 1 and not self.pools.can_hold(sequence.table, sequence.num_computed, length):
                 return 1
-            self.pools.hold(sequence.table, sequence.length + steps - 1)
-        for sequence in sequences:
-            sequence.table.written = max(sequence.table.written, sequence.length + steps - 1)
+            self.pools.hold(sequence.table, sequence.num_computed, length)
         return steps
 
     def _until_the_end(self, sequence: Sequence) -> int:
         """Steps before the context, or its set of RoPE frequencies, ends."""
-        switch, ends = self._rope_switch, [self._context]
+        switch, ends = self._rope_switch, [self._plan.context]
         if switch is not None and sequence.length <= switch:
             ends.append(switch + 1)
         return min(ends) - sequence.length
 
-    @property
-    def _may_admit(self) -> bool:
-        return bool(self._waiting) and len(self._running) < self._most_running
-
     def advance(self, chunks: list[Chunk], steps: int = 1) -> None:
-        """Note that `chunks` are in the cache, or will be, after so many steps."""
+        """Note that `chunks` are in the cache, or will be before anything that is scheduled later, after all steps."""
+        self._turns += 1
         for chunk in chunks:
-            chunk.sequence.num_computed = chunk.stop + steps - 1
-            chunk.sequence.num_ahead += steps * chunk.final
+            sequence = chunk.sequence
+            sequence.turn = self._turns
+            sequence.num_computed = chunk.stop + steps - 1
+            sequence.num_ahead += steps * chunk.final
+            self._record(sequence)
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Give a sequence its next token, and finish it if that was its last."""
         sequence.append(token_id)
-        reason = sequence.reason_to_finish(self._context)
+        self._record(sequence)
+        reason = sequence.reason_to_finish(self._plan.context)
         if reason is not None:
             self.finish(sequence, reason)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence that waits or runs, and keep its cache, if it has one."""
+        """End a sequence that waits or runs. Its blocks are free at once; they keep what they hold while they can.
+
+        Batches under way still write behind its end, before anything that is scheduled later: its full blocks and the
+        part of the last one that belongs to it stay as they are.
+        """
         if sequence.status == "running":
-            self._running.remove(sequence)
-            self._leave(sequence)
+            self._stop(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.status, sequence.finish_reason = "finished", reason
-        sequence.num_computed = min(sequence.num_computed, len(sequence.tokens))
-        if sequence.num_computed:
-            self._drop_kept()
-            self._kept = sequence
-        else:
-            self.pools.release(sequence.table)
 
     def fail(self, sequence: Sequence) -> None:
         """End a sequence whose cache is of no use."""
+        self.pools.forget(sequence.chain)
         sequence.num_computed = 0
         self.finish(sequence, "cancelled")
+
+    def end_expired(self) -> list[Sequence]:
+        """End every sequence whose time is up, and return them."""
+        expired = self._expired()
+        for sequence in expired:
+            self.finish(sequence, "deadline")
+        return expired
 
     def cancel_all(self) -> list[Sequence]:
         """End every sequence, and return them."""
@@ -174,10 +187,8 @@ class Scheduler:
 
     def fail_all(self) -> list[Sequence]:
         """End every sequence, and return them; all caches are of no use."""
-        for sequence in (*self._running, *self._waiting):
-            sequence.num_computed = 0
         ended = self.cancel_all()
-        self._drop_kept()
+        self.pools = BlockPools(self._plan)
         return ended
 
     def whole(self, sequence: Sequence) -> Generator[Chunk, None, None]:
@@ -186,11 +197,10 @@ class Scheduler:
         Its blocks are freed at the end, or when the iterator is closed.
         """
         try:
-            self._match_rope_set(sequence)
-            self._make_room(sequence)
-            sequence.slot = self._slots[0]
+            sequence.rope_set, sequence.slot = self._rope_set(sequence), self._slots[0]
             while sequence.num_pending:
-                chunk = self._chunk(sequence, self._rows)
+                self.pools.hold(sequence.table, sequence.num_computed, sequence.length)
+                chunk = self._chunk(sequence, self._plan.rows)
                 yield chunk
                 sequence.num_computed = chunk.stop
         finally:
@@ -198,87 +208,117 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, limit: int) -> Chunk:
         start = sequence.num_computed
-        stop = start + min(sequence.num_pending, limit, self._longest_chunk)
-        sequence.table.written = max(sequence.table.written, stop)
+        stop = start + min(sequence.num_pending, limit, self._ring_room, self._plan.tokens)
         return Chunk(sequence, start, stop, final=stop == sequence.length)
 
-    def _admit(self) -> bool:
-        """Let the first of the queue run, if there is a place and blocks for all its tokens."""
-        if not self._may_admit:
+    def _expired(self) -> list[Sequence]:
+        now = perf_counter()
+        return [sequence for sequence in (*self._running, *self._waiting) if sequence.expired(now)]
+
+    def _admit(self) -> list[Sequence]:
+        """Let those run, in their order, for which there are places and blocks; the first that lacks them ends it."""
+        admitted: list[Sequence] = []
+        for sequence in self._waiting[: IN_VIEW * self._most_running]:
+            if len(self._running) == self._most_running:
+                break
+            prefix = self._cached(sequence)
+            if self._is_being_computed(sequence, prefix):
+                continue
+            if not self._enter(sequence, prefix):
+                break
+            admitted.append(sequence)
+        return admitted
+
+    def _cached(self, sequence: Sequence) -> Prefix:
+        """What the caches hold of a sequence."""
+        rope_set = self._rope_set(sequence)
+        if not sequence.chain or sequence.rope_set != rope_set:
+            sequence.rope_set, sequence.chain = rope_set, [prefixes.root(sequence.scope or b"", rope_set)]
+        if sequence.scope is None:
+            return Prefix(0, 0)
+        prefixes.extend(sequence.chain, sequence.tokens, self.pools.block_size)
+        return self.pools.find(sequence.chain, sequence.tokens)
+
+    def _is_being_computed(self, sequence: Sequence, prefix: Prefix) -> bool:
+        """Whether more of what it begins with is about to be computed for another one."""
+        size = self.pools.block_size
+        for other in self._running:
+            if other.scope is not None and other.num_pending > 1:
+                common = min(prefixes.num_common(sequence.chain, other.chain), (len(sequence.tokens) - 1) // size)
+                if common > prefix.blocks and other.num_computed < common * size:
+                    return True
+        return False
+
+    def _enter(self, sequence: Sequence, prefix: Prefix) -> bool:
+        """Let a sequence run, if there are blocks for all its tokens and one more for each that runs already."""
+        table = sequence.table
+        cached = self.pools.adopt(table, sequence.chain, prefix)
+        if not self.pools.can_hold(table, cached, sequence.length, spare=len(self._running)):
+            sequence.num_computed = cached
+            self._let_go(sequence)
             return False
-        sequence = self._waiting[0]
-        kept, shared = self._kept, self._shared_prefix(sequence)
-        if kept is not None and shared:
-            if not self.pools.can_hold(kept.table, len(sequence.tokens)):
-                return False
-            self._take_over(sequence, kept, shared)
-        if not self._has_room(sequence):
-            return False
-        self.pools.hold(sequence.table, len(sequence.tokens))
-        self._match_rope_set(sequence)
-        sequence.reused_tokens = min(sequence.num_computed, len(sequence.prompt_ids))
+        self.pools.hold(table, cached, sequence.length)
+        if sequence.turn < 0:
+            sequence.num_cached_tokens = min(cached, len(sequence.prompt_ids))
+        sequence.num_computed, sequence.turn = cached, self._turns
         sequence.status, sequence.slot = "running", heapq.heappop(self._slots)
-        self._running.append(self._waiting.popleft())
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_order)
         return True
-
-    def _shared_prefix(self, sequence: Sequence) -> int:
-        """Leading tokens that the kept cache has for `sequence`; one token at least is always computed.
-
-        None where a seed promises the same text again: values computed one by one or together differ in the last bits.
-        """
-        kept, sampling = self._kept, sequence.sampling
-        if kept is None or (sampling.seed is not None and sampling.temperature > 0):
-            return 0
-        limit = min(kept.num_computed, len(sequence.tokens) - 1)
-        pairs = zip(kept.tokens[:limit], sequence.tokens, strict=False)
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), limit)
-        return shared if self.pools.can_rewind(kept.table, shared) else 0
-
-    def _take_over(self, sequence: Sequence, kept: Sequence, length: int) -> None:
-        """Move the kept cache, cut to `length` tokens, to `sequence`."""
-        self._kept = None
-        sequence.table, kept.table = kept.table, sequence.table
-        sequence.rope_set, sequence.num_computed = kept.rope_set, length
-        self.pools.rewind(sequence.table, length)
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Get blocks for all tokens of `sequence`, at the cost of younger ones; False if it had to go itself."""
-        while not self._has_room(sequence):
+        """Get blocks for all tokens of `sequence`, at the cost of the last; False if it had to go itself."""
+        while not self.pools.can_hold(sequence.table, sequence.num_computed, sequence.length):
             if any(s.num_ahead for s in self._running):
                 raise _UnreadError
-            youngest = self._running.pop()
-            self.preemptions += 1
-            self.pools.release(youngest.table)
-            self._leave(youngest)
-            youngest.num_computed, youngest.status = 0, "waiting"
-            self._waiting.appendleft(youngest)
-            if youngest is sequence:
+            last = self._running[-1]
+            last.num_preemptions += 1
+            self._preempt(last)
+            if last is sequence:
                 return False
-        self.pools.hold(sequence.table, sequence.length)
+        self.pools.hold(sequence.table, sequence.num_computed, sequence.length)
         return True
 
-    def _leave(self, sequence: Sequence) -> None:
-        """Give its slot to others. What is under way for it runs before anything that they submit."""
+    def _preempt(self, sequence: Sequence) -> None:
+        """Have a sequence wait, without blocks."""
+        self._stop(sequence)
+        sequence.status = "waiting"
+        insort(self._waiting, sequence, key=_order)
+
+    def _stop(self, sequence: Sequence) -> None:
+        """Take a sequence out of those that run. What is under way for it runs before anything scheduled later."""
+        self._running.remove(sequence)
         heapq.heappush(self._slots, sequence.slot)
-        sequence.num_ahead = 0
+        self._let_go(sequence)
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        if not self.pools.can_hold(sequence.table, sequence.length):
-            self._drop_kept()
-        return self.pools.can_hold(sequence.table, sequence.length)
+    def _let_go(self, sequence: Sequence) -> None:
+        """Free the blocks of a sequence, and offer what they hold to others."""
+        if sequence.scope is not None:
+            known, full = sequence.num_known, sequence.table.recorded * self.pools.block_size
+            if known > full:
+                tail = tuple(sequence.tokens[full:known])
+                self.pools.record_tail(sequence.table, sequence.chain[sequence.table.recorded], tail)
+        self.pools.release(sequence.table)
+        sequence.num_computed = sequence.num_ahead = 0
 
-    def _drop_kept(self) -> None:
-        if self._kept is not None:
-            self.pools.release(self._kept.table)
-            self._kept = None
+    def _record(self, sequence: Sequence) -> None:
+        """Offer to others what has become full."""
+        size = self.pools.block_size
+        if sequence.scope is not None and sequence.num_known >= (sequence.table.recorded + 1) * size:
+            prefixes.extend(sequence.chain, sequence.tokens, size)
+            self.pools.record(sequence.table, sequence.chain, sequence.num_known)
+
+    def _switch_rope_sets(self) -> None:
+        """Keys made with the other set of frequencies are wrong at every position: compute them again."""
+        for sequence in list(self._running):
+            if sequence.rope_set != self._rope_set(sequence):
+                if sequence.num_ahead:
+                    raise _UnreadError
+                self._preempt(sequence)
 
     def _rope_set(self, sequence: Sequence) -> int:
         return int(self._rope_switch is not None and sequence.length > self._rope_switch)
 
-    def _match_rope_set(self, sequence: Sequence) -> None:
-        """A cache made with the other set of frequencies is wrong for every position: compute all of them again."""
-        if sequence.rope_set != self._rope_set(sequence):
-            if sequence.num_ahead:
-                raise _UnreadError
-            sequence.rope_set = self._rope_set(sequence)
-            sequence.num_computed = sequence.table.written = 0
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.order

@@ -10,7 +10,7 @@ from halfbyte.runtime.blocks import BlockTable
 from halfbyte.sampling import Sampler, SamplingParams
 
 Status = Literal["waiting", "running", "finished"]
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
 
 
 @dataclass(eq=False)
@@ -25,23 +25,38 @@ class Sequence:
         num_ahead: Tokens of the answer that are under way and not read yet.
         slot: Its row of the block tables while it runs.
         paused: Whether nobody takes its tokens for now.
-        reused_tokens: Prompt tokens that were in the cache already when the sequence was last admitted.
-        rope_set: The set of RoPE frequencies that the cache was computed with.
-        finish_reason: `stop` (a stop token), `length` (`max_tokens`), `context` (no room left) or `cancelled`.
+        num_cached_tokens: Prompt tokens that were in the cache already when the sequence was first admitted.
+        num_preemptions: How often it gave up its blocks for others, to be computed again.
+        rope_set: The set of RoPE frequencies that the cache is computed with.
+        priority: Sequences of a higher priority go first.
+        arrival: Its number among all sequences of the scheduler.
+        turn: When tokens of its prompt were last computed; those that had no turn for longest are next.
+        expires: When it ends, finished or not, on the clock of `perf_counter`; None if it has time.
+        scope: Sequences of one scope share cache blocks; None shares with nobody.
+        chain: Hashes that name its full blocks, as `prefixes` makes them, with their root.
+        finish_reason: `stop` (a stop token), `length` (`max_tokens`), `context` (no room left), `cancelled` or
+            `deadline` (its time was up).
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int
     stop_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    expires: float | None = None
+    scope: bytes | None = b""
     generated_ids: list[int] = field(default_factory=list, init=False)
     tokens: list[int] = field(init=False, repr=False)
     num_computed: int = field(default=0, init=False)
     num_ahead: int = field(default=0, init=False)
     slot: int = field(default=-1, init=False)
     paused: bool = field(default=False, init=False)
-    reused_tokens: int = field(default=0, init=False)
+    num_cached_tokens: int = field(default=0, init=False)
+    num_preemptions: int = field(default=0, init=False)
     rope_set: int = field(default=0, init=False)
+    arrival: int = field(default=-1, init=False)
+    turn: int = field(default=-1, init=False)
+    chain: list[bytes] = field(default_factory=list, init=False, repr=False)
     status: Status = field(default="waiting", init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     table: BlockTable = field(default_factory=BlockTable, init=False, repr=False)
@@ -68,6 +83,20 @@ class Sequence:
     def num_missing(self) -> int:
         """Tokens of the answer that may still be asked for."""
         return self.max_tokens - len(self.generated_ids) - self.num_ahead
+
+    @property
+    def num_known(self) -> int:
+        """Leading tokens that have been read and whose keys and values are in the cache."""
+        return min(self.num_computed, len(self.tokens))
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What sequences are sorted by: those of a higher priority first, then those that came first."""
+        return -self.priority, self.arrival
+
+    def expired(self, now: float) -> bool:
+        """Whether its time is up."""
+        return self.expires is not None and now >= self.expires
 
     @property
     def finished(self) -> bool:

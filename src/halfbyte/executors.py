@@ -46,8 +46,11 @@ class OpenDevice(Protocol):
         """Tokens of a batch that the device can compute together, at most the plan's."""
         ...
 
-    def fitting_context(self, plan: Plan) -> int:
-        """Positions whose KV cache takes at most half of the memory that the rest of the plan leaves free."""
+    def fitting_tokens(self, plan: Plan) -> int:
+        """Tokens of all sequences together whose KV cache takes at most half of the memory that the rest leaves free.
+
+        At most the plan's `cache_tokens`.
+        """
         ...
 
     def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> Executor:
@@ -128,11 +131,11 @@ class ExecutorFactory(Protocol[E]):
         ...
 
 
-def fitting_context(plan: Plan) -> int:
-    """Positions whose KV cache takes at most half of the host's free memory, at most the plan's."""
+def fitting_tokens(plan: Plan) -> int:
+    """Tokens whose KV cache takes at most half of the host's free memory, at most the plan's `cache_tokens`."""
     room = available_memory() // 2
     cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
-    return plan.context if cache <= room else int(plan.context * room / cache)
+    return plan.cache_tokens if cache <= room else int(plan.cache_tokens * room / cache)
 
 
 def factory(name: str) -> ExecutorFactory[Any]:

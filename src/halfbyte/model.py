@@ -82,7 +82,7 @@ class Model:
         self.why_device = placed.why
         self.load_s = load_s
         self.notes = notes
-        engine = Engine(self.executor, rope_switch=spec.rope_switch)
+        engine = Engine(self.executor, rope_switch=spec.rope_switch, prefill_chunk=self.options.prefill_chunk)
         self.engine = EngineLoop(engine, survives_fork=factory(self.device).survives_fork)
 
     def __repr__(self) -> str:

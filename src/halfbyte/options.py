@@ -39,6 +39,7 @@ class LoadOptions(TypedDict, total=False):
     context: int | None
     sequences: int
     batch_tokens: int | None
+    prefill_chunk: int
     cache_tokens: int | None
     logit_rows: int
 
@@ -66,12 +67,15 @@ class RunOptions:
             on CPU and GPU) or `f32`, slower and exact.
         kernels: On the CPU an instruction set, on a GPU `no NAME`: all kernel variants except that one. The best if
             None.
-        context: Most tokens of a conversation; if None the model's own limit, or less if the KV cache would take more
-            than half of the free memory.
-        sequences: Most conversations that are computed at once.
+        context: Most tokens of a conversation; if None the model's own limit, or less if the KV cache of one would take
+            more than half of the free memory.
+        sequences: Most conversations that are computed at once; others wait. They share the KV cache.
         batch_tokens: Most prompt tokens that are computed together; the device's default if None.
-        cache_tokens: Tokens that the KV cache holds for all conversations together; `sequences` times `context` if
-            None. Conversations wait for each other when it is full.
+        prefill_chunk: Most tokens of prompts that are computed in one step while answers go on: less lets them flow
+            more evenly, more reads prompts sooner.
+        cache_tokens: Tokens that the KV cache holds for all conversations together; if None as many as half of the free
+            memory holds, at least one `context` and at most `sequences` of them. Conversations wait for each other
+            when it is full, and it keeps what finished ones computed while it has room.
         logit_rows: Most tokens of a batch whose logits can be had; more than `sequences` is for evaluation only.
 
     Raises:
@@ -88,6 +92,7 @@ class RunOptions:
     context: int | None = _whole(None, 1, _MANY)
     sequences: int = _whole(1, 1, 1024)
     batch_tokens: int | None = _whole(None, 1, 65536)
+    prefill_chunk: int = _whole(256, 1, 65536)
     cache_tokens: int | None = _whole(None, 1, _MANY)
     logit_rows: int = _whole(8, 1, 65536)
 

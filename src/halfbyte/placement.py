@@ -102,7 +102,7 @@ def _too_little_memory(plan: Plan) -> DeviceError:
     weights, cache = (sum(tensor.nbytes for tensor in plan.of_kind(kind)) for kind in ("weight", "cache"))
     return DeviceError(
         f"there is not enough memory: the model takes {quantity(weights, 'B')} of weights and "
-        f"{quantity(cache, 'B')} of cache for a context of {plan.context:,} tokens.",
+        f"{quantity(cache, 'B')} of cache for {plan.cache_tokens:,} tokens.",
         "Use a smaller context, fewer bits (weights q4g32), or a smaller model.",
     )
 
@@ -110,20 +110,41 @@ def _too_little_memory(plan: Plan) -> DeviceError:
 def _fitting_plan(
     opened: OpenDevice, spec: ModelSpec, source: FormattedSource, options: RunOptions, tokens: int
 ) -> Plan:
-    """A plan of the size that was asked for, or else for as much of the model's context as the device has room for."""
+    """A plan of the size that was asked for, or else for as much as the device has room for.
 
-    def planned(context: int | None) -> Plan:
+    All sequences together get what memory is free, but never less than one of them needs for its whole context.
+    """
+
+    def planned(context: int | None, cache_tokens: int | None) -> Plan:
         return make_plan(
             spec, source.format, tokens=tokens, context=context, sequences=options.sequences, rows=options.rows,
-            kv_dtype=options.kv_dtype, cache_tokens=options.cache_tokens,
+            kv_dtype=options.kv_dtype, cache_tokens=cache_tokens,
         )  # fmt: skip
 
-    plan = planned(options.context)
+    plan = planned(options.context, options.cache_tokens)
     if (fitting := opened.batch_tokens(plan)) < plan.tokens:
         tokens = fitting
-        plan = planned(options.context)
-    if options.context is not None or options.cache_tokens is not None:
+        plan = planned(options.context, options.cache_tokens)
+    if options.cache_tokens is not None:
         return plan
-    while plan.block_size < plan.context > (fits := opened.fitting_context(plan)):
-        plan = planned(max(plan.block_size, fits // plan.block_size * plan.block_size))
+    while plan.block_size < plan.cache_tokens > (fits := opened.fitting_tokens(plan)):
+        fits = max(plan.block_size, fits // plan.block_size * plan.block_size)
+        if options.context is not None and fits <= options.context:
+            plan = planned(options.context, options.context)
+            break
+        plan = planned(options.context or min(plan.context, fits), fits)
+    _check_sequences(plan)
     return plan
+
+
+def _check_sequences(plan: Plan) -> None:
+    """Refuse more sequences than there are cache blocks: some could never run beside the others."""
+    blocks = plan.cache_tokens // plan.block_size
+    if plan.sequences > blocks:
+        cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
+        raise DeviceError(
+            f"{plan.sequences:,} conversations at once need at least {quantity(cache // blocks * plan.sequences, 'B')} "
+            f"of cache, a block of {plan.block_size} tokens for each; there is room for {blocks:,} blocks "
+            f"({quantity(cache, 'B')}).",
+            f"Use sequences={blocks} or fewer.",
+        )

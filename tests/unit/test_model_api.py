@@ -170,7 +170,7 @@ def test_too_little_memory_is_a_sentence_with_sizes(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("halfbyte.cpu.executor._allocate", none_left)
     with pytest.raises(
-        DeviceError, match=r"not enough memory: .*16\.9 MB of weights and .* for a context of 64"
+        DeviceError, match=r"not enough memory: .*16\.9 MB of weights and .* of cache for 64 tokens"
     ) as raised:
         halfbyte.load(threads=1, context=64)
     assert raised.value.hint

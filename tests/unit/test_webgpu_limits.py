@@ -41,7 +41,7 @@ def planned(name: str, weights: str, capabilities: Capabilities) -> Plan:
     formats = SyntheticWeights(spec, weights).format
     device = SimpleNamespace(capabilities=capabilities)
     plan = make_plan(spec, formats, tokens=1024)
-    tokens, context = budget.batch_tokens(plan, device), budget.fitting_context(plan, device, None)
+    tokens, context = budget.batch_tokens(plan, device), min(plan.context, budget.fitting_tokens(plan, device, None))
     return make_plan(spec, formats, tokens=tokens, context=context)
 
 

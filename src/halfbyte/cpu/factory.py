@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from halfbyte.cpu import machine
 from halfbyte.cpu.executor import CpuExecutor
-from halfbyte.executors import Limits, Progress, fitting_context
+from halfbyte.executors import Limits, Progress, fitting_tokens
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.options import RunOptions
 from halfbyte.plan import Plan
@@ -67,9 +67,9 @@ class OpenCpu:
         """As many as the plan has."""
         return plan.tokens
 
-    def fitting_context(self, plan: Plan) -> int:
-        """Positions whose KV cache takes half of the free memory."""
-        return fitting_context(plan)
+    def fitting_tokens(self, plan: Plan) -> int:
+        """Tokens whose KV cache takes at most half of the free memory."""
+        return fitting_tokens(plan)
 
     def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> CpuExecutor:
         """The executor of a plan, with its weights packed for the processor."""

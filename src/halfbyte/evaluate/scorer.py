@@ -51,7 +51,9 @@ class Scorer:
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
         run = RunOptions.of(options, **changes)
-        self.model: Model = load(model, run, context=window, sequences=count, logit_rows=BATCH_TOKENS)
+        self.model: Model = load(
+            model, run, context=window, sequences=count, cache_tokens=count * window, logit_rows=BATCH_TOKENS
+        )
         vocabulary = self.model.spec.vocab_size
         self.batch_tokens = max(1, min(self.model.plan.tokens, self.model.plan.rows, _MOST_LOGITS // vocabulary))
         if window <= self.batch_tokens // 2:

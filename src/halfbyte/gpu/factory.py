@@ -104,11 +104,11 @@ class OpenGpu:
 
         return budget.batch_tokens(plan, self._device)
 
-    def fitting_context(self, plan: Plan) -> int:
-        """Positions whose KV cache takes at most half of what weights and scratch leave free."""
+    def fitting_tokens(self, plan: Plan) -> int:
+        """Tokens whose KV cache takes at most half of what weights and scratch leave free."""
         from halfbyte.gpu.run import budget
 
-        return budget.fitting_context(plan, self._device, self._free_memory(), share=0.5)
+        return budget.fitting_tokens(plan, self._device, self._free_memory(), share=0.5)
 
     def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> GpuExecutor:
         """The executor of a plan, with weights on the GPU and kernels compiled, tested and tuned as is known."""

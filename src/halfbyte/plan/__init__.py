@@ -40,8 +40,8 @@ def make_plan(
         context: Most positions of a sequence; the model's own, or `cache_tokens` if that is less, if None.
         block_size: Positions in a cache block.
         kv_dtype: `f16` or `f32`.
-        cache_tokens: Positions of all sequences together that the caches hold, at least one sequence's context;
-            `sequences` times `context` if None.
+        cache_tokens: Positions of all sequences together that the caches hold, at least one sequence's context and at
+            most `sequences` times `context`, which it is if None.
         fused: False leaves the plain ops, for comparison.
 
     Raises:

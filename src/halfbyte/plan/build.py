@@ -132,7 +132,7 @@ def _cache_groups(
             columns = min(columns, -(-(window - 1 + tokens) // block_size) + 1)
         blocks = b.tensor(f"blocks.{window or 'all'}", (sequences, columns), "state", "i32")
         pool = sequences * columns
-        if cache_tokens is not None:
+        if cache_tokens is not None and cache_tokens < sequences * context:
             pool = min(pool, max(columns, -(-cache_tokens // block_size)))
         caches = tuple(_cache(b, i, pool, block_size, kv_dtype) for i in members)
         groups[window] = CacheGroup(blocks, columns, window, caches)

@@ -86,6 +86,11 @@ class Plan:
     constants: dict[str, NDArray[np.float32]]
     arena_nbytes: int = 0
 
+    @property
+    def cache_tokens(self) -> int:
+        """Positions of all sequences together that the largest cache holds."""
+        return self.block_size * max(self.tensors[group.caches[0][0]].shape[0] for group in self.groups)
+
     def size(self, name: str) -> int:
         """Values in tensor `name`."""
         return math.prod(self.tensors[name].shape)

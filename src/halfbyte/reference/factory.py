@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import UsageError
-from halfbyte.executors import Limits, Progress, fitting_context
+from halfbyte.executors import Limits, Progress, fitting_tokens
 from halfbyte.formats import WeightSource
 from halfbyte.options import RunOptions
 from halfbyte.plan import Plan
@@ -84,9 +84,9 @@ class OpenReference:
         """As many as the plan has."""
         return plan.tokens
 
-    def fitting_context(self, plan: Plan) -> int:
-        """Positions whose KV cache takes half of the free memory."""
-        return fitting_context(plan)
+    def fitting_tokens(self, plan: Plan) -> int:
+        """Tokens whose KV cache takes at most half of the free memory."""
+        return fitting_tokens(plan)
 
     def build(self, plan: Plan, source: WeightSource, options: RunOptions, progress: Progress) -> ReferenceExecutor:
         """The executor of a plan."""

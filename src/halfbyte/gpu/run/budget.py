@@ -26,7 +26,7 @@ _SHARED = ("IntegratedGPU", "CPU")
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes on the device: of weights, of caches for the whole context, and of everything that is computed."""
+    """Bytes on the device: of weights, of caches when they are full, and of everything that is computed."""
 
     weights: int
     cache: int
@@ -71,8 +71,10 @@ def batch_tokens(plan: Plan, device: Device) -> int:
     return max(1, min(plan.tokens, device.capabilities.largest // (4 * (widest + 31)) // ROW_TILE * ROW_TILE))
 
 
-def fitting_context(plan: Plan, device: Device, free: int | None, *, share: float = 1.0) -> int:
-    """Positions whose cache fits beside weights and scratch, at most the plan's; 0 if not even one block does.
+def fitting_tokens(plan: Plan, device: Device, free: int | None, *, share: float = 1.0) -> int:
+    """Tokens of all sequences together whose cache fits beside weights and scratch; 0 if not even one block does.
+
+    At most the plan's `cache_tokens`.
 
     Args:
         free: As `free_memory` tells.
@@ -84,18 +86,22 @@ def fitting_context(plan: Plan, device: Device, free: int | None, *, share: floa
     largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
     ratio = min(ratio, device.capabilities.largest / largest)
     if ratio >= 1:
-        return plan.context
-    return max(0, math.floor(plan.context * ratio) // plan.block_size * plan.block_size)
+        return plan.cache_tokens
+    return max(0, math.floor(plan.cache_tokens * ratio) // plan.block_size * plan.block_size)
 
 
 def check(plan: Plan, device: Device, free: int | None) -> None:
     """Refuse what cannot fit, with figures.
 
     Raises:
-        DeviceError: The weights, the context's cache, or a single buffer is too large.
+        DeviceError: The weights, the cache, or a single buffer is too large.
     """
     needed, name = needs(plan), device.name
-    fitting = fitting_context(plan, device, free)
+    fitting = fitting_tokens(plan, device, free)
+    what = f"a context of {plan.context:,} tokens"
+    hint = f"Use a context of at most {min(plan.context, fitting):,} tokens."
+    if plan.cache_tokens > plan.context and fitting >= plan.context:
+        what, hint = f"a cache of {plan.cache_tokens:,} tokens", f"Use cache_tokens of at most {fitting:,}."
     if free is not None and (needed.nbytes > free and fitting == 0):
         raise DeviceError(
             f"the model takes {quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to "
@@ -104,15 +110,15 @@ def check(plan: Plan, device: Device, free: int | None) -> None:
         )
     if free is not None and needed.nbytes > free:
         raise DeviceError(
-            f"a context of {plan.context:,} tokens takes {quantity(needed.cache, 'B')} beside "
+            f"{what} takes {quantity(needed.cache, 'B')} beside "
             f"{quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to compute; {name} has "
             f"{quantity(free, 'B')} free.",
-            f"Use a context of at most {fitting:,} tokens.",
+            hint,
         )
     largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
     if largest > device.capabilities.largest:
         raise DeviceError(
-            f"the cache of a layer for {plan.context:,} tokens takes {quantity(largest, 'B')}, but {name} allows "
+            f"{what} takes {quantity(largest, 'B')} in each layer, but {name} allows "
             f"{quantity(device.capabilities.largest, 'B')} in one buffer.",
-            f"Use a context of at most {fitting:,} tokens.",
+            hint,
         )

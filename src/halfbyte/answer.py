@@ -37,7 +37,7 @@ class Generation:
         token_ids: Generated ids, a stop token included.
         num_cached_tokens: Prompt tokens that did not have to be computed again after the turn before.
         finish_reason: `stop` (an end token or a stop string), `length` (`max_tokens`), `context` (the context is full),
-            or `cancelled`.
+            `cancelled`, or `deadline` (its time was up).
         prefill_ms: From the prompt to the first token.
         ms_per_token, tokens_per_s: Of the tokens after the first; None if there are none.
         total_s: From the prompt to the end.
@@ -134,7 +134,7 @@ class Stream(Iterator[Token]):
             logprobs=tuple(token.logprob for token in self._tokens),
             prompt_tokens=len(sequence.prompt_ids),
             num_cached_tokens=sequence.num_cached_tokens if self._tokens else 0,
-            finish_reason=self._finish_reason or "cancelled",
+            finish_reason=self._finish_reason or ("deadline" if sequence.finish_reason == "deadline" else "cancelled"),
             prefill_ms=1000 * sequence.prefill_s,
             ms_per_token=1000 * sequence.decode_s / later if later > 0 else None,
             total_s=self._last - self._started,

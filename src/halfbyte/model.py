@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -49,6 +49,9 @@ class AnswerOptions(SamplingOptions, total=False):
     tools: Tools | None
     ignore_eos: bool
     dry_sequence_breakers: str | Sequence[str]
+    priority: int
+    deadline: float | None
+    cache_prompt: bool | None
 
 
 class Model:
@@ -174,6 +177,9 @@ class Model:
         tools: Tools | None = None,
         ignore_eos: bool = False,
         dry_sequence_breakers: str | Sequence[str] = BREAKERS,
+        priority: int = 0,
+        deadline: float | None = None,
+        cache_prompt: bool | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Generate token by token.
@@ -188,6 +194,11 @@ class Model:
             ignore_eos: Go on after stop tokens, for measuring.
             dry_sequence_breakers: Texts that no repetition reaches over, where `dry_multiplier` penalizes repetitions;
                 their tokens are added to `dry_breaker_ids`.
+            priority: Requests of a higher priority go first.
+            deadline: Seconds from now after which the answer ends as far as it has come, with `finish_reason`
+                "deadline".
+            cache_prompt: Whether to use what the KV cache holds of the prompt, and to leave it there for others. By
+                default, unless a seed is to give the same text again: the last bits of values depend on their batch.
             **sampling: Fields of `SamplingParams`; greedy without any.
 
         Raises:
@@ -197,13 +208,19 @@ class Model:
         """
         return self._stream(
             prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools, ignore_eos=ignore_eos,
-            dry_sequence_breakers=dry_sequence_breakers, **sampling,
+            dry_sequence_breakers=dry_sequence_breakers, priority=priority, deadline=deadline,
+            cache_prompt=cache_prompt, **sampling,
         )  # fmt: skip
 
-    def _stream(
+    def _stream(self, prompt: Prompt, *, bounded: bool = True, **options: Unpack[AnswerOptions]) -> Stream:
+        return self._streams(prompt, 1, bounded=bounded, **options)[0]
+
+    def _streams(
         self,
         prompt: Prompt,
+        n: int,
         *,
+        bounded: bool,
         max_tokens: int = 256,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -211,16 +228,21 @@ class Model:
         tools: Tools | None = None,
         ignore_eos: bool = False,
         dry_sequence_breakers: str | Sequence[str] = BREAKERS,
-        bounded: bool = True,
+        priority: int = 0,
+        deadline: float | None = None,
+        cache_prompt: bool | None = None,
         **sampling: Unpack[SamplingOptions],
-    ) -> Stream:
+    ) -> list[Stream]:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
         settings = self._settings(sampling, sequence_breakers(dry_sequence_breakers))
         ids = self.encode(prompt, raw=raw, system=system, tools=tools)
-        text = TextStream(self.tokenizer, stop_strings(stop))
-        ends: Collection[int] = () if ignore_eos else self.stop_token_ids
-        outputs = self.engine.stream(ids, settings, max_tokens=max_tokens, stop_token_ids=ends, bounded=bounded)
-        return Stream(outputs, text, not self.executor.draws(settings))
+        stops = stop_strings(stop)
+        answers = self.engine.streams(
+            ids, settings, n, bounded=bounded, max_tokens=max_tokens, stop_token_ids=self.stop_token_ids,
+            ignore_eos=ignore_eos, priority=priority, deadline=deadline, cache_prompt=cache_prompt,
+        )  # fmt: skip
+        read_back = not self.executor.draws(settings)
+        return [Stream(answer, TextStream(self.tokenizer, stops), read_back) for answer in answers]
 
     def _settings(self, sampling: SamplingOptions, breakers: Sequence[str]) -> SamplingParams:
         settings = SamplingParams(**sampling)
@@ -243,16 +265,21 @@ class Model:
         """
         return self._stream(prompt, bounded=False, **options).start()
 
-    def generate_many(self, prompts: Iterable[Prompt], **options: Unpack[AnswerOptions]) -> Iterator[Generation]:
+    def generate_many(
+        self, prompts: Iterable[Prompt], *, n: int = 1, **options: Unpack[AnswerOptions]
+    ) -> Iterator[Generation]:
         """Answers to many prompts, in their order, computed together as far as the model has `sequences`.
 
         Options and errors are those of `stream`. Prompts are taken as the answers are, a little ahead.
+
+        Args:
+            n: Answers to each prompt, one after another. If there is a seed, each has that of the one before plus 1.
         """
         begun: deque[Stream] = deque()
         try:
             for prompt in prompts:
-                begun.append(self.submit(prompt, **options))
-                if len(begun) > WAITING * self.plan.sequences:
+                begun += [stream.start() for stream in self._streams(prompt, n, bounded=False, **options)]
+                while len(begun) > WAITING * self.plan.sequences:
                     yield begun.popleft().whole()
             while begun:
                 yield begun.popleft().whole()
@@ -278,9 +305,43 @@ class Model:
     def chat(self, messages: Sequence[Message], **options: Unpack[AnswerOptions]) -> Generation:
         """The assistant's next message in a conversation; options and errors as for `stream`.
 
-        What the conversation shares with the one before is not computed again.
+        What the conversation shares with earlier ones is not computed again while the KV cache holds it.
         """
         return self.generate(messages, **options)
+
+    def save_cache(
+        self, path: str | Path, prompt: Prompt, *, raw: bool = False, system: str | None = None
+    ) -> list[int]:
+        """Write a file that holds a prompt as the KV cache does, for `load_cache`; the prompt is computed if need be.
+
+        A file that is there is replaced. Errors are those of `stream`, and HalfbyteError if it cannot be written.
+
+        Returns:
+            The leading token ids of the prompt that the file holds: its full blocks.
+        """
+        from halfbyte import prompt_cache
+
+        ids = self.encode(prompt, raw=raw, system=system)
+        return prompt_cache.save(Path(path), self.engine, self.executor, ids, self._made_with())
+
+    def load_cache(self, path: str | Path) -> list[int]:
+        """Put a file's prompt into the KV cache, for prompts that begin with it, and return its token ids.
+
+        It stays until its memory is needed.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            InvalidModelError: It is damaged.
+            UsageError: It was made with another model, format or device, or there is no room for it.
+        """
+        from halfbyte import prompt_cache
+
+        return prompt_cache.load(Path(path), self.engine, self.executor, self._made_with())
+
+    def _made_with(self) -> dict[str, str]:
+        from halfbyte import prompt_cache
+
+        return prompt_cache.made_with(self.path, self.spec, self.options, self.plan)
 
     def close(self) -> None:
         """Free weights and caches, once the batch at hand is done. Whatever is still asked of the model is refused."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfbyte.plan.batch import Batch
+from halfbyte.plan.batch import Batch, block_bytes
 from halfbyte.plan.drawing import Draw, Finished, Pending, Token, drawn_on_host
 from halfbyte.plan.plan import LOGITS, CacheGroup, Plan, Tensor
 from halfbyte.runtime import Engine, EngineLoop, SamplingParams, Sequence, TokenOutput
@@ -102,6 +102,12 @@ class FakeExecutor:
             hidden = scrambled(np.array([self.attended(layer, batch, t) for t in range(len(hidden))], np.uint64))
         logits = logits_of(hidden[batch.logit_rows])
         return np.full_like(logits, np.nan) if self.spoiled else logits
+
+    def read_blocks(self, name: str, blocks: Many[int]) -> np.ndarray:
+        return block_bytes(self.caches[name])[list(blocks)]
+
+    def write_blocks(self, name: str, blocks: Many[int], values: np.ndarray) -> None:
+        block_bytes(self.caches[name])[list(blocks)] = values
 
     def draws(self, sampling: SamplingParams) -> bool:
         return True

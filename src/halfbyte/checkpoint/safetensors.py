@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.atomic import sync
 from halfbyte.checkpoint.checks import damaged, is_shape, shown, unique_keys
 from halfbyte.checkpoint.mapped import map_file
 from halfbyte.errors import UnsupportedModelError
@@ -90,6 +91,24 @@ class SafetensorsFile:
         entry = self.entries[name]
         self._map.release(entry.start, entry.stop)
         self._map.verify()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> None:
+    """Write a new file with arrays of readable dtypes, and have it on the disk."""
+    names = {np.dtype(code): dtype for dtype, code in _READABLE.items() if dtype != "BF16"}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, values in tensors.items():
+        stop = position + values.nbytes
+        header[name] = {"dtype": names[values.dtype], "shape": values.shape, "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in tensors.values():
+            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        sync(file)
 
 
 def _header(path: Path, data: MappedFile) -> tuple[dict[str, str], dict[str, Entry]]:

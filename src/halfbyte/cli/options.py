@@ -280,6 +280,10 @@ Prompts = Annotated[
         metavar="FILE", help='JSON lines, each {"prompt": …}, answered one after another.', rich_help_panel=_OUTPUT
     ),
 ]
+PromptCache = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Read the computed prompt from FILE, or write it there.", rich_help_panel=_MODEL),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print a line of JSON per prompt.", rich_help_panel=_OUTPUT)]
 Stats = Annotated[bool, typer.Option("--stats", help="Show times and speed.", rich_help_panel=_OUTPUT)]

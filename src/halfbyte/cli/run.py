@@ -48,6 +48,7 @@ def run(
     ignore_eos: opt.IgnoreEos = False,
     sampling: Sampling,
     prompts: opt.Prompts = None,
+    prompt_cache: opt.PromptCache = None,
     json: opt.JsonLines = False,
     stats: opt.Stats = False,
     verbose: opt.Verbose = False,
@@ -55,6 +56,8 @@ def run(
     """Answer a prompt, or each prompt of a file."""
     if sampling["logprobs"] and not json:
         raise UsageError("--logprobs has no effect without --json.", "Add --json.")
+    if prompt_cache is not None and prompts is not None:
+        raise UsageError("--prompt-cache holds one prompt; --prompts has many.", "Give one of the two.")
     requests = _requests(prompt, prompts, chosen.model, system=system, raw=raw, max_tokens=max_tokens)
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
 
@@ -64,6 +67,9 @@ def run(
         _say_loaded(loaded, time.perf_counter() - start)
     if not raw and not _has_chat_template(loaded):
         note(f"{loaded.name} has no chat template: the prompt is continued as plain text, as with --raw.")
+    if prompt_cache is not None:
+        _share_prompt(loaded, requests[0], prompt_cache, raw=raw)
+        arguments["cache_prompt"] = True
     _answer_all(loaded, requests, arguments, json=json, stats=stats, verbose=verbose)
 
 
@@ -87,6 +93,28 @@ def _say_loaded(model: Model, seconds: float) -> None:
     note(f"running on {model.device}: {model.why_device}")
     for line in model.notes:
         note(line)
+
+
+def _share_prompt(model: Model, request: Request, file: Path, *, raw: bool) -> None:
+    """Have the KV cache hold a prompt as a file does; if there is no file, compute the prompt and write it.
+
+    Raises:
+        UsageError: The file holds another prompt, or does not go with the model.
+    """
+    try:
+        if not file.exists():
+            model.save_cache(file, request.prompt, raw=raw, system=request.system)
+            return
+        ids = model.encode(request.prompt, raw=raw, system=request.system)
+    except HalfbyteError as error:
+        raise placed(error, request) from error
+    held = model.load_cache(file)
+    if ids[: len(held)] != held:
+        same = next((i for i, (ours, theirs) in enumerate(zip(ids, held, strict=False)) if ours != theirs), len(ids))
+        raise UsageError(
+            f"{file} holds another prompt: {len(held):,} tokens, of which the first {same:,} are those of this one.",
+            "Use another file, or delete it to have it made anew.",
+        )
 
 
 def _answer_all(

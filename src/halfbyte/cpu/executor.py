@@ -24,7 +24,7 @@ from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
 from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, ops
-from halfbyte.plan.batch import Timing
+from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import Draw, Finished, Pending
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
 from halfbyte.sampling import SamplingParams
@@ -153,6 +153,14 @@ class CpuExecutor:
         tokens = choose(self._program, logits, draws)
         self.choose_ns = perf_counter_ns() - called
         return Finished([tokens])
+
+    def read_blocks(self, name: str, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        """A copy of blocks of a cache."""
+        return block_bytes(self._arrays[name])[list(blocks)]
+
+    def write_blocks(self, name: str, blocks: Sequence[int], values: NDArray[np.uint8]) -> None:
+        """Copy into blocks of a cache."""
+        block_bytes(self._arrays[name])[list(blocks)] = values
 
     def step_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that each step of the plan took in the last run; 0 where it had nothing to do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from halfbyte.sampling import SamplingParams
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,32 @@ class Runner(Protocol):
         ...
 
 
+class CacheMemory(Protocol):
+    """The blocks of an executor's caches, as bytes in whatever layout it keeps them."""
+
+    def read_blocks(self, name: str, blocks: Sequence[int]) -> UInt8:
+        """Blocks of a cache tensor, `[blocks, bytes of a block]`, as they are after all that was submitted."""
+        ...
+
+    def write_blocks(self, name: str, blocks: Sequence[int], values: UInt8) -> None:
+        """Write what `read_blocks` gave into blocks, before anything that is submitted later.
+
+        Raises:
+            ValueError: A block has another size here.
+        """
+        ...
+
+
+def block_bytes(cache: NDArray[Any]) -> UInt8:
+    """A cache `[blocks, …]` in host memory as `[blocks, bytes of a block]`, in place."""
+    return cache.reshape(len(cache), -1).view(np.uint8)
+
+
 Timing = Literal["steps", "dispatches"]
 """How an executor can be watched: by `step_ns` after each run, or by the dispatches noted inside `traced`."""
 
 
-class Executor(Runner, Protocol):
+class Executor(Runner, CacheMemory, Protocol):
     """Runs one plan on one device, and owns the weights and caches there.
 
     Attributes:

@@ -60,6 +60,15 @@ class CacheGroup:
     window: int | None
     caches: tuple[tuple[str, str], ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all its cache tensors."""
+        return [name for pair in self.caches for name in pair]
+
+    def first_seen(self, position: int, block_size: int) -> int:
+        """The first block that a position, or a later one, looks back to: it sees `window - 1` positions back."""
+        return 0 if self.window is None else max(0, position - (self.window - 1)) // block_size
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,6 +94,11 @@ class Plan:
     groups: tuple[CacheGroup, ...]
     constants: dict[str, NDArray[np.float32]]
     arena_nbytes: int = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.tensors[LOGITS].shape[-1]
 
     @property
     def cache_tokens(self) -> int:

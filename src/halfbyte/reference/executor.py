@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan
-from halfbyte.plan.batch import Timing
+from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
@@ -76,6 +76,14 @@ class ReferenceExecutor:
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         """Run one batch, and choose its tokens."""
         return drawn_on_host(self.run(batch), draws)
+
+    def read_blocks(self, name: str, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        """A copy of blocks of a cache."""
+        return block_bytes(self._caches[name])[list(blocks)]
+
+    def write_blocks(self, name: str, blocks: Sequence[int], values: NDArray[np.uint8]) -> None:
+        """Copy into blocks of a cache."""
+        block_bytes(self._caches[name])[list(blocks)] = values
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Run one batch; logits `[r, vocab_size]`."""

@@ -31,6 +31,11 @@ class Row:
     first: int = 0
     stop: int = 0
 
+    @property
+    def held(self) -> list[int]:
+        """The numbers of its blocks, in the order of positions."""
+        return [self.at(index) for index in range(self.first, self.stop)]
+
     def at(self, index: int) -> int:
         """The number of the sequence's block `index`, which is in the row."""
         return int(self.blocks[index % len(self.blocks)])
@@ -94,6 +99,12 @@ class BlockPools:
                 row.stop = index + 1
                 row.first = max(row.first, row.stop - group.columns)
 
+    def begin(self, table: BlockTable, position: int) -> None:
+        """Have an empty table begin with the blocks that `position` looks back to."""
+        for group, _ in self._pools:
+            row = _row(table, group)
+            row.first = row.stop = group.first_seen(position, self.block_size)
+
     def record(self, table: BlockTable, chain: Many[bytes], length: int) -> None:
         """Offer the full blocks among the first `length` positions, whose tokens `chain` names, to others."""
         for index in range(table.recorded, length // self.block_size):
@@ -114,8 +125,8 @@ class BlockPools:
         """Let go of all blocks of `table`; the last ones are the first to lose their content."""
         for group, pool in self._pools:
             row = _row(table, group)
-            for index in reversed(range(row.first, row.stop)):
-                pool.drop(row.at(index))
+            for block in reversed(row.held):
+                pool.drop(block)
         table.rows.clear()
         table.recorded = 0
 
@@ -130,11 +141,12 @@ class BlockPools:
     def adopt(self, table: BlockTable, chain: Many[bytes], prefix: Prefix) -> int:
         """Give an empty table what `find` found; the number of its tokens."""
         blocks, tail = prefix
+        self.begin(table, blocks * self.block_size)
         for group, pool in self._pools:
             row = _row(table, group)
-            row.first, row.stop = self._first_seen(group, blocks * self.block_size), blocks
             for index in range(row.first, blocks):
                 row.blocks[index % group.columns] = pool.share(chain[index + 1])
+            row.stop = blocks
             if tail:
                 row.blocks[blocks % group.columns] = pool.take_tail(chain[blocks])
                 row.stop += 1
@@ -152,20 +164,16 @@ class BlockPools:
         best, runs = 0, [0] * len(self._pools)
         for blocks, key in enumerate(chain[1:], 1):
             runs = [run + 1 if pool.has(key) else 0 for run, (_, pool) in zip(runs, self._pools, strict=True)]
-            seen = [blocks - self._first_seen(group, blocks * self.block_size) for group, _ in self._pools]
+            seen = [blocks - group.first_seen(blocks * self.block_size, self.block_size) for group, _ in self._pools]
             if all(run >= needed for run, needed in zip(runs, seen, strict=True)):
                 best = blocks
             elif any(run < blocks for run, (group, _) in zip(runs, self._pools, strict=True) if group.window is None):
                 break
         return best
 
-    def _first_seen(self, group: CacheGroup, position: int) -> int:
-        """The first block that a position, or a later one, looks back to: it sees `window - 1` positions back."""
-        return 0 if group.window is None else max(0, position - (group.window - 1)) // self.block_size
-
     def _stop(self, group: CacheGroup, row: Row, start: int, length: int) -> int:
         """Where the row may end: at `length`, or where it would take the column of a block that is still seen."""
-        seen = max(row.first, self._first_seen(group, start))
+        seen = max(row.first, group.first_seen(start, self.block_size))
         return min(-(-length // self.block_size), seen + group.columns)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
+from collections.abc import Sequence as Many
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from halfbyte.errors import HalfbyteError, UsageError
-from halfbyte.plan.batch import Float32, Runner
+from halfbyte.plan.batch import CacheMemory, Float32, Runner
 from halfbyte.plan.drawing import Pending, Token
 from halfbyte.runtime.batches import batch_of, draws_of
+from halfbyte.runtime.cached_prompt import CachedPrompt, put_in, take_out
 from halfbyte.runtime.pace import Pace
 from halfbyte.runtime.requests import RequestOptions, sequences_of, text_of
 from halfbyte.runtime.scheduler import Scheduler
@@ -198,6 +200,23 @@ class Engine:
             ContextFullError: More tokens than the context holds.
         """
         return self._score(text_of(self._plan, token_ids))
+
+    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory) -> CachedPrompt:
+        """As much of a prompt as the caches hold.
+
+        Args:
+            memory: The caches of the engine's executor.
+        """
+        scheduler = self._scheduler
+        return take_out(self._plan, scheduler.pools, memory, prompt_ids, scheduler.rope_set(len(prompt_ids)))
+
+    def restore(self, prompt: CachedPrompt, memory: CacheMemory) -> None:
+        """Put a prompt back into the caches.
+
+        Raises:
+            UsageError: There is no room for it.
+        """
+        put_in(self._plan, self._scheduler.pools, memory, prompt)
 
     def _submit(self) -> None:
         """Submit batches as far ahead of their tokens as the device allows."""

@@ -10,13 +10,15 @@ import atexit
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Sequence as Many
 from contextlib import closing, contextmanager
 from threading import Condition, Lock, Thread
 from typing import Unpack
 from weakref import WeakSet
 
 from halfbyte.errors import UsageError
-from halfbyte.plan.batch import Float32
+from halfbyte.plan.batch import CacheMemory, Float32
+from halfbyte.runtime.cached_prompt import CachedPrompt
 from halfbyte.runtime.engine import Engine, Failure, Output, TokenOutput
 from halfbyte.runtime.outbox import Outbox
 from halfbyte.runtime.requests import RequestOptions
@@ -115,6 +117,18 @@ class EngineLoop:
         """As `Engine.score`, between batches."""
         self.check_open()
         return self._score(self._engine.score(token_ids))
+
+    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory) -> CachedPrompt:
+        """As `Engine.cached_prompt`, between batches."""
+        with self._between_batches():
+            self.check_open()
+            return self._engine.cached_prompt(prompt_ids, memory)
+
+    def restore(self, prompt: CachedPrompt, memory: CacheMemory) -> None:
+        """As `Engine.restore`, between batches."""
+        with self._between_batches():
+            self.check_open()
+            self._engine.restore(prompt, memory)
 
     def close(self) -> None:
         """Cancel every sequence, once the batch at hand is done; later calls raise. Closing again does nothing."""

@@ -12,7 +12,7 @@ from typing import Required, TypedDict
 
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.options import whole
-from halfbyte.plan.plan import LOGITS, Plan
+from halfbyte.plan.plan import Plan
 from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling.params import SamplingParams
 
@@ -63,9 +63,9 @@ def sequences_of(
     ids = checked_ids(plan, prompt_ids)
     if len(ids) >= plan.context:
         raise _prompt_too_long(len(ids), plan.context)
-    beyond = [token for token in sampling.logit_bias if token >= _vocabulary(plan)]
+    beyond = [token for token in sampling.logit_bias if token >= plan.vocab_size]
     if beyond:
-        raise _not_in_vocabulary("logit_bias", beyond[0], _vocabulary(plan))
+        raise _not_in_vocabulary("logit_bias", beyond[0], plan.vocab_size)
     most, count = _at_least_1("max_tokens", max_tokens, 256), _at_least_1("n", n, 1)
     urgency, expires = _priority(priority), _expires(deadline)
     scope = _scope(sampling, cache_prompt, count)
@@ -151,13 +151,9 @@ def checked_ids(plan: Plan, token_ids: Iterable[int]) -> tuple[int, ...]:
     if not ids:
         raise UsageError("The prompt is empty.", "Give at least one token.")
     for worst in (min(ids), max(ids)):
-        if not 0 <= worst < _vocabulary(plan):
-            raise _not_in_vocabulary("The prompt", worst, _vocabulary(plan))
+        if not 0 <= worst < plan.vocab_size:
+            raise _not_in_vocabulary("The prompt", worst, plan.vocab_size)
     return ids
-
-
-def _vocabulary(plan: Plan) -> int:
-    return plan.tensors[LOGITS].shape[-1]
 
 
 def _prompt_too_long(length: int, context: int) -> ContextFullError:

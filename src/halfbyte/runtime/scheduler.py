@@ -76,6 +76,10 @@ class Scheduler:
         """Whether nothing waits, nobody takes the tokens of what runs, and all have time."""
         return not self._waiting and all(s.paused for s in self._running) and not self._expired()
 
+    def rope_set(self, length: int) -> int:
+        """The set of RoPE frequencies for a sequence of so many tokens."""
+        return int(self._rope_switch is not None and length > self._rope_switch)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind those of its priority."""
         sequence.arrival = self._arrivals
@@ -197,7 +201,7 @@ class Scheduler:
         Its blocks are freed at the end, or when the iterator is closed.
         """
         try:
-            sequence.rope_set, sequence.slot = self._rope_set(sequence), self._slots[0]
+            sequence.rope_set, sequence.slot = self.rope_set(sequence.length), self._slots[0]
             while sequence.num_pending:
                 self.pools.hold(sequence.table, sequence.num_computed, sequence.length)
                 chunk = self._chunk(sequence, self._plan.rows)
@@ -231,7 +235,7 @@ class Scheduler:
 
     def _cached(self, sequence: Sequence) -> Prefix:
         """What the caches hold of a sequence."""
-        rope_set = self._rope_set(sequence)
+        rope_set = self.rope_set(sequence.length)
         if not sequence.chain or sequence.rope_set != rope_set:
             sequence.rope_set, sequence.chain = rope_set, [prefixes.root(sequence.scope or b"", rope_set)]
         if sequence.scope is None:
@@ -311,13 +315,10 @@ class Scheduler:
     def _switch_rope_sets(self) -> None:
         """Keys made with the other set of frequencies are wrong at every position: compute them again."""
         for sequence in list(self._running):
-            if sequence.rope_set != self._rope_set(sequence):
+            if sequence.rope_set != self.rope_set(sequence.length):
                 if sequence.num_ahead:
                     raise _UnreadError
                 self._preempt(sequence)
-
-    def _rope_set(self, sequence: Sequence) -> int:
-        return int(self._rope_switch is not None and sequence.length > self._rope_switch)
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

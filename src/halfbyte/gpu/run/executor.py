@@ -34,7 +34,7 @@ from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
 from halfbyte.plan import Batch, Draw, Pending, Plan
-from halfbyte.plan.batch import Float32, Timing
+from halfbyte.plan.batch import Float32, Timing, UInt8
 from halfbyte.plan.plan import LOGITS
 from halfbyte.sampling import SamplingParams
 
@@ -206,6 +206,22 @@ class GpuExecutor:
         staging.request(submission)
         values = staging.take(rows * logits.stride * 4).view(np.float32)
         return values.reshape(rows, logits.stride)[:, : logits.width]
+
+    def read_blocks(self, name: str, blocks: Sequence[int]) -> UInt8:
+        """Blocks of a cache, once all that was submitted is done.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        return self._caches.read(name, blocks)
+
+    def write_blocks(self, name: str, blocks: Sequence[int], values: UInt8) -> None:
+        """Write blocks of a cache, before whatever is submitted next.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        self._caches.write(name, blocks, values, self.recorder)
 
     def counters(self) -> dict[str, float]:
         """What has been counted since it was made: dispatches, submits, seconds waited; while timed, GPU seconds."""

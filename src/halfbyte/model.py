@@ -315,9 +315,7 @@ class Model:
         """Write a file that holds a prompt as the KV cache does, for `load_cache`; the prompt is computed if need be.
 
         A file that is there is replaced. Errors are those of `stream`, and HalfbyteError if it cannot be written.
-
-        Returns:
-            The leading token ids of the prompt that the file holds: its full blocks.
+        Returns the leading token ids of the prompt that the file holds: those of its full blocks.
         """
         from halfbyte import prompt_cache
 

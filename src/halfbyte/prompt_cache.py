@@ -66,7 +66,7 @@ def save(path: Path, loop: EngineLoop, executor: Executor, token_ids: list[int],
 
 
 def load(path: Path, loop: EngineLoop, executor: Executor, about: Mapping[str, str]) -> list[int]:
-    """Put a file's prompt into the caches, and return its tokens. Raises what `read` does, or UsageError for no room."""
+    """Put a file's prompt into the caches, and return its tokens. Raises what `read` does; UsageError for no room."""
     prompt = read(path, about, executor.plan)
     loop.restore(prompt, executor)
     return list(prompt.token_ids)

@@ -262,9 +262,9 @@ class Scheduler:
             self._let_go(sequence)
             return False
         self.pools.hold(table, cached, sequence.length)
-        if sequence.turn < 0:
+        if not (sequence.num_preemptions or sequence.generated_ids):
             sequence.num_cached_tokens = min(cached, len(sequence.prompt_ids))
-        sequence.num_computed, sequence.turn = cached, self._turns
+        sequence.num_computed, sequence.turn = cached, self._turns - 1
         sequence.status, sequence.slot = "running", heapq.heappop(self._slots)
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_order)

@@ -173,13 +173,13 @@ def test_the_self_test_passes_here() -> None:
     ("kernel", "right", "wrong"),
     [
         ("gemv", "inverseSqrt(", "1.3 * inverseSqrt("),
-        ("attend_tiled", "let first = u32(state[7u]) +", "let first ="),
+        ("attend_tiled", "let first = u32(state[1u]) +", "let first = 2u * u32(state[1u]) +"),
     ],
 )
 def test_the_self_test_sees_a_wrong_kernel(
     monkeypatch: pytest.MonkeyPatch, kernel: str, right: str, wrong: str
 ) -> None:
-    """The second one takes a decode that comes before a prompt for a token of it."""
+    """The second one leaves out the first token of a prompt that follows a decode."""
 
     def sabotaged(made: str, constants: dict[str, object]) -> str:
         source = compose(made, constants)

@@ -28,8 +28,8 @@ class Engine:
 
     def prefill(self, ids: list[int]) -> float:
         answer = self._model.generate(ids, max_tokens=1, ignore_eos=True)
-        if answer.reused_tokens:
-            raise RuntimeError(f"{answer.reused_tokens} tokens of the prompt were in the cache")
+        if answer.num_cached_tokens:
+            raise RuntimeError(f"{answer.num_cached_tokens} tokens of the prompt were in the cache")
         return answer.prefill_ms / 1000
 
     def decode(self, ids: list[int], tokens: int) -> float:
@@ -42,8 +42,8 @@ class Engine:
         start = time.perf_counter()
         answers = list(self._model.generate_many(prompts, max_tokens=tokens, ignore_eos=True))
         seconds = time.perf_counter() - start
-        if any(answer.reused_tokens or answer.new_tokens != tokens for answer in answers):
+        if any(answer.num_cached_tokens or answer.new_tokens != tokens for answer in answers):
             raise RuntimeError(
-                f"{[(answer.new_tokens, answer.reused_tokens) for answer in answers]} instead of {tokens}"
+                f"{[(answer.new_tokens, answer.num_cached_tokens) for answer in answers]} instead of {tokens}"
             )
         return seconds

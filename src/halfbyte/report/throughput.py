@@ -137,7 +137,7 @@ class Run:
         self._now, self._thread_now, self._sleep = now, thread_now, sleep
         self._answers: list[_Answer] = []
         self._open: dict[Sequence, _Answer] = {}
-        self._before = engine.preemptions
+        self._asked: list[Sequence] = []
         self._began = 0.0
 
     @property
@@ -148,7 +148,7 @@ class Run:
     @property
     def preemptions(self) -> int:
         """How often a running request gave its cache up."""
-        return self._engine.preemptions - self._before
+        return sum(sequence.num_preemptions for sequence in self._asked)
 
     def to_the_end(self) -> None:
         """Answer all requests. Raises what `Engine.step` does."""
@@ -168,6 +168,7 @@ class Run:
             arrival = self._coming.popleft()
             sequence = self._engine.submit(arrival.prompt_ids, SamplingParams(), max_tokens=arrival.new_tokens)
             self._open[sequence] = _Answer(arrival)
+            self._asked.append(sequence)
             self._answers.append(self._open[sequence])
 
     def _step(self) -> None:
@@ -178,7 +179,7 @@ class Run:
         ended = round(self._elapsed(), DIGITS)
         for output in outputs:
             answer = self._open[output.sequence]
-            answer.cached_tokens = answer.cached_tokens if answer.token_s else output.sequence.reused_tokens
+            answer.cached_tokens = answer.cached_tokens if answer.token_s else output.sequence.num_cached_tokens
             answer.token_s.append(ended)
             if output.finish_reason is not None:
                 del self._open[output.sequence]

@@ -114,11 +114,6 @@ class Engine:
         """Whether a step would bring nothing: it is idle, or nobody takes the tokens of those it answers."""
         return not self._outputs and not self._flights and self._scheduler.resting
 
-    @property
-    def preemptions(self) -> int:
-        """How often a running sequence gave its place in the caches up for an older one, to be computed again."""
-        return self._scheduler.preemptions
-
     def request(
         self, prompt_ids: Iterable[int], sampling: SamplingParams, **options: Unpack[RequestOptions]
     ) -> Sequence:

@@ -174,7 +174,7 @@ def run_of(coming: list[Arrival], plan: Plan, kind: type[Any] = Clocked) -> Run:
 def record_of(run: Run, workload: Workload) -> ThroughputRecord:
     return ThroughputRecord(
         time="2026-01-01T00:00:00+00:00", workload=workload, requests=run.requests, steps=tuple(run.steps),
-        preemptions=run.preemptions, load_s=1.5,
+        load_s=1.5,
         check={"kl": 0.001, "same": 8, "tokens": 8, "layers": 2, "all_layers": 16}, machine={"processor": "Test CPU"},
         versions={"halfbyte": "0"}, model={"name": "test", "synthetic": True, "nbytes": 20e6},
         settings={"device": "cpu", "threads": 2, "sequences": 2},
@@ -242,20 +242,22 @@ def test_preemptions_are_counted() -> None:
     """The cache holds one conversation and a block: two that grow cannot both stay."""
     coming = [Arrival(0.0, (1, 2, 3, 4), 30), Arrival(0.0, (5, 6, 7, 8), 30)]
     tight, wide = (run_of(coming, plan_of(sequences=2, spare_blocks=spare)) for spare in (1, None))
-    assert wide.preemptions == 0
-    assert tight.preemptions > 0
+    counts = [[request.preemptions for request in run.requests] for run in (tight, wide)]
+    assert counts[0][0] == 0 < counts[0][1], "the one that came first goes on"
+    assert counts[1] == [0, 0]
+    record = record_of(tight, Workload(2, (4, 4), (30, 30)))
+    assert tables.preemptions(record) == sum(counts[0])
     assert all(request.finished for run in (tight, wide) for request in run.requests)
     assert max(step.waiting for step in tight.steps) == 1, "one that gave way waits again"
-    again = Run(tight._engine, tight._executor, [])
-    assert again.preemptions == 0, "those of an earlier run do not count"
 
 
 def test_prompt_tokens_found_in_the_cache_are_counted() -> None:
-    """One after the other: the second begins with six tokens of the first."""
-    shared = (1, 2, 3, 4, 5, 6)
-    run = run_of([Arrival(0.0, (*shared, 7, 8), 2), Arrival(90.0, (*shared, 9, 10), 2)], plan_of(window=40, chunk=40))
-    assert [request.cached_tokens for request in run.requests] == [0, 4], "whole blocks of four"
-    assert tables.cached_share(record_of(run, Workload(2, (2, 2), (2, 2), shared_prefix=6))) == 6 / 16
+    """One after the other: the second begins with two whole blocks of the first."""
+    shared = (1, 2, 3, 4, 5, 6, 7, 8)
+    plan = plan_of(window=40, chunk=40, block_size=4)
+    run = run_of([Arrival(0.0, (*shared, 9, 10), 2), Arrival(90.0, (*shared, 11, 12), 2)], plan)
+    assert [request.cached_tokens for request in run.requests] == [0, 8]
+    assert tables.cached_share(record_of(run, Workload(2, (2, 2), (2, 2), shared_prefix=8))) == 8 / 20
 
 
 def test_what_was_answered_is_kept_when_the_device_fails() -> None:
@@ -283,16 +285,16 @@ def test_percentiles_are_numpys(count: int, percent: float) -> None:
 def record() -> ThroughputRecord:
     """Three requests of four that had come when it was interrupted; one had no token yet."""
     requests = (
-        Request(0.0, 100, 0, 3, (0.5, 0.6, 0.8)),
-        Request(0.25, 150, 50, 4, (0.75, 1.0)),
-        Request(0.9, 120, 0, 4, ()),
+        Request(0.0, 100, 0, 0, 3, (0.5, 0.6, 0.8)),
+        Request(0.25, 150, 50, 2, 4, (0.75, 1.0)),
+        Request(0.9, 120, 0, 0, 4, ()),
     )
     steps = tuple(
         Step(0.25 * (i + 1), 0.2, host_s, 2 * host_s, i % 3) for i, host_s in enumerate((0.001, 0.002, 0.003, 0.05))
     )
     return ThroughputRecord(
         time="2026-01-01T00:00:00+00:00", workload=Workload(4, (50, 150), (3, 4), 2.0, 20, 9), requests=requests,
-        steps=steps, preemptions=2, load_s=1.5,
+        steps=steps, load_s=1.5,
         check={"kl": 0.001, "same": 8, "tokens": 8, "layers": 2, "all_layers": 16}, machine={"processor": "Test CPU"},
         versions={"halfbyte": "0"}, model={"name": "test", "synthetic": True, "nbytes": 20e6},
         settings={"device": "cpu", "threads": 2, "sequences": 2},

@@ -86,7 +86,7 @@ def _warming(workload: Workload, requests: int) -> Workload:
 def _record(loaded: Loaded, workload: Workload, run: Run) -> ThroughputRecord:
     return ThroughputRecord(
         time=datetime.now(UTC).isoformat(timespec="seconds"), workload=workload, requests=run.requests,
-        steps=tuple(run.steps), preemptions=run.preemptions, load_s=loaded.load_s, **loaded.record(),
+        steps=tuple(run.steps), load_s=loaded.load_s, **loaded.record(),
     )  # fmt: skip
 
 
@@ -95,15 +95,15 @@ class _Answer:
     """A request that has come, and what its answer has so far."""
 
     arrival: Arrival
-    cached_tokens: int = 0
+    sequence: Sequence
     token_s: list[float] = field(default_factory=list)
 
     def request(self) -> Request:
         """It, for the record."""
-        arrival = self.arrival
+        arrival, sequence = self.arrival, self.sequence
         return Request(
-            round(arrival.due_s, DIGITS), len(arrival.prompt_ids), self.cached_tokens, arrival.new_tokens,
-            tuple(self.token_s),
+            round(arrival.due_s, DIGITS), len(arrival.prompt_ids), sequence.num_cached_tokens,
+            sequence.num_preemptions, arrival.new_tokens, tuple(self.token_s),
         )  # fmt: skip
 
 
@@ -137,18 +137,12 @@ class Run:
         self._now, self._thread_now, self._sleep = now, thread_now, sleep
         self._answers: list[_Answer] = []
         self._open: dict[Sequence, _Answer] = {}
-        self._asked: list[Sequence] = []
         self._began = 0.0
 
     @property
     def requests(self) -> tuple[Request, ...]:
         """Those that have come."""
         return tuple(answer.request() for answer in self._answers)
-
-    @property
-    def preemptions(self) -> int:
-        """How often a running request gave its cache up."""
-        return sum(sequence.num_preemptions for sequence in self._asked)
 
     def to_the_end(self) -> None:
         """Answer all requests. Raises what `Engine.step` does."""
@@ -167,8 +161,7 @@ class Run:
         while self._coming and self._coming[0].due_s <= self._elapsed():
             arrival = self._coming.popleft()
             sequence = self._engine.submit(arrival.prompt_ids, SamplingParams(), max_tokens=arrival.new_tokens)
-            self._open[sequence] = _Answer(arrival)
-            self._asked.append(sequence)
+            self._open[sequence] = _Answer(arrival, sequence)
             self._answers.append(self._open[sequence])
 
     def _step(self) -> None:
@@ -178,9 +171,7 @@ class Run:
         thread_s = self._thread_now() - thread_began
         ended = round(self._elapsed(), DIGITS)
         for output in outputs:
-            answer = self._open[output.sequence]
-            answer.cached_tokens = answer.cached_tokens if answer.token_s else output.sequence.num_cached_tokens
-            answer.token_s.append(ended)
+            self._open[output.sequence].token_s.append(ended)
             if output.finish_reason is not None:
                 del self._open[output.sequence]
         seconds = ended - began

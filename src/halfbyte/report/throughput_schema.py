@@ -24,7 +24,8 @@ class Request:
     Attributes:
         due_s: When it came, in seconds after the first request. Times to its tokens count from here.
         prompt_tokens: Tokens of its prompt, the shared prefix included.
-        cached_tokens: Tokens of the prompt that were in the cache, found when the first token came.
+        cached_tokens: Tokens of the prompt that were in the cache when it was first admitted.
+        preemptions: How often it gave up its part of the cache for others, to be computed again.
         new_tokens: Tokens of its answer that were asked for.
         token_s: When each token was handed back, in seconds after the first request. Tokens that came out of one step
             have the same time.
@@ -33,6 +34,7 @@ class Request:
     due_s: float
     prompt_tokens: int
     cached_tokens: int
+    preemptions: int
     new_tokens: int
     token_s: tuple[float, ...]
 
@@ -69,7 +71,6 @@ class ThroughputRecord:
     Attributes:
         time: When, in ISO 8601, UTC.
         requests: Those that had come, in the order in which they came.
-        preemptions: How often a running request gave its cache up for an older one, to be computed again.
         check: How the model's tokens agreed with the reference before anything was timed.
     """
 
@@ -77,7 +78,6 @@ class ThroughputRecord:
     workload: Workload
     requests: tuple[Request, ...]
     steps: tuple[Step, ...]
-    preemptions: int
     load_s: float
     check: Mapping[str, Any]
     machine: Mapping[str, Any]

@@ -45,6 +45,11 @@ def longest_queue(record: ThroughputRecord) -> int:
     return max(step.waiting for step in record.steps)
 
 
+def preemptions(record: ThroughputRecord) -> int:
+    """How often a running request gave up its part of the cache, to be computed again."""
+    return sum(request.preemptions for request in record.requests)
+
+
 def first_token_s(record: ThroughputRecord) -> list[float]:
     """Seconds from when each request was due to its first token."""
     return [request.token_s[0] - request.due_s for request in _begun(record)]
@@ -100,7 +105,7 @@ def _single(record: ThroughputRecord) -> list[list[str]]:
         ["prompt tokens/s", f"{prompt_tokens_per_s(record):,.1f}"],
         ["prompt tokens in the cache", NONE if share is None else f"{share:.1%}"],
         ["longest queue", f"{longest_queue(record):,}"],
-        ["preemptions", f"{record.preemptions:,}"],
+        ["preemptions", f"{preemptions(record):,}"],
         ["steps", f"{len(record.steps):,}"],
     ]
 

@@ -42,8 +42,8 @@ class Engine:
         start = time.perf_counter()
         answers = list(self._model.generate_many(prompts, max_tokens=tokens, ignore_eos=True))
         seconds = time.perf_counter() - start
-        if any(answer.num_cached_tokens or answer.new_tokens != tokens for answer in answers):
-            raise RuntimeError(
-                f"{[(answer.new_tokens, answer.num_cached_tokens) for answer in answers]} instead of {tokens}"
-            )
+        for answer in answers:
+            new, cached = answer.new_tokens, answer.num_cached_tokens
+            if cached or new != tokens:
+                raise RuntimeError(f"{new} tokens instead of {tokens}, {cached} of the prompt in the cache")
         return seconds

@@ -30,8 +30,10 @@ def test_decoding_across_the_boundary_equals_fresh_runs(family: str, device: Any
     """LongRoPE's switch is at 24 tokens; the windows of 17 and 19 are full, and their rings wrap, before the end."""
     model = tiny(family)
     engine = Engine(device(model.plan(tokens=8, rows=1, block_size=4), model), rope_switch=model.spec.rope_switch)
-    outputs = engine.generate(PROMPT, SamplingParams(), max_tokens=60)
-    assert [output.token_id for output in outputs] == greedy_by_fresh_runs(family, 60)
+    sequence = engine.submit(PROMPT, SamplingParams(), max_tokens=60)
+    while not engine.idle:
+        engine.step()
+    assert sequence.generated_ids == greedy_by_fresh_runs(family, 60)
 
 
 def test_sequences_side_by_side_give_what_each_gives_alone() -> None:

@@ -13,7 +13,7 @@ _SAMPLING = "Sampling"
 _OUTPUT = "Output"
 
 Device = Literal["auto", "cpu", "gpu", "reference"]
-KvCache = Literal["f16", "f32"]
+KvCache = Literal["f16", "f32", "q8", "q4"]
 Activations = Literal["int8", "f32"]
 
 
@@ -66,7 +66,9 @@ Weights = Annotated[
 ]
 KvCacheOption = Annotated[
     KvCache,
-    typer.Option("--kv-cache", metavar="f16|f32", help="Number format of the KV cache.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--kv-cache", metavar="f16|f32|q8|q4", help="Number format of the KV cache.", rich_help_panel=_MODEL
+    ),
 ]
 ActivationsOption = Annotated[
     Activations | None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format
 from halfbyte.models.spec import ModelSpec
+from halfbyte.plan import cache
 from halfbyte.plan.batch import Batch, Executor, Runner
 from halfbyte.plan.build import build
 from halfbyte.plan.drawing import Draw, Pending
@@ -39,7 +40,7 @@ def make_plan(
         sequences: Most sequences of one batch.
         context: Most positions of a sequence; the model's own, or `cache_tokens` if that is less, if None.
         block_size: Positions in a cache block.
-        kv_dtype: `f16` or `f32`.
+        kv_dtype: `f16`, `f32`, `q8` or `q4`; see `halfbyte.plan.cache`.
         cache_tokens: Positions of all sequences together that the caches hold, at least one sequence's context and at
             most `sequences` times `context`, which it is if None.
         fused: False leaves the plain ops, for comparison.
@@ -51,8 +52,7 @@ def make_plan(
         context = min(spec.context, cache_tokens or spec.context)
     if not 1 <= context <= spec.context:
         raise UsageError(f"context {context} is out of range.", f"This model takes 1 to {spec.context} tokens.")
-    if kv_dtype not in ("f16", "f32"):
-        raise UsageError(f"KV cache type {kv_dtype!r} is unknown.", "It is f16 or f32.")
+    cache.check(kv_dtype)
     plan = build(
         spec,
         formats,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import Format
 from halfbyte.models.spec import Layer, ModelSpec, Projection
+from halfbyte.plan import cache
 from halfbyte.plan.ops import (
     Add,
     Attention,
@@ -38,7 +39,8 @@ from halfbyte.plan.plan import (
     Tensor,
 )
 
-BYTES = {"f32": 4, "i32": 4, "f16": 2}
+_BYTES = 4
+"""Of a number of an activation, a constant or the state."""
 
 
 class _Builder:
@@ -53,7 +55,7 @@ class _Builder:
         self.constants: dict[str, NDArray[np.float32]] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
-        self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * BYTES[dtype])
+        self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * _BYTES)
         return name
 
     def rows(self, name: str, width: int) -> str:
@@ -142,10 +144,10 @@ def _cache_groups(
 def _cache(b: _Builder, layer: int, blocks: int, block_size: int, dtype: str) -> tuple[str, str]:
     attention = b.spec.layers[layer].attention
     shape = (blocks, attention.kv_heads, block_size, attention.head_dim)
-    return (
-        b.tensor(f"layers.{layer}.k_cache", shape, "cache", dtype),
-        b.tensor(f"layers.{layer}.v_cache", shape, "cache", dtype),
-    )
+    nbytes = math.prod(shape[:-1]) * cache.head_nbytes(dtype, attention.head_dim)
+    k, v = f"layers.{layer}.k_cache", f"layers.{layer}.v_cache"
+    b.tensors |= {name: Tensor(name, shape, dtype, "cache", nbytes) for name in (k, v)}
+    return k, v
 
 
 def _rope_table(b: _Builder, name: str) -> str:
@@ -166,8 +168,9 @@ def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, grou
         q_weight, k_weight = b.weights((layer.q_norm, layer.k_norm))
         out = b.rows(f"{at}qkv_normed", width)
         qkv = b.add(QkNorm(*heads, qkv, q_weight, k_weight, out, b.spec.norm_eps, b.spec.norm_offset))
-    qkv = b.add(Rope(*heads, qkv, table, b.rows(f"{at}qkv_rotated", width)))
     k, v = group.caches[[pair[0] for pair in group.caches].index(f"{at}k_cache")]
+    hadamard = cache.rotation(b.tensors[k].dtype, a.head_dim)
+    qkv = b.add(Rope(*heads, qkv, table, b.rows(f"{at}qkv_rotated", width), hadamard))
     b.add(KvWrite(*heads, qkv, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, k, v))
     attended = b.rows(f"{at}attended", a.heads * a.head_dim)
     b.add(

@@ -88,6 +88,7 @@ def _rope_kv_write(norm: QkNorm | None, rope: Op, write: KvWrite) -> RopeKvWrite
         write.k_cache,
         write.v_cache,
         rope.out,
+        hadamard=rope.hadamard,
     )
     if norm is None:
         return fused

@@ -198,7 +198,9 @@ class QkNorm(_Heads):
 class Rope(_Heads):
     """out = qkv with the first D values of each head of q and k rotated by `table` [T, 2, D/2]; v unchanged.
 
-    Halves are rotated against each other (x[i], x[i + D/2]), as in Hugging Face checkpoints.
+    Halves are rotated against each other (x[i], x[i + D/2]), as in Hugging Face checkpoints. Then every `hadamard`
+    values (a power of two) of these heads are multiplied by the Hadamard matrix of that size (Sylvester's), divided by
+    the root of its size: q·k stays as it is, and a k without outliers loses less when a cache rounds it.
     """
 
     reads = ("qkv", "table")
@@ -206,9 +208,10 @@ class Rope(_Heads):
     qkv: str
     table: str
     out: str
+    hadamard: int = 1
 
     def flops(self, shapes: Shapes, context: int) -> int:
-        return 3 * math.prod(shapes[self.out])
+        return (3 + self.hadamard.bit_length() - 1) * math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,8 @@ class KvWrite(_Heads):
     """Write k and v of `qkv` to the paged caches [blocks, kv_heads, block_size, head_dim].
 
     The slot of position p in sequence s is block `blocks[s, (p // block_size) % columns]`, offset
-    `p % block_size`: where a table has fewer columns than the context, the cache is a ring (sliding windows).
+    `p % block_size`: where a table has fewer columns than the context, the cache is a ring (sliding windows). Values
+    are rounded to the caches' number format; see `halfbyte.plan.cache`.
     """
 
     reads = ("qkv", "positions", "sequences", "blocks")
@@ -247,9 +251,11 @@ class RopeKvWrite(_Heads):
     k_weight: str | None = None
     eps: float = 0.0
     offset: float = 0.0
+    hadamard: int = 1
 
     def flops(self, shapes: Shapes, context: int) -> int:
-        return (7 if self.q_weight else 3) * math.prod(shapes[self.qkv])
+        each = (7 if self.q_weight else 3) + self.hadamard.bit_length() - 1
+        return each * math.prod(shapes[self.qkv])
 
 
 @dataclass(frozen=True)

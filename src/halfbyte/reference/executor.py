@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import WeightSource
-from halfbyte.plan import Batch, Plan
+from halfbyte.plan import Batch, Plan, cache
 from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
 from halfbyte.sampling import SamplingParams
-
-_DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
 class ReferenceExecutor:
@@ -30,7 +28,7 @@ class ReferenceExecutor:
     def __init__(self, plan: Plan, weights: WeightSource) -> None:
         self.plan = plan
         self._weights = weights
-        self._caches = {t.name: np.zeros(t.shape, _DTYPES[t.dtype]) for t in plan.of_kind("cache")}
+        self._caches = {t.name: cache.empty(t.dtype, t.shape) for t in plan.of_kind("cache")}
 
     @property
     def threads(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.plan import ops
+from halfbyte.plan import cache, ops
 
 Array = NDArray[Any]
 Get = Callable[[str], Array]
@@ -117,11 +117,18 @@ def rotate(x: Array, table: Array) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
+def mixed(x: Array, size: int) -> Array:
+    """Every `size` values of the last axis multiplied by the Hadamard matrix of that size, over its root."""
+    matrix = np.ones((1, 1), F32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return x if size == 1 else (x.reshape(-1, size) @ (matrix / F32(np.sqrt(size)))).reshape(x.shape)
+
+
 @run_op.register
 def _(op: ops.Rope, get: Get) -> Array:
     q, k, v = _split(op, get(op.qkv))
-    table = get(op.table)
-    return _join(rotate(q, table), rotate(k, table), v)
+    return _join(*(mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k)), v)
 
 
 def slots(blocks: Array, sequences: Array, positions: Array, block_size: int) -> tuple[Array, Array]:
@@ -132,8 +139,8 @@ def slots(blocks: Array, sequences: Array, positions: Array, block_size: int) ->
 def _write(op: Any, k: Array, v: Array, get: Get) -> None:
     k_cache, v_cache = get(op.k_cache), get(op.v_cache)
     block, offset = slots(get(op.blocks), get(op.sequences), get(op.positions), k_cache.shape[2])
-    k_cache[block, :, offset] = k
-    v_cache[block, :, offset] = v
+    k_cache[block, :, offset] = cache.encode(k, k_cache.dtype)
+    v_cache[block, :, offset] = cache.encode(v, v_cache.dtype)
 
 
 @run_op.register
@@ -148,9 +155,9 @@ def _(op: ops.RopeKvWrite, get: Get) -> Array:
     if op.q_weight and op.k_weight:
         q = rms_norm(q, get(op.q_weight), op.eps, op.offset)
         k = rms_norm(k, get(op.k_weight), op.eps, op.offset)
-    table = get(op.table)
-    _write(op, rotate(k, table), v, get)
-    return rotate(q, table).reshape(len(q), -1)
+    q, k = (mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k))
+    _write(op, k, v, get)
+    return q.reshape(len(q), -1)
 
 
 @run_op.register
@@ -170,7 +177,7 @@ def _attend(op: ops.Attention, q: Array, positions: Array, sequence: int, get: G
     window = op.window or int(positions.max()) + 1
     seen = np.arange(max(0, int(positions.min()) - window + 1), int(positions.max()) + 1)
     block, offset = slots(blocks, np.full(len(seen), sequence), seen, k_cache.shape[2])
-    keys, values = k_cache[block, :, offset].astype(F32), v_cache[block, :, offset].astype(F32)
+    keys, values = (cache.decode(each[block, :, offset], op.head_dim) for each in (k_cache, v_cache))
     scores = q.transpose(1, 2, 0, 3) @ keys.transpose(1, 2, 0)[:, None] * F32(op.scale)
     if op.softcap is not None:
         scores = F32(op.softcap) * np.tanh(scores / F32(op.softcap))

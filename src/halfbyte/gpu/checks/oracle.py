@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import WeightSource, get_format
-from halfbyte.plan import Batch, Plan, ops
+from halfbyte.plan import Batch, Plan, cache, ops
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
 
@@ -24,9 +24,7 @@ class Oracle:
         self.plan = plan
         self._weights = weights
         self._int8 = int8
-        self._caches = {
-            t.name: np.zeros(t.shape, np.float16 if t.dtype == "f16" else np.float32) for t in plan.of_kind("cache")
-        }
+        self._caches = {t.name: cache.empty(t.dtype, t.shape) for t in plan.of_kind("cache")}
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits `[r, vocab_size]`."""

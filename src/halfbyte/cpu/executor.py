@@ -23,7 +23,7 @@ from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, WeightSource
 from halfbyte.formats.dense import Dense
 from halfbyte.mapped import MappedFile
-from halfbyte.plan import Batch, Plan, Tensor, ops
+from halfbyte.plan import Batch, Plan, Tensor, cache, ops
 from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import Draw, Finished, Pending
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
@@ -31,7 +31,7 @@ from halfbyte.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 
-_DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "i32": np.int32}
+_DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "i32": np.int32}
 _PER_TOKEN = (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS)
 _ALIGNMENT = 64
 _GROUPED = re.compile(r"(q\d+g)(\d+)z?")
@@ -272,8 +272,11 @@ def _allocate(plan: Plan) -> dict[str, NDArray[Any]]:
 def _array(plan: Plan, tensor: Tensor, arena: NDArray[np.uint8]) -> NDArray[Any]:
     if tensor.kind == "constant":
         return np.ascontiguousarray(plan.constants[tensor.name], np.float32)
+    if tensor.kind == "cache":
+        items = cache.empty(tensor.dtype, tensor.shape)
+        return items if items.dtype.names is None else items.view(np.uint8)
     dtype = _DTYPES[tensor.dtype]
-    if tensor.kind in ("state", "cache"):
+    if tensor.kind == "state":
         return np.zeros(tensor.shape, dtype)
     memory = _aligned(tensor.nbytes) if tensor.offset is None else arena[tensor.offset :]
     return memory[: tensor.nbytes].view(dtype).reshape(tensor.shape)

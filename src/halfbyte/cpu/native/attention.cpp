@@ -82,7 +82,8 @@ private:
     int64_t most_queries() const { return std::max(heads_.heads, tile_tokens_ * heads_.group()); }
     int64_t gathered_floats() const { return most_queries() * static_cast<int64_t>((sizeof(Range) + sizeof(float*)) / sizeof(float)); }
     int64_t partial_floats() const { return most_queries() * (heads_.head_dim + 2); }
-    int64_t block_floats() const { return k_.block_size * heads_.head_dim; }
+    // Rows of whole runs may reach beyond the last position.
+    int64_t block_floats() const { return k_.block_size * heads_.head_dim + Cache::kRun; }
     int64_t stride() const { return (kBlocksAtOnce * k_.block_size + 31) / 16 * 16; }
     Partial local(const Context& c, int64_t index) const { return {c.local + gathered_floats() + index * partial_floats(), most_queries()}; }
 
@@ -206,7 +207,7 @@ private:
             .scores_stride = stride(),
             .panel = panel,
         };
-        const Attend& kernels = k_.half ? c.kernels->attend_f16 : c.kernels->attend_f32;
+        const Attend& kernels = c.kernels->attend[static_cast<int>(k_.type)];
         const int32_t* table = paging_.blocks.row(paging_.sequences[piece.begin]);
         const auto block = [&](int64_t b) { return table[b % paging_.blocks.columns]; };
         const Range all = seen_by(piece);
@@ -315,7 +316,7 @@ StepPtr make_attention(const Fields& f, Inputs& inputs) {
         require_equal(cache.kv_heads, heads.kv_heads, "kv heads of the cache");
         require_equal(cache.head_dim, heads.head_dim, "head_dim of the cache");
     }
-    require(k.half == v.half && k.block_size == v.block_size, "the caches of k and v differ in type or block size");
+    require(k.type == v.type && k.block_size == v.block_size, "the caches of k and v differ in type or block size");
     require(scores.scale > 0, "the scale of the scores is " + std::to_string(scores.scale) + ", expected more than 0");
     inputs.paged(paging, std::min(k.blocks, v.blocks), k.block_size, scores.window);
     return std::make_unique<Attention>(heads, q, k, v, paging, out, scores, inputs.context());

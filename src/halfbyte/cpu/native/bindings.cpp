@@ -41,6 +41,7 @@ std::optional<Array::Type> array_type(nb::dlpack::dtype type) {
     if (type == nb::dtype<float>()) return Array::Type::f32;
     if (type == half) return Array::Type::f16;
     if (type == nb::dtype<int32_t>()) return Array::Type::i32;
+    if (type == nb::dtype<uint8_t>()) return Array::Type::u8;
     return std::nullopt;
 }
 

@@ -17,6 +17,16 @@ std::span<const T> values(const Array& array) {
     return {static_cast<const T*>(array.data), static_cast<size_t>(array.shape[0])};
 }
 
+Array::Type array_type(CacheType type) {
+    if (type == CacheType::f32) return Array::Type::f32;
+    return type == CacheType::f16 ? Array::Type::f16 : Array::Type::u8;
+}
+
+int64_t item_bytes(Array::Type type) {
+    if (type == Array::Type::u8) return 1;
+    return type == Array::Type::f16 ? 2 : 4;
+}
+
 }  // namespace
 
 template <class Kind>
@@ -49,10 +59,15 @@ Weights Fields::weights(const std::string& name) const { return values<float>(ar
 State Fields::state(const std::string& name) const { return values<int32_t>(array(name, Array::Type::i32, 1, false)); }
 
 Cache Fields::cache(const std::string& name) const {
-    const bool half = get<Array>(name, "an array").type == Array::Type::f16;
-    const Array& found = array(name, half ? Array::Type::f16 : Array::Type::f32, 4, true);
+    const Array::Type type = get<Array>(name, "an array").type;
+    const Array& found = array(name, type, 4, true);
     const auto& shape = found.shape;
-    return {static_cast<std::byte*>(found.data), half, shape[0], shape[1], shape[2], shape[3]};
+    const int64_t head_dim = type == Array::Type::u8 ? whole("head_dim") : shape[3];
+    for (const CacheType each : {CacheType::f32, CacheType::f16, CacheType::q8, CacheType::q4}) {
+        const Cache cache{static_cast<std::byte*>(found.data), each, shape[0], shape[1], shape[2], head_dim};
+        if (type == array_type(each) && shape[3] * item_bytes(type) == cache.row_bytes()) return cache;
+    }
+    throw std::invalid_argument("the cache '" + name + "' has rows of " + std::to_string(shape[3]) + " items, which fit no type");
 }
 
 MatrixPtr Fields::matrix(const std::string& name) const {

@@ -18,7 +18,7 @@ namespace halfbyte {
 
 // A C-contiguous array that somebody else keeps alive.
 struct Array {
-    enum class Type { f32, f16, i32 };
+    enum class Type { f32, f16, i32, u8 };
 
     void* data;
     Type type;
@@ -48,6 +48,7 @@ public:
     Weights weights(const std::string& name) const;
     Weights optional_weights(const std::string& name) const { return has(name) ? weights(name) : Weights{}; }
     State state(const std::string& name) const;
+    // Of f32, f16, or, in bytes, blocks of 32 values in 8 or 4 bits.
     Cache cache(const std::string& name) const;
     Matrices matrices(const std::string& name) const { return get<Matrices>(name, "weights"); }
     MatrixPtr matrix(const std::string& name) const;

@@ -87,10 +87,12 @@ struct Kernels {
     // out = x with its first values rotated; table holds `half` cosines, then as many sines. x and out may be the same.
     void (*rotate)(const float* x, const float* table, int64_t half, int64_t head_dim, float* out);
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
+    // Rounds up to 32 values, those that are missing being zeros, to codes from `lowest` to -lowest - 1; their f16 scale.
+    uint16_t (*to_codes)(const float* x, int64_t n, int lowest, int8_t* codes);
 
     int64_t (*peak_int8)(int64_t rounds, float* out);
 
-    Attend attend_f32, attend_f16;
+    Attend attend[4];  // by CacheType
     // into = into · keep + from · add
     void (*blend)(const float* from, float add, float keep, float* into, int64_t n);
 

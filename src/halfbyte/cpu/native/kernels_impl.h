@@ -11,7 +11,9 @@
 #include <limits>
 #include <utility>
 
+#include "half.h"
 #include "kernels.h"
+#include "tensor.h"
 
 // Parts, in the order in which they build on each other.
 #include "kernels_math.h"
@@ -20,7 +22,11 @@
 #include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
+<<<<<<< HEAD
 #include "kernels_choose.h"
+=======
+#include "kernels_cache.h"
+>>>>>>> 9b4ba76 (cpu: keep the KV cache in 8 or 4 bits)
 #include "kernels_peak.h"
 
 namespace halfbyte::HB_ISA {
@@ -39,7 +45,9 @@ static constexpr Kernels table() {
         .softcap = softcap,
         .rotate = rotate,
         .to_half = to_half,
+        .to_codes = to_codes,
         .peak_int8 = peak_int8,
+<<<<<<< HEAD
         .attend_f32 = {score<F32>, weigh, add_values<F32>},
         .attend_f16 = {score<F16>, weigh, add_values<F16>},
         .blend = blend,
@@ -47,6 +55,12 @@ static constexpr Kernels table() {
         .exp_sum = exp_sum,
         .weigh_scores = weigh_scores,
         .may_win = may_win,
+=======
+        .attend = {{score<F32>, weigh, add_values<F32>},
+                   {score<F16>, weigh, add_values<F16>},
+                   {score_codes<Q8>, weigh, add_codes<Q8>},
+                   {score_codes<Q4>, weigh, add_codes<Q4>}},
+>>>>>>> 9b4ba76 (cpu: keep the KV cache in 8 or 4 bits)
     };
 }
 

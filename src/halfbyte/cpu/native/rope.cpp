@@ -34,10 +34,24 @@ private:
     float factor_;
 };
 
+// Multiplies every `size` of n values by the Hadamard matrix of that size, divided by its root.
+void mix(float* x, int64_t n, int64_t size) {
+    if (size == 1) return;
+    for (int64_t half = 1; half < size; half *= 2)
+        for (int64_t first = 0; first < n; first += 2 * half)
+            for (int64_t i = first; i < first + half; ++i) {
+                const float sum = x[i] + x[i + half], difference = x[i] - x[i + half];
+                x[i] = sum;
+                x[i + half] = difference;
+            }
+    const float factor = 1 / std::sqrt(static_cast<float>(size));
+    for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
 class Rope final : public Step {
 public:
-    Rope(Heads heads, Floats qkv, Floats table, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), out_(out) {}
+    Rope(Heads heads, Floats qkv, Floats table, Floats out, int64_t hadamard)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), out_(out), hadamard_(hadamard) {}
 
     void run(const Context& c) const override {
         const int64_t n = heads_.head_dim;
@@ -45,13 +59,16 @@ public:
         for (int64_t item = items.begin; item < items.end; ++item) {
             const int64_t t = item / heads_.total(), head = item % heads_.total();
             const bool rotated = head < heads_.heads + heads_.kv_heads;
-            c.kernels->rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out_.row(t) + head * n);
+            float* out = out_.row(t) + head * n;
+            c.kernels->rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out);
+            if (rotated) mix(out, n, hadamard_);
         }
     }
 
 private:
     Heads heads_;
     Floats qkv_, table_, out_;
+    int64_t hadamard_;
 };
 
 // Stores one head of one token in a paged cache.
@@ -60,27 +77,40 @@ struct CacheWriter {
     Cache cache;
 
     void store_value(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
+        const int64_t row = cache.runs() * cache.run_bytes();
+        if (cache.rounded()) return store_codes(kernels, head(token, kv_head), offset(token) * row, offset(token) * cache.runs(), 1, x);
         std::byte* to = head(token, kv_head) + offset(token) * cache.head_dim * cache.item();
-        if (cache.half) kernels.to_half(x, reinterpret_cast<uint16_t*>(to), cache.head_dim);
+        if (cache.half()) kernels.to_half(x, reinterpret_cast<uint16_t*>(to), cache.head_dim);
         else std::memcpy(to, x, cache.head_dim * sizeof(float));
     }
 
     // Each value of a key goes to a row of its own.
     void store_key(const Kernels& kernels, int64_t token, int64_t kv_head, const float* x) const {
+        if (cache.rounded()) return store_codes(kernels, head(token, kv_head), offset(token), offset(token), cache.block_size, x);
         constexpr int64_t kAtOnce = 64;
         uint16_t half[kAtOnce];
         std::byte* to = head(token, kv_head) + offset(token) * cache.item();
         for (int64_t first = 0; first < cache.head_dim; first += kAtOnce) {
             const int64_t count = std::min(kAtOnce, cache.head_dim - first);
-            if (cache.half) kernels.to_half(x + first, half, count);
+            if (cache.half()) kernels.to_half(x + first, half, count);
             for (int64_t i = 0; i < count; ++i, to += cache.block_size * cache.item()) {
-                if (cache.half) std::memcpy(to, half + i, sizeof *half);
+                if (cache.half()) std::memcpy(to, half + i, sizeof *half);
                 else std::memcpy(to, x + first + i, sizeof *x);
             }
         }
     }
 
 private:
+    // Stores a head's codes from byte `code` on and its scales from number `scale` on, each `stride` from the one before.
+    void store_codes(const Kernels& kernels, std::byte* head, int64_t code, int64_t scale, int64_t stride, const float* x) const {
+        for (int64_t first = 0; first < cache.head_dim; first += Cache::kRun, scale += stride) {
+            int8_t codes[Cache::kRun];
+            const uint16_t stored = kernels.to_codes(x + first, std::min(Cache::kRun, cache.head_dim - first), cache.lowest(), codes);
+            std::memcpy(head + cache.scales_at() + scale * sizeof stored, &stored, sizeof stored);
+            for (int64_t i = 0; i < cache.run_bytes(); ++i, code += stride)
+                head[code] = static_cast<std::byte>(cache.type == CacheType::q8 ? codes[i] : codes[i] + 8 + 16 * (codes[i + Cache::kRun / 2] + 8));
+        }
+    }
     std::byte* head(int64_t token, int64_t kv_head) const {
         const int64_t column = paging.positions[token] / cache.block_size % paging.blocks.columns;
         return cache.head(paging.blocks.row(paging.sequences[token])[column], kv_head);
@@ -114,8 +144,10 @@ private:
 // that share its lines come one after another.
 class RopeKvWrite final : public Step {
 public:
-    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, CacheWriter k, CacheWriter v, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), k_(k), v_(v), out_(out) {}
+    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, int64_t hadamard, CacheWriter k, CacheWriter v,
+                Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), hadamard_(hadamard),
+          k_(k), v_(v), out_(out) {}
 
     Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
 
@@ -149,19 +181,21 @@ private:
         }
     }
 
-    // out = x normed, where there is a weight, and rotated.
+    // out = x normed, where there is a weight, rotated and mixed.
     void transform(const Context& c, int64_t t, const float* x, Weights weight, float* out) const {
         if (!weight.empty()) {
             c.kernels->rms_norm(x, weight.data(), nullptr, norm_.eps, norm_.offset, out, heads_.head_dim);
             x = out;
         }
         c.kernels->rotate(x, table_.row(t), table_.columns / 2, heads_.head_dim, out);
+        mix(out, heads_.head_dim, hadamard_);
     }
 
     Heads heads_;
     Floats qkv_, table_;
     Weights q_weight_, k_weight_;  // empty where heads are not normed
     Norm norm_;
+    int64_t hadamard_;
     CacheWriter k_, v_;
     Floats out_;
 };
@@ -171,6 +205,14 @@ void require_rope(Heads heads, Floats qkv, Floats table) {
     require_equal(table.rows, qkv.rows, "rows of the rope table");
     require(table.columns % 2 == 0 && table.columns <= heads.head_dim,
             "a rope table of " + std::to_string(table.columns) + " values does not fit heads of " + std::to_string(heads.head_dim));
+}
+
+// How many values a Hadamard rotation mixes.
+int64_t hadamard(const Fields& f, Heads heads) {
+    const int64_t size = f.whole("hadamard");
+    require(size > 0 && (size & (size - 1)) == 0 && heads.head_dim % size == 0,
+            "a Hadamard rotation of " + std::to_string(size) + " values does not fit heads of " + std::to_string(heads.head_dim));
+    return size;
 }
 
 CacheWriter cache_writer(const Fields& f, Inputs& inputs, Heads heads, Floats qkv, const char* name) {
@@ -205,7 +247,7 @@ StepPtr make_rope(const Fields& f, Inputs&) {
     require_rope(heads, qkv, table);
     require_equal(out.columns, qkv.columns, "width of the output");
     require_equal(out.rows, qkv.rows, "rows of the output");
-    return std::make_unique<Rope>(heads, qkv, table, out);
+    return std::make_unique<Rope>(heads, qkv, table, out, hadamard(f, heads));
 }
 
 StepPtr make_kv_write(const Fields& f, Inputs& inputs) {
@@ -226,8 +268,8 @@ StepPtr make_rope_kv_write(const Fields& f, Inputs& inputs) {
         require_equal(q_weight.size(), heads.head_dim, "length of the norm's weight for q");
         require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
     }
-    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), cache_writer(f, inputs, heads, qkv, "k_cache"),
-                                         cache_writer(f, inputs, heads, qkv, "v_cache"), out);
+    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), hadamard(f, heads),
+                                         cache_writer(f, inputs, heads, qkv, "k_cache"), cache_writer(f, inputs, heads, qkv, "v_cache"), out);
 }
 
 }  // namespace halfbyte

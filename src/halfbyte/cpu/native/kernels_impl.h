@@ -22,11 +22,8 @@
 #include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
-<<<<<<< HEAD
-#include "kernels_choose.h"
-=======
 #include "kernels_cache.h"
->>>>>>> 9b4ba76 (cpu: keep the KV cache in 8 or 4 bits)
+#include "kernels_choose.h"
 #include "kernels_peak.h"
 
 namespace halfbyte::HB_ISA {
@@ -47,20 +44,15 @@ static constexpr Kernels table() {
         .to_half = to_half,
         .to_codes = to_codes,
         .peak_int8 = peak_int8,
-<<<<<<< HEAD
-        .attend_f32 = {score<F32>, weigh, add_values<F32>},
-        .attend_f16 = {score<F16>, weigh, add_values<F16>},
+        .attend = {{score<F32>, weigh, add_values<F32>},
+                   {score<F16>, weigh, add_values<F16>},
+                   {score_codes<Q8>, weigh, add_codes<Q8>},
+                   {score_codes<Q4>, weigh, add_codes<Q4>}},
         .blend = blend,
         .run_maxima = run_maxima,
         .exp_sum = exp_sum,
         .weigh_scores = weigh_scores,
         .may_win = may_win,
-=======
-        .attend = {{score<F32>, weigh, add_values<F32>},
-                   {score<F16>, weigh, add_values<F16>},
-                   {score_codes<Q8>, weigh, add_codes<Q8>},
-                   {score_codes<Q4>, weigh, add_codes<Q4>}},
->>>>>>> 9b4ba76 (cpu: keep the KV cache in 8 or 4 bits)
     };
 }
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from halfbyte.gpu.lowering.builder import Bound, Builder
 from halfbyte.gpu.lowering.norms import quantize_prompts
+from halfbyte.gpu.lowering.pages import BITS, page_nbytes
 from halfbyte.gpu.lowering.program import Axis, Dispatch, KeySplits, Ref, ceil_div, grid
 from halfbyte.gpu.lowering.tensor import DeviceTensor, PartialAttention
 from halfbyte.gpu.shaders import rules
@@ -65,6 +66,7 @@ def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
         **_head_sizes(step),
         "ROTATE": rotates,
         "HALF": half,
+        "HADAMARD": step.hadamard if isinstance(step, _Rotating) else 1,
         "ROW": b.values[step.qkv].stride,
         "QK_NORM": normed,
         "EPS": step.eps if isinstance(step, _Normed) else 0.0,
@@ -99,7 +101,8 @@ def _cache_constants(step: ops.KvWrite | ops.RopeKvWrite | ops.Attention, b: Bui
         "BLOCK_SIZE": plan.block_size,
         "TABLE": state.tables[step.blocks],
         "COLUMNS": state.columns[step.blocks],
-        "F16": plan.tensors[step.k_cache].dtype == "f16",
+        "KV_BITS": BITS[plan.tensors[step.k_cache].dtype],
+        "PAGE": page_nbytes(plan.tensors[step.k_cache]) // 4,
         "SEQUENCES": plan.sequences,
     }
 

@@ -19,6 +19,7 @@ from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
 from halfbyte.gpu.lowering.passes import Section, schedule
+from halfbyte.gpu.lowering.pages import page_nbytes
 from halfbyte.gpu.lowering.program import Cache, Lowered, Output, Program
 from halfbyte.gpu.lowering.sampling import SAMPLING_PROGRAMS, lower_sampling
 from halfbyte.gpu.lowering.state import StateLayout
@@ -185,11 +186,5 @@ def caches(plan: Plan) -> dict[str, Cache]:
     for group in plan.groups:
         for name in (name for pair in group.caches for name in pair):
             tensor = plan.tensors[name]
-            found[name] = Cache(group.blocks, _block_nbytes(tensor), tensor.shape[0])
+            found[name] = Cache(group.blocks, tensor.shape[1] * page_nbytes(tensor), tensor.shape[0])
     return found
-
-
-def _block_nbytes(cache: Tensor) -> int:
-    """Bytes of a block: a position's values take a whole number of eights."""
-    _, kv_heads, block_size, head_dim = cache.shape
-    return kv_heads * block_size * -(-head_dim // 8) * 8 * (2 if cache.dtype == "f16" else 4)

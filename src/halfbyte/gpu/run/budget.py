@@ -13,6 +13,7 @@ from halfbyte.errors import DeviceError
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.memory import free_vulkan_memory
 from halfbyte.gpu.lowering.columns import ROW_TILE
+from halfbyte.gpu.lowering.lower import caches
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
@@ -44,9 +45,14 @@ def needs(plan: Plan) -> Needs:
     logits = 4 * rows * plan.tensors[LOGITS].shape[1]
     return Needs(
         sum(tensor.nbytes for tensor in plan.of_kind("weight")),
-        sum(tensor.nbytes for tensor in plan.of_kind("cache")),
+        sum(_cache_nbytes(plan)),
         2 * plan.arena_nbytes + 2 * logits + (16 << 20),
     )
+
+
+def _cache_nbytes(plan: Plan) -> list[int]:
+    """Bytes of each cache, as its buffer holds it."""
+    return [cache.blocks * cache.block_nbytes for cache in caches(plan).values()]
 
 
 def free_memory(device: Device, host_nbytes: int) -> int | None:
@@ -83,7 +89,7 @@ def fitting_tokens(plan: Plan, device: Device, free: int | None, *, share: float
     needed, ratio = needs(plan), 1.0
     if free is not None and needed.cache:
         ratio = (free - needed.weights - needed.scratch) * share / needed.cache
-    largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
+    largest = max(_cache_nbytes(plan))
     ratio = min(ratio, device.capabilities.largest / largest)
     if ratio >= 1:
         return plan.cache_tokens
@@ -115,7 +121,7 @@ def check(plan: Plan, device: Device, free: int | None) -> None:
             f"{quantity(free, 'B')} free.",
             hint,
         )
-    largest = max(tensor.nbytes for tensor in plan.of_kind("cache"))
+    largest = max(_cache_nbytes(plan))
     if largest > device.capabilities.largest:
         raise DeviceError(
             f"{what} takes {quantity(largest, 'B')} in each layer, but {name} allows "

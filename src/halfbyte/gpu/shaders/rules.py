@@ -255,7 +255,7 @@ def _attend(
         "SUBGROUP": config.subgroup,
     }
     sizes = usual | (_leaving(config, heads, kv_heads, head_dim) if left else {})
-    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **cache}
     if not _attend_runs(config, shape | sizes):
         sizes["ROOM"] = 0
     while not _attend_runs(config, shape | sizes) and sizes["WG"] // 2 > sizes["SLICE"] * head_lanes(head_dim):
@@ -313,11 +313,12 @@ def _attend_storage(config: KernelConfig, sizes: Sizes) -> int:
     """Bytes of workgroup memory that attention of few tokens takes at most."""
     lanes, derived = head_lanes(sizes["head_dim"]), _attend_derived(sizes)
     turning = 0 if config.subgroup >= lanes else sizes["WG"] * 40
+    rounding = 0 if config.subgroup or sizes.get("cache") not in ("q8", "q4") else sizes["WG"] * 8
     finish = sizes["WG"] * 4 if config.merged_attention and config.subgroup < 8 else 0
     fresh = (sizes["SLICE"] + 2) * lanes * 32
     groups = sizes["WG"] // max(derived["TL"], config.subgroup)
     merged = groups * (derived["AT_ONCE"] * derived["TL"] * sizes["EIGHTS"] * 32 + sizes["SLICE"] * 8)
-    return int(turning + finish + fresh + merged + 4)
+    return int(turning + rounding + finish + fresh + merged + 4)
 
 
 def _attend_tiled(config: KernelConfig, *, head_dim: int, **cache: int | str) -> Constants:

@@ -5,7 +5,7 @@
 // FINISH the last workgroup to get there, known by a counter, merges the splits of its heads into the result.
 // Grid: (KV_HEADS · slices, splits, tokens). AT_ONCE: heads whose teams are merged at once, as workgroup memory allows.
 @bind var<storage, read> state: array<i32>;
-#include cache ACCESS=["read","read_write"][FUSED]
+#include cache ACCESS=["read","read_write"][FUSED] LANES=RL
 #if FUSED
 #include rotate TL=RL ROTATE=True
 // Eights of the queries, the newest key and its value: the first halves of all lanes, then the second.
@@ -27,10 +27,15 @@ var<workgroup> group_total: array<f32, ${WG // max(TL, SUBGROUP) * SLICE}>;
 var<workgroup> group_values: array<vec4<f32>, ${AT_ONCE * WG // max(TL, SUBGROUP) * 2 * TL * EIGHTS}>;
 
 #if FUSED
-// An eight of a slot of `fresh`, in the cache's precision.
 fn fresh8(slot: u32, eight: u32) -> Values {
     let at = slot * ${2 * RL}u + eight;
-    return unpacked(packed(fresh[at], fresh[at + ${RL}u]));
+    return Values(fresh[at], fresh[at + ${RL}u]);
+}
+
+fn set_fresh8(slot: u32, eight: u32, v: Values) {
+    let at = slot * ${2 * RL}u + eight;
+    fresh[at] = v.a;
+    fresh[at + ${RL}u] = v.b;
 }
 #endif
 
@@ -76,8 +81,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for u in range(KEYS)
     let at${u} = cache_row(sequence, kv_head, start + ${WG // TL * u}u + team);
 #for e in range(EIGHTS)
-    var next_k${u}_${e} = k_cache[at${u} + column${e}];
-    var next_v${u}_${e} = v_cache[at${u} + column${e}];
+    var next_k${u}_${e} = k_eight(at${u}, column${e});
+    var next_v${u}_${e} = v_eight(at${u}, column${e});
 #endfor
 #endfor
     let splits = split_count(position);
@@ -86,19 +91,21 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
 #if FUSED
     let turned = rotated8(lid, normed8(lid, head, raw), turn);
-    if (rotating <= ${SLICE}u) {
-        fresh[rotating * ${2 * RL}u + eight] = turned.a;
-        fresh[rotating * ${2 * RL}u + ${RL}u + eight] = turned.b;
+    // The newest key and value are taken as the cache holds them.
+    let stored_k = packed(lid, turned);
+    let stored_v = packed(lid, newest_v);
+    if (rotating < ${SLICE}u) {
+        set_fresh8(rotating, eight, turned);
     }
     if (rotating == ${SLICE}u) {
-        fresh[${(SLICE + 1) * 2 * RL}u + eight] = newest_v.a;
-        fresh[${(SLICE + 1) * 2 * RL + RL}u + eight] = newest_v.b;
+        set_fresh8(${SLICE}u, eight, unpacked(stored_k));
+        set_fresh8(${SLICE + 1}u, eight, unpacked(stored_v));
     }
     let newest_chunk = position / ${CHUNK}u - oldest / ${CHUNK}u;
     if (rotating == ${SLICE}u && eight < ${HDP // 8}u && wg.x % ${SLICES}u == 0u && newest_chunk % splits == wg.y) {
-        let at = cache_row(sequence, kv_head, position) + eight;
-        k_cache[at] = packed(turned.a, turned.b);
-        v_cache[at] = packed(newest_v.a, newest_v.b);
+        let row = cache_row(sequence, kv_head, position);
+        store_k(row, eight, stored_k);
+        store_v(row, eight, stored_v);
     }
     workgroupBarrier();
     let takes_newest = team == 0u && newest_chunk % splits == wg.y;
@@ -163,8 +170,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #for u in range(KEYS)
             let at${u} = cache_row(sequence, kv_head, min(key${u} + ${CHUNK}u * splits, cached - 1u));
 #for e in range(EIGHTS)
-            next_k${u}_${e} = k_cache[at${u} + column${e}];
-            next_v${u}_${e} = v_cache[at${u} + column${e}];
+            next_k${u}_${e} = k_eight(at${u}, column${e});
+            next_v${u}_${e} = v_eight(at${u}, column${e});
 #endfor
 #endfor
         }

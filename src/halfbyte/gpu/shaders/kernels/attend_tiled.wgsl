@@ -34,12 +34,12 @@ fn query4(t: u32, head: u32, d: u32) -> vec4<f32> {
 // Item i of a tile of keys of which `chunk` is staged: an eight of a key; queries are zero beyond the last.
 fn key8(sequence: u32, kv_head: u32, first: u32, newest: u32, chunk: u32, i: u32) -> Eight {
     let eight = min(chunk * 4u + i % 4u, ${HDP // 8 - 1}u);
-    return k_cache[cache_row(sequence, kv_head, min(first + i / 4u, newest)) + eight];
+    return k_eight(cache_row(sequence, kv_head, min(first + i / 4u, newest)), eight);
 }
 
 // Item i of values that are staged.
 fn value8(sequence: u32, kv_head: u32, first: u32, newest: u32, i: u32) -> Eight {
-    return v_cache[cache_row(sequence, kv_head, min(first + i / ${HDP // 8}u, newest)) + i % ${HDP // 8}u];
+    return v_eight(cache_row(sequence, kv_head, min(first + i / ${HDP // 8}u, newest)), i % ${HDP // 8}u);
 }
 
 @compute @workgroup_size(${WG})

@@ -4,7 +4,7 @@
 // Constants: WG, TL, HEADS, KV_HEADS, those of `rotate`, with CACHE those of `cache`.
 #if CACHE
 @bind var<storage, read> state: array<i32>;
-#include cache ACCESS="read_write"
+#include cache ACCESS="read_write" LANES=TL
 #else
 #include values
 #endif
@@ -25,12 +25,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #else
     let turned = normed;
 #endif
-    if (head >= ${HEADS + 2 * KV_HEADS}u || lane >= ${HDP // 8}u) {
-        return;
-    }
     var v = turned;
     if (head >= ${HEADS + KV_HEADS}u) {
         v = raw8(t, head, lane);
+    }
+#if CACHE
+    let stored = packed(lid, v);
+#endif
+    if (head >= ${HEADS + 2 * KV_HEADS}u || lane >= ${HDP // 8}u) {
+        return;
     }
 #if OUT_HEADS
     if (head < ${OUT_HEADS}u) {
@@ -46,11 +49,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if (head >= ${HEADS}u) {
         let position = u32(state[${POSITIONS}u + t]);
         let kv_head = (head - ${HEADS}u) % ${KV_HEADS}u;
-        let at = cache_row(u32(state[${SEQ}u + t]), kv_head, position) + lane;
+        let row = cache_row(u32(state[${SEQ}u + t]), kv_head, position);
         if (head < ${HEADS + KV_HEADS}u) {
-            k_cache[at] = packed(v.a, v.b);
+            store_k(row, lane, stored);
         } else {
-            v_cache[at] = packed(v.a, v.b);
+            store_v(row, lane, stored);
         }
     }
 #endif

@@ -1,6 +1,7 @@
 // A head's vector, normed (QK_NORM) and rotated (ROTATE), eight values an invocation: teams of TL invocations, one head
 // each. FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
-// Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs).
+// Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs) and HADAMARD
+// (values that a Hadamard rotation mixes afterwards).
 @bind var<storage, read> qkv: array<${"vec4<f32>" if FOURS else "f32"}>;
 #if ROTATE
 @bind var<storage, read> table: array<${"vec4<f32>" if FOURS else "f32"}>;
@@ -76,6 +77,42 @@ fn angles8(t: u32, lane: u32) -> Angles {
     return turn;
 }
 
+#if HADAMARD > 1
+// The lane's eight values multiplied by the Hadamard matrix, a factor of 2 of its size at a time.
+fn mixed8(lid: u32, v: Values) -> Values {
+    var a = vec4<f32>(v.a.xz + v.a.yw, v.a.xz - v.a.yw).xzyw;
+    var b = vec4<f32>(v.b.xz + v.b.yw, v.b.xz - v.b.yw).xzyw;
+#if HADAMARD > 2
+    a = vec4<f32>(a.xy + a.zw, a.xy - a.zw);
+    b = vec4<f32>(b.xy + b.zw, b.xy - b.zw);
+#endif
+    var m = Values(a, b);
+#if HADAMARD > 4
+    m = Values(a + b, a - b);
+#endif
+#for d in [d for d in (1, 2, 4, 8, 16, 32, 64) if 8 * d < HADAMARD]
+    {
+#if SUBGROUP >= TL
+        let other = Values(subgroupShuffleXor(m.a, ${d}u), subgroupShuffleXor(m.b, ${d}u));
+#else
+        workgroupBarrier();
+#for i in range(8)
+        turning[lid * 8u + ${i}u] = m.${"ab"[i // 4]}[${i % 4}];
+#endfor
+        workgroupBarrier();
+        var other: Values;
+#for i in range(8)
+        other.${"ab"[i // 4]}[${i % 4}] = turning[(lid ^ ${d}u) * 8u + ${i}u];
+#endfor
+#endif
+        let second = (lid & ${d}u) != 0u;
+        m = Values(select(m.a + other.a, other.a - m.a, second), select(m.b + other.b, other.b - m.b, second));
+    }
+#endfor
+    return Values(m.a * ${HADAMARD ** -0.5}, m.b * ${HADAMARD ** -0.5});
+}
+#endif
+
 // The lane's eight values, rotated; in uniform control flow.
 fn rotated8(lid: u32, v: Values, turn: Angles) -> Values {
     let lane = lid % ${TL}u;
@@ -99,6 +136,7 @@ fn rotated8(lid: u32, v: Values, turn: Angles) -> Values {
     }
 #endfor
 #endif
-    return Values(v.a * turn.cos.a + other.a * turn.sin.a, v.b * turn.cos.b + other.b * turn.sin.b);
+    let turned = Values(v.a * turn.cos.a + other.a * turn.sin.a, v.b * turn.cos.b + other.b * turn.sin.b);
+    return ${"mixed8(lid, turned)" if HADAMARD > 1 else "turned"};
 }
 #endif

@@ -20,6 +20,7 @@ from halfbyte.cpu import CpuExecutor, _native
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, get_format
 from halfbyte.plan import Batch, Plan, Tensor
+from halfbyte.plan.cache import head_nbytes
 from halfbyte.plan.ops import (
     Add,
     Attention,
@@ -48,7 +49,8 @@ FORMATS = ["f32", "f16", "bf16", *PACKED]
 TOKENS = [1, 2, 7, 33]
 COLUMNS = [40, 96, 1152]
 ROWS = [1, 17, 33, 100]
-HEADS = [(4, 1, 20), (8, 2, 64), (6, 6, 33), (40, 1, 16)]
+HEADS = [(4, 1, 20), (8, 2, 64), (6, 6, 33), (40, 1, 16), (3, 1, 96)]
+CACHES = ["f32", "f16", "q8", "q4"]
 PAGING = (STATE_POSITIONS, STATE_SEQUENCES, "blocks")
 
 
@@ -85,8 +87,8 @@ class Case:
         self.tensor("blocks", (self.sequences, self.columns), "state", "i32")
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
-        item = {"f16": 2}.get(dtype, 4)
-        self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * item)
+        nbytes = math.prod(shape[:-1]) * (head_nbytes(dtype, shape[-1]) if kind == "cache" else 4 * shape[-1])
+        self.tensors[name] = Tensor(name, shape, dtype, kind, nbytes)
         return name
 
     def out(self, width: int) -> str:
@@ -424,7 +426,7 @@ def conversation(tables: NDArray[np.int32]) -> list[Batch]:
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (17, 5.0)])
 def test_attention(
     heads: tuple[int, int, int], threads: int, dtype: str, window: int | None, softcap: float | None, isa: str
@@ -437,7 +439,7 @@ def test_attention(
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize("block_size", [32, 40, 64])
 def test_attention_to_blocks_of_whole_vectors(
     heads: tuple[int, int, int], dtype: str, block_size: int, isa: str
@@ -503,6 +505,53 @@ def test_attention_of_a_token_is_the_same_in_any_company(
     np.testing.assert_array_equal(mixed[-1], together[0])
 
 
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_hadamard_rotation_mixes_queries_and_keys(heads: tuple[int, int, int], fused: bool, isa: str) -> None:
+    count, kv_count, size = heads
+    case, width, mixed = Case(9), (count + 2 * kv_count) * size, size & -size
+    qkv, table = case.activation(hostile(9, width)), case.rope_table(size // 2 * 2)
+    caches = case.caches(heads, 16, "f32")
+    if fused:
+        q = case.add(RopeKvWrite(*heads, qkv, table, *PAGING, *caches, case.out(count * size), hadamard=mixed))
+        q = case.add(Attention(*heads, q, *caches, *PAGING, case.out(count * size), 1.0))
+    else:
+        q = case.add(Rope(*heads, qkv, table, case.out(width), mixed))
+    check(case, q, isa)
+
+
+@pytest.mark.parametrize("size", [0, 3, 64])
+def test_a_hadamard_rotation_that_does_not_fit_the_heads_is_refused(size: int) -> None:
+    case = Case(1)
+    step = Rope(1, 1, 32, case.activation(hostile(1, 96)), case.rope_table(32), case.out(96), size)
+    plan = case.plan(case.add(step))
+    with pytest.raises(ValueError, match=f"Hadamard rotation of {size} values does not fit heads of 32"):
+        CpuExecutor(plan, Source(case), threads=1)
+
+
+def test_a_cache_whose_rows_fit_no_format_is_refused() -> None:
+    program, zeros = _native.Program(1, 8), np.zeros(1, np.int32)
+    fields = {
+        "qkv": np.zeros((1, 96), np.float32), "k_cache": np.zeros((1, 1, 8, 33), np.uint8),
+        "v_cache": np.zeros((1, 1, 8, 34), np.uint8), "positions": zeros, "sequences": zeros, "blocks": zeros[None],
+        "heads": 1, "kv_heads": 1, "head_dim": 32,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="the cache 'k_cache' has rows of 33 items, which fit no type"):
+        program.step("KvWrite", False, fields)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8", "q4"])
+def test_what_is_too_large_for_a_cache_shows(dtype: str, isa: str) -> None:
+    """Of four tokens the third is too large for a float16 scale: what attends to it shows that."""
+    heads = (2, 1, 40)
+    case, values = Case(4), hostile(4, 160)
+    values[2, [90, 130]] = 1e38
+    qkv, caches = case.activation(values), case.caches(heads, 16, dtype)
+    case.add(KvWrite(*heads, qkv, *PAGING, *caches))
+    out = case.add(Attention(*heads, qkv, *caches, *PAGING, case.out(80), 40**-0.5))
+    not_finite(case, out, isa, "f32", [batch(4)])
+
+
 def test_a_scale_that_turns_scores_around_is_refused() -> None:
     case = Case(1)
     q = case.activation(hostile(1, 48))
@@ -556,7 +605,7 @@ def test_products_hand_on_what_is_not_a_number(
         not_finite(case, out, isa, activations, [batch(tokens)])
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize(("part", "window"), [("q", None), ("k", None), ("v", None), ("q", 17), ("k", 17)])
 @pytest.mark.parametrize(("value", "softcap"), [(np.nan, None), (np.inf, None), (-np.inf, None), (np.nan, 5.0)])
 def test_attention_hands_on_what_is_not_a_number(

@@ -49,7 +49,7 @@ def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.Mo
 def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     arguments = (
-        "run x -m org/name --revision v1 --offline --device auto --weights q4g64 --kv-cache f32 --context 512 "
+        "run x -m org/name --revision v1 --offline --device auto --weights q4g64 --kv-cache q8 --context 512 "
         "--activations f32 --threads 3 --batch-tokens 64 --cache-tokens 1024 --system S -n 9 --stop END --stop ### "
         "--ignore-eos -t 0.7 --top-k 40 "
         "--top-p 0.9 --min-p 0.05 --typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 "
@@ -61,7 +61,7 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert halfbyte(*arguments.split()).exit_code == 0
     run = RunOptions(
-        context=512, weights="q4g64", kv_dtype="f32", activations="f32", threads=3, batch_tokens=64, cache_tokens=1024
+        context=512, weights="q4g64", kv_dtype="q8", activations="f32", threads=3, batch_tokens=64, cache_tokens=1024
     )
     assert model.loads == [("org/name", run, {"revision": "v1", "offline": True})]
     assert model.asked[0][1] == {

@@ -50,7 +50,7 @@ def test_devices_are_the_packages_with_a_factory() -> None:
         ({"batch_tokens": 0}, "batch_tokens must be between"),
         ({"logit_rows": None}, "logit_rows must be a whole number"),
         ({"weights": 4}, "weights must be a text (got 4)."),
-        ({"kv_dtype": "q8"}, "kv_dtype 'q8' is unknown. It must be one of f16, f32."),
+        ({"kv_dtype": "q5"}, "kv_dtype 'q5' is unknown. It must be one of f16, f32, q8, q4."),
         ({"kv_dtype": None}, "kv_dtype must be a text"),
         ({"activations": "f16"}, "activations 'f16' is unknown. It must be one of int8, f32."),
         ({"device": "tpu"}, "device 'tpu' is unknown. It must be one of auto, cpu, gpu, reference."),

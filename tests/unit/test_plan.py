@@ -117,7 +117,7 @@ def test_quantities_are_short(value: float, shown: str) -> None:
     assert quantity(value, "B") == shown
 
 
-@pytest.mark.parametrize("bad", [{"context": 0}, {"context": 129}, {"kv_dtype": "f8"}])
+@pytest.mark.parametrize("bad", [{"context": 0}, {"context": 129}, {"kv_dtype": "f8"}, {"kv_dtype": "q5"}])
 def test_capacities_out_of_range_are_named(bad: dict[str, Any]) -> None:
     model = tiny("phi-4")
     with pytest.raises(UsageError, match=str(next(iter(bad.values())))):

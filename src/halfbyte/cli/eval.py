@@ -88,7 +88,7 @@ _LABELS = {
 }
 """Names of figures in words; the others explain themselves."""
 
-_HOW = ("device", "gpu", "weights", "activations")
+_HOW = ("device", "gpu", "weights", "kv_dtype", "activations")
 
 app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure perplexity, divergence and right answers.")
 
@@ -125,7 +125,7 @@ def perplexity(
         found = perplexity(scorer, ids, cut, tick)
     conditions = about_text(content, Path(text).name) | how_it_ran(scorer.model)
     stepped = {"stride": cut.stride} if protocol == "sliding" else {}
-    _finish(folder, "perplexity", asdict(found) | conditions | stepped, _may_store(store, run), json)
+    _finish(folder, "perplexity", asdict(found) | conditions | stepped, run, store, json)
 
 
 @app.command(cls=Command)
@@ -144,6 +144,9 @@ def divergence(
 
     Prints the KL divergence from the original (in nats per token: mean, 99th percentile, maximum), the share of tokens
     for which both have the same most likely token (top1), and both perplexities with their ratio.
+
+    With --kv-cache, and the model itself as --base, that is what the KV cache's number format costs; the base keeps its
+    cache in f16.
     """
     from halfbyte.evaluate.divergence import divergence
     from halfbyte.evaluate.record import about_base, about_text
@@ -162,7 +165,7 @@ def divergence(
         found = divergence(scorer, original, ids, cut, tick)
     figures = asdict(found) | about_text(content, Path(text).name) | {"protocol": cut.name, "window": cut.window}
     figures |= about_base(base_folder) | how_it_ran(scorer.model)
-    _finish(folder, "divergence", figures, _may_store(store, run), json)
+    _finish(folder, "divergence", figures, run, store, json)
 
 
 @app.command(cls=Command)
@@ -192,7 +195,7 @@ def answers(
     found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
     figures = found | about_text(questions.read_text("utf-8"), questions.name, kind="questions")
     figures |= (about_base(_folder(base)) if base else {}) | how_it_ran(asking)
-    _finish(folder, "answers", figures, _may_store(store, run), json)
+    _finish(folder, "answers", figures, run, store, json)
 
 
 @app.command(cls=Command)
@@ -282,24 +285,28 @@ def _may_store(store: bool | None, run: RunOptions) -> bool | None:
     return False if run.weights or run.activations else store
 
 
-def _finish(folder: Path, name: str, figures: dict[str, Any], store: bool | None, json: bool) -> None:
+def _finish(folder: Path, what: str, figures: dict[str, Any], run: RunOptions, store: bool | None, json: bool) -> None:
     """Print figures, then keep them beside the weights where that may be.
 
     Args:
+        what: What was measured; with the KV cache's number format it gives the name under which figures are kept.
+        run: How the model ran.
         store: True to replace older figures, None unless those are better founded, False not to store.
 
     Raises:
         HalfbyteError: They were to be stored and could not be.
     """
+    from halfbyte.evaluate import record
+
     if json:
         print_json(figures)
     else:
         shown = {key: value for key, value in figures.items() if not key.endswith("_sha256")}
         print_pairs([(_LABELS.get(key, key.replace("_", " ")), _shown(value)) for key, value in shown.items()])
-    if store is False:
+    if _may_store(store, run) is False:
         return
     try:
-        _store(folder, name, figures, asked=bool(store))
+        _store(folder, record.name_of(what, run.kv_dtype), figures, asked=bool(store))
     except (HalfbyteError, OSError) as error:
         reason = error.message if isinstance(error, HalfbyteError) else f"{folder}: {error.strerror or error}."
         if store:

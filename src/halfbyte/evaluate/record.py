@@ -12,6 +12,7 @@ from halfbyte import atomic
 from halfbyte.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.models import build_spec
+from halfbyte.options import RunOptions
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -20,6 +21,11 @@ _SAMPLES = ("tokens", "total")
 
 _CONDITIONS = ("text_sha256", "questions_sha256", "base_sha256", "protocol", "window", "stride", "bos", "activations")
 """What must be equal for one figure to be a better measurement of the same thing as another."""
+
+
+def name_of(what: str, kv_dtype: str) -> str:
+    """The name under which a model's `quality` keeps a kind of figures: each number format of the KV cache has its own."""
+    return what if kv_dtype == RunOptions.kv_dtype else f"{what}_{kv_dtype}_cache"
 
 
 def why_not_stored(folder: Path, name: str, figures: Mapping[str, Any]) -> str:
@@ -41,9 +47,9 @@ def why_not_stored(folder: Path, name: str, figures: Mapping[str, Any]) -> str:
         return ""
     changed = [key for key in _CONDITIONS if known.get(key) != figures.get(key)]
     if changed:
-        return f"it would replace a {name} measured with another {_plain(changed[0])} ({_about(known)})"
+        return f"it would replace a {_plain(name)} measured with another {_plain(changed[0])} ({_about(known)})"
     if _samples(figures) < _samples(known):
-        return f"it would replace a {name} measured on more ({_about(known)})"
+        return f"it would replace a {_plain(name)} measured on more ({_about(known)})"
     return ""
 
 

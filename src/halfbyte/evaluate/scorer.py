@@ -104,12 +104,17 @@ class Scorer:
 
 
 def how_it_ran(model: Model) -> dict[str, str]:
-    """Where a model ran, the precision of its activations, and Halfbyte's version, for the record of a measurement."""
+    """How a model ran, for the record of a measurement: device, precision of activations and cache, Halfbyte's version."""
     from halfbyte._version import __version__
 
     packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))
     usual = "int8" if packed and model.device != "reference" else "f32"
-    return {"device": model.device, "activations": model.options.activations or usual, "halfbyte": __version__}
+    return {
+        "device": model.device,
+        "activations": model.options.activations or usual,
+        "kv_cache": model.options.kv_dtype,
+        "halfbyte": __version__,
+    }
 
 
 def _predicting(window: Window, start: int, stop: int) -> NDArray[np.bool_]:

@@ -19,7 +19,12 @@ from halfbyte.evaluate.scorer import Scorer
 from halfbyte.evaluate.texts import read_text, tokens_of
 from halfbyte.evaluate.windows import Ids, Protocol
 from halfbyte.formats import get_format
+from halfbyte.plan import cache
 from halfbyte.quantize import quantize
+
+
+MOST_OF_A_CACHE = {"q8": 0.001, "q4": 0.02}
+"""What a rounded KV cache may cost, in nats of KL divergence per token."""
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +191,46 @@ def test_figures_are_kept_beside_the_weights(
     open_checkpoint(tmp_path / "q").verify()
     run(monkeypatch, "models", "show", str(tmp_path / "q"))
     assert f"divergence: kl_mean {printed['divergence']['kl_mean']:.4g}" in capsys.readouterr().out
+
+
+def test_what_a_rounded_cache_costs(shell_29m: Path, ids: Ids) -> None:
+    """Against the same weights with a cache in float32, in windows of the whole context."""
+    base = Scorer(shell_29m, 2048, device="cpu", kv_dtype="f32")
+    rounded = [Scorer(shell_29m, 2048, device="cpu", kv_dtype=dtype) for dtype in MOST_OF_A_CACHE]
+    found = dict(zip(MOST_OF_A_CACHE, divergences(rounded, base, ids[:4096], Protocol()), strict=True))
+    for dtype, most in MOST_OF_A_CACHE.items():
+        assert 0 < found[dtype].kl_mean < most
+    assert found["q8"].kl_mean < found["q4"].kl_mean / 20
+    assert found["q8"].top1 > 0.99
+    assert found["q4"].top1 > 0.90
+
+
+def test_a_4_bit_cache_needs_its_rotation(shell_29m: Path, ids: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Scorer(shell_29m, 512, device="cpu")
+    rotated = Scorer(shell_29m, 512, device="cpu", kv_dtype="q4")
+    monkeypatch.setattr(cache, "rotation", lambda dtype, head_dim: 1)
+    plain = Scorer(shell_29m, 512, device="cpu", kv_dtype="q4")
+    with_it, without = divergences([rotated, plain], base, ids[:1024], Protocol(window=512))
+    assert with_it.kl_mean < MOST_OF_A_CACHE["q4"] < without.kl_mean
+
+
+@pytest.mark.parametrize("dtype", MOST_OF_A_CACHE)
+def test_what_a_cache_costs_is_kept_beside_the_figures_of_the_weights(
+    dtype: str, shell_29m: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The base of a cache's figure is the model itself, which runs with the usual cache."""
+    model = str(tmp_path / "q")
+    quantize(shell_29m, tmp_path / "q", method="rtn", group_size=64)
+    text = ["--text", str(shared / "data" / "books-dev.txt"), "--max-tokens", "600", "--window", "300", "--json"]
+    run(monkeypatch, "eval", "divergence", "-m", model, "--base", str(shell_29m), *text)
+    of_weights = json.loads(capsys.readouterr().out)
+    run(monkeypatch, "eval", "divergence", "-m", model, "--base", model, "--kv-cache", dtype, *text)
+    of_cache = json.loads(capsys.readouterr().out)
+    assert (of_weights["kv_cache"], of_cache["kv_cache"]) == ("f16", dtype)
+    assert 0 < of_cache["kl_mean"] < 1.5 * MOST_OF_A_CACHE[dtype]
+    manifest = open_checkpoint(model).manifest
+    assert manifest is not None
+    assert manifest.quality == {"divergence": of_weights, f"divergence_{dtype}_cache": of_cache}
+    run(monkeypatch, "models", "show", model)
+    assert f"divergence_{dtype}_cache: kl_mean {of_cache['kl_mean']:.4g}" in capsys.readouterr().out

@@ -137,16 +137,19 @@ void elementwise(Isa isa, Results& results) {
     }
 }
 
-// Keys and values are written, then attended to, for a prompt and for single tokens after it.
-void attention(Isa isa, Results& results, int64_t head_dim, bool half, double window, double softcap) {
+// Keys and values are written, then attended to, for a prompt and for single tokens after it. Where the cache rounds them
+// to few codes they are written as they are: what differs in its last bit may get another code.
+void attention(Isa isa, Results& results, int64_t head_dim, CacheType type, double window, double softcap) {
     constexpr int64_t kHeads = 8, kKvHeads = 2, kTokens = 40, kBlocks = kContext / kBlockSize;
     std::vector<float> qkv = hostile(kTokens * (kHeads + 2 * kKvHeads) * head_dim), table = hostile(kTokens * head_dim / 2 * 2);
     std::vector<float> norm = hostile(head_dim), q(kTokens * kHeads * head_dim), out(q.size());
     std::vector<int32_t> positions(kTokens), sequences(kTokens), blocks(kBlocks);
     for (int64_t i = 0; i < kBlocks; ++i) blocks[i] = static_cast<int32_t>((5 * i) % kBlocks);
-    std::vector<uint8_t> k(kContext * kKvHeads * head_dim * 4), v(k.size());
+    std::vector<uint8_t> k(kContext * kKvHeads * (head_dim + Cache::kRun) * 4), v(k.size());
+    const Cache shape{nullptr, type, kBlocks, kKvHeads, kBlockSize, head_dim};
     const auto cache = [&](std::vector<uint8_t>& memory) {
-        return Array{memory.data(), half ? Array::Type::f16 : Array::Type::f32, true, {kBlocks, kKvHeads, kBlockSize, head_dim}};
+        const Array::Type item = shape.rounded() ? Array::Type::u8 : shape.half() ? Array::Type::f16 : Array::Type::f32;
+        return Array{memory.data(), item, true, {kBlocks, kKvHeads, kBlockSize, shape.rounded() ? shape.row_bytes() : head_dim}};
     };
     std::map<std::string, Field> shared{
         {"heads", double(kHeads)}, {"kv_heads", double(kKvHeads)}, {"head_dim", double(head_dim)},
@@ -156,11 +159,11 @@ void attention(Isa isa, Results& results, int64_t head_dim, bool half, double wi
     Run run(isa, true);
     std::map<std::string, Field> write = shared, attend = shared;
     write.insert({{"qkv", array(qkv, kTokens)}, {"table", array(table, kTokens)}, {"q_weight", vector(norm)},
-                  {"k_weight", vector(norm)}, {"eps", 1e-6}, {"offset", 0.0}, {"out", array(q, kTokens)}});
-    attend.insert({{"q", array(q, kTokens)}, {"out", array(out, kTokens)}, {"scale", 1 / std::sqrt(double(head_dim))}});
+                  {"k_weight", vector(norm)}, {"eps", 1e-6}, {"offset", 0.0}, {"hadamard", type == CacheType::f32 ? double(head_dim & -head_dim) : 1.0}, {"out", array(q, kTokens)}});
+    attend.insert({{"q", array(shape.rounded() ? qkv : q, kTokens)}, {"out", array(out, kTokens)}, {"scale", 1 / std::sqrt(double(head_dim))}});
     if (window > 0) attend.insert({"window", window});
     if (softcap > 0) attend.insert({"softcap", softcap});
-    run.step("RopeKvWrite", write);
+    run.step(shape.rounded() ? "KvWrite" : "RopeKvWrite", write);
     run.step("Attention", attend);
     for (int32_t first = 0; first < kContext; first += first == 0 ? kTokens : 1) {
         const int64_t tokens = first == 0 ? kTokens : 1;
@@ -175,9 +178,10 @@ Results all(Isa isa) {
     Results results;
     products(isa, results);
     elementwise(isa, results);
-    for (const bool half : {false, true})
-        for (const int64_t head_dim : {20, 64, 128}) attention(isa, results, head_dim, half, 0, 0);
-    attention(isa, results, 64, true, 17, 5);
+    for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::q8, CacheType::q4}) {
+        for (const int64_t head_dim : {20, 64, 128}) attention(isa, results, head_dim, type, 0, 0);
+        attention(isa, results, 64, type, 17, 5);
+    }
     return results;
 }
 

@@ -82,6 +82,46 @@ def test_programs_stay_within_a_devices_limits(name: str, weights: str, device: 
     assert all(axis.at(most) <= MOST_WORKGROUPS for each in dispatches(programs) for axis in each.grid)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kv_dtype", ["q8", "q4"])
+@pytest.mark.parametrize("name", ["phi-4-mini", "phi-3.5-mini", "gemma-3-1b"])
+def test_a_rounded_cache_stays_within_a_devices_limits(name: str, kv_dtype: str, device: str) -> None:
+    """Heads of 128, 96 and 256 values; rounding takes no more buffers, and no fusion is lost to it."""
+    capabilities, spec = DEVICES[device], catalog_spec(name, layers=6)
+    usual, rounded = (
+        make_plan(spec, SyntheticWeights(spec, "q4g32").format, tokens=64, context=4096, kv_dtype=dtype)
+        for dtype in ("f16", kv_dtype)
+    )
+    before, programs = (lower(plan, capabilities, choose(capabilities)) for plan in (usual, rounded))
+    assert not {s.kernel: why for s in programs.shaders if (why := demands(s.code).exceeded(capabilities))}
+    counts = [{name: len(each.dispatches) for name, each in found.programs.items()} for found in (before, programs)]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "nbytes"),
+    [
+        ("llama-3.2-1b", "f16", 128),
+        ("llama-3.2-1b", "q8", 68),
+        ("llama-3.2-1b", "q4", 36),
+        ("phi-3.5-mini", "f16", 192),
+        ("phi-3.5-mini", "q8", 104),
+        ("phi-3.5-mini", "q4", 56),
+    ],
+)
+def test_a_smaller_cache_leaves_room_for_a_longer_context(name: str, kv_dtype: str, nbytes: int) -> None:
+    """Heads of 64 and of 96 values; the three scales of the latter take two words."""
+    spec = catalog_spec(name)
+    formats = SyntheticWeights(spec).format
+    usual, rounded = (make_plan(spec, formats, context=8192, kv_dtype=dtype) for dtype in ("f16", kv_dtype))
+    heads = sum(2 * layer.attention.kv_heads for layer in spec.layers)
+    assert budget.needs(rounded).cache == 8192 * heads * nbytes
+    device = SimpleNamespace(capabilities=replace(BASELINE, max_binding=2 << 30, max_buffer=2 << 30))
+    free = budget.needs(usual).nbytes - budget.needs(usual).cache // 2
+    half = budget.needs(usual).cache // 2 // (heads * nbytes)
+    assert budget.fitting_context(rounded, device, free) == min(8192, half // 32 * 32)
+
+
 def test_what_is_not_standard_is_there_only_where_a_device_has_it() -> None:
     texts = {device: [s.code for s in lowered("phi-4-mini", "q4g32", device)[1].shaders] for device in DEVICES}
     for device, capabilities in DEVICES.items():

@@ -63,8 +63,8 @@ class RunOptions:
         gpu: Which GPU, as `halfbyte doctor` numbers them; the first real one if None.
         threads: CPU threads; one per physical core that this process may use if None.
         weights: Store matrices in this format while loading, such as `q4g32`; as they are if None.
-        kv_dtype: Number format of the KV cache: `f16`, `f32`, `q8` or `q4`. The last two keep a block of 32 values in 8 or
-            4 bits each with one scale, and take 53% and 28% of the memory of `f16`.
+        kv_dtype: Number format of the KV cache: `f16`, `f32`, `q8` or `q4`. The last two keep values in 8 or 4 bits,
+            with one scale for each 32 of them, and take 53% and 28% of the memory of `f16`.
         activations: Precision of what packed weights are multiplied with: `int8` (rounded in blocks of 32, the default
             on CPU and GPU) or `f32`, slower and exact.
         kernels: On the CPU an instruction set, on a GPU `no NAME`: all kernel variants except that one. The best if

@@ -22,7 +22,6 @@ from halfbyte.formats import get_format
 from halfbyte.plan import cache
 from halfbyte.quantize import quantize
 
-
 MOST_OF_A_CACHE = {"q8": 0.001, "q4": 0.02}
 """What a rounded KV cache may cost, in nats of KL divergence per token."""
 
@@ -229,7 +228,7 @@ def test_what_a_cache_costs_is_kept_beside_the_figures_of_the_weights(
     of_cache = json.loads(capsys.readouterr().out)
     assert (of_weights["kv_cache"], of_cache["kv_cache"]) == ("f16", dtype)
     assert 0 < of_cache["kl_mean"] < 1.5 * MOST_OF_A_CACHE[dtype]
-    manifest = open_checkpoint(model).manifest
+    manifest = open_checkpoint(tmp_path / "q").manifest
     assert manifest is not None
     assert manifest.quality == {"divergence": of_weights, f"divergence_{dtype}_cache": of_cache}
     run(monkeypatch, "models", "show", model)

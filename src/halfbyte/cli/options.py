@@ -66,9 +66,7 @@ Weights = Annotated[
 ]
 KvCacheOption = Annotated[
     KvCache,
-    typer.Option(
-        "--kv-cache", metavar="f16|f32|q8|q4", help="Number format of the KV cache.", rich_help_panel=_MODEL
-    ),
+    typer.Option("--kv-cache", metavar="f16|f32|q8|q4", help="Number format of the KV cache.", rich_help_panel=_MODEL),
 ]
 ActivationsOption = Annotated[
     Activations | None,

@@ -24,7 +24,7 @@ _CONDITIONS = ("text_sha256", "questions_sha256", "base_sha256", "protocol", "wi
 
 
 def name_of(what: str, kv_dtype: str) -> str:
-    """The name under which a model's `quality` keeps a kind of figures: each number format of the KV cache has its own."""
+    """The name under which a model's `quality` keeps figures: each number format of the KV cache has its own."""
     return what if kv_dtype == RunOptions.kv_dtype else f"{what}_{kv_dtype}_cache"
 
 

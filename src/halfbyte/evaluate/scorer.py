@@ -104,7 +104,7 @@ class Scorer:
 
 
 def how_it_ran(model: Model) -> dict[str, str]:
-    """How a model ran, for the record of a measurement: device, precision of activations and cache, Halfbyte's version."""
+    """How a model ran, for the record of a measurement: where, how precisely, and by which version of Halfbyte."""
     from halfbyte._version import __version__
 
     packed = any(is_packed(get_format(tensor.dtype)) for tensor in model.plan.of_kind("weight"))

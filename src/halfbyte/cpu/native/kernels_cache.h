@@ -28,28 +28,42 @@ static uint16_t to_codes(const float* x, int64_t n, int lowest, int8_t* codes) {
 // half, which in 8 bits those of the second follow `apart` bytes later.
 struct Q8 {
     static constexpr int64_t kRunBytes = 32;
-    static HB_INLINE void halves(const uint8_t* at, int64_t apart, int64_t count, Lanes scale, Lanes& low, Lanes& high) {
-        low = some(at, count) * scale;
-        high = some(at + apart, count) * scale;
-    }
-
-private:
-    static HB_INLINE Lanes some(const uint8_t* at, int64_t count) {
-        int8_t codes[16] = {};
-        if (count < 16) std::memcpy(codes, at, count);
-        return Lanes::from(Lanes::ints(count < 16 ? codes : reinterpret_cast<const int8_t*>(at)));
+    static HB_INLINE void halves(const uint8_t* at, int64_t apart, Lanes scale, Lanes& low, Lanes& high) {
+        low = Lanes::from(Lanes::ints(reinterpret_cast<const int8_t*>(at))) * scale;
+        high = Lanes::from(Lanes::ints(reinterpret_cast<const int8_t*>(at + apart))) * scale;
     }
 };
 struct Q4 {
     static constexpr int64_t kRunBytes = 16;
-    static HB_INLINE void halves(const uint8_t* at, int64_t, int64_t count, Lanes scale, Lanes& low, Lanes& high) {
+    static HB_INLINE void halves(const uint8_t* at, int64_t, Lanes scale, Lanes& low, Lanes& high) {
         // byte / 16 less 15 / 32 is nearest to the upper code
-        const Lanes bytes = load_some<U8>(at, count), eight = scale * Lanes::broadcast(-8);
+        const Lanes bytes = Lanes::load(U8{}, at), eight = scale * Lanes::broadcast(-8);
         const Lanes upper = Lanes::round(Lanes::fma(bytes, Lanes::broadcast(1.0f / 16), Lanes::broadcast(-15.0f / 32)));
         low = Lanes::fma(Lanes::fma(upper, Lanes::broadcast(-16), bytes), scale, eight);
         high = Lanes::fma(upper, scale, eight);
     }
 };
+
+// to[rows of a run, of which `left` are there][size] for 16 positions of keys, or `count` where they are not `Whole`.
+template <class Q, bool Whole>
+static HB_INLINE void widen_positions(const uint8_t* codes, int64_t size, Lanes scale, int64_t left, int64_t count, float* to) {
+    for (int64_t i = 0; i < (left < 16 ? left : 16); ++i, codes += size, to += size) {
+        Lanes low, high;
+        if constexpr (Whole) {
+            prefetch(codes + kAhead);
+            Q::halves(codes, 16 * size, scale, low, high);
+            low.store(to);
+            if (i + 16 < left) high.store(to + 16 * size);
+        } else {
+            uint8_t some[32] = {};
+            std::memcpy(some, codes, count);
+            if (Q::kRunBytes == 32) std::memcpy(some + 16, codes + 16 * size, count);
+            Q::halves(some, 16, scale, low, high);
+            store_some(low, to, count);
+            if (i + 16 < left) store_some(high, to + 16 * size, count);
+        }
+    }
+}
 
 // panel[head_dim][block_size] from keys of one head: codes [runs][bytes of a run][block_size], scales [runs][block_size].
 template <class Q>
@@ -60,15 +74,11 @@ static void widen_keys(const AttendJob& job, const std::byte* keys) {
     for (int64_t run = 0; run < runs; ++run, codes += Q::kRunBytes * size, scales += 2 * size) {
         float* to = job.panel + run * Cache::kRun * size;
         const int64_t left = job.head_dim - run * Cache::kRun;
-        for (int64_t p = 0; p < size; p += 16) {
-            const Lanes scale = load_some<F16>(scales + 2 * p, size - p);
-            for (int64_t i = 0; i < (left < 16 ? left : 16); ++i) {
-                Lanes low, high;
-                Q::halves(codes + i * size + p, 16 * size, size - p, scale, low, high);
-                store_some(low, to + i * size + p, size - p);
-                if (i + 16 < left) store_some(high, to + (i + 16) * size + p, size - p);
-            }
-        }
+        int64_t p = 0;
+        for (; p + 16 <= size; p += 16)
+            widen_positions<Q, true>(codes + p, size, Lanes::load(F16{}, scales + 2 * p), left, 16, to + p);
+        if (p < size)
+            widen_positions<Q, false>(codes + p, size, load_some<F16>(scales + 2 * p, size - p), left, size - p, to + p);
     }
 }
 
@@ -85,7 +95,8 @@ static void widen_values(const AttendJob& job, const std::byte* values, int64_t 
             std::memcpy(&scale, scales, sizeof scale);
             float* to = job.panel + j * job.head_dim + run * Cache::kRun;
             Lanes low, high;
-            Q::halves(codes, 16, 16, Lanes::broadcast(half_to_float(scale)), low, high);
+            prefetch(codes + kAhead);
+            Q::halves(codes, 16, Lanes::broadcast(half_to_float(scale)), low, high);
             low.store(to);
             high.store(to + 16);
         }

@@ -18,8 +18,8 @@ from halfbyte.gpu.lowering.columns import COLUMNS, capacity, columns_for
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
-from halfbyte.gpu.lowering.passes import Section, schedule
 from halfbyte.gpu.lowering.pages import page_nbytes
+from halfbyte.gpu.lowering.passes import Section, schedule
 from halfbyte.gpu.lowering.program import Cache, Lowered, Output, Program
 from halfbyte.gpu.lowering.sampling import SAMPLING_PROGRAMS, lower_sampling
 from halfbyte.gpu.lowering.state import StateLayout
@@ -29,7 +29,7 @@ from halfbyte.gpu.shaders.shader import DemandError, ShaderSet
 from halfbyte.gpu.shaders.variants import KernelConfig, without_one
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
-from halfbyte.plan.plan import LOGITS, Tensor
+from halfbyte.plan.plan import LOGITS
 
 SINGLE = "single"
 """The program of one token and its logits."""

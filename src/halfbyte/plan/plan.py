@@ -31,7 +31,7 @@ class Tensor:
     """A named tensor of the plan.
 
     Attributes:
-        dtype: `f32` or `i32`; for caches the name of a format in `halfbyte.plan.cache`, for weights in `halfbyte.formats`.
+        dtype: `f32` or `i32`; for caches a name in `halfbyte.plan.cache`, for weights one in `halfbyte.formats`.
         nbytes: Bytes it takes at its full shape.
         offset: Where it lies in the arena, for activations once memory is planned.
     """

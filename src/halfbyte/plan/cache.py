@@ -18,10 +18,10 @@ from halfbyte.options import KV_DTYPES
 BLOCK = 32
 """Values that share a scale."""
 
-_PLAIN = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+_PLAIN: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 _LOWEST = {"q8": -128, "q4": -8}
 """The lowest code."""
-_ITEMS = {
+_ITEMS: dict[str, np.dtype[Any]] = {
     **_PLAIN,
     "q8": np.dtype([("scale", "<f2"), ("codes", "i1", BLOCK)]),
     "q4": np.dtype([("scale", "<f2"), ("codes", "u1", BLOCK // 2)]),

@@ -128,7 +128,8 @@ def mixed(x: Array, size: int) -> Array:
 @run_op.register
 def _(op: ops.Rope, get: Get) -> Array:
     q, k, v = _split(op, get(op.qkv))
-    return _join(*(mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k)), v)
+    q, k = (mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k))
+    return _join(q, k, v)
 
 
 def slots(blocks: Array, sequences: Array, positions: Array, block_size: int) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 // The paged cache: pages [blocks, KV_HEADS] of BLOCK_SIZE positions, each of HDP / 8 eights of values, HDP being the
 // head's size in whole eights. In KV_BITS of 8 or 4 eights are codes; the scales of a page follow them, a float16 for each
-// 32 values, two in a word. In 4 bits byte i of a word holds codes i and i + 4 of an eight, each plus 8.
+// 32 values, two in a word. Codes are stored without sign, the lowest as 0, and so that two neighbours lie in the halves
+// of a word: the bits of a code above 0x6400 are the float16 of 1024 plus the code, which takes no conversion to float.
 // Constants: KV_BITS, PAGE (words of a page), ACCESS (read or read_write), SEQUENCES, TABLE and COLUMNS (where the block
 // table lies in `state`); with read_write LANES, which hold a head.
 #include values
@@ -35,9 +36,11 @@ fn nearest_half(x: f32) -> f32 {
     return unpack2x16float(pack2x16float(vec2<f32>(rounded, 0.0))).x;
 }
 
-fn codes4(v: vec4<f32>, scale: f32) -> vec4<i32> {
-    let low = vec4<f32>(${float(-(1 << KV_BITS - 1))});
-    return vec4<i32>(clamp(round(v / scale), low, -low - 1.0));
+// Four codes, two in each half of a word.
+fn codes4(v: vec4<f32>, scale: f32) -> u32 {
+    let lowest = vec4<f32>(${float(-(1 << KV_BITS - 1))});
+    let q = vec4<u32>(clamp(round(v / scale), lowest, -lowest - 1.0) - lowest);
+    return q.x | (q.y << 16u) | (q.z << ${KV_BITS}u) | (q.w << ${16 + KV_BITS}u);
 }
 #endif
 
@@ -57,18 +60,21 @@ fn packed(lid: u32, v: Values) -> Eight {
     let first = scale_sum(lid, select(0.0, scale, lane % 8u == 0u));
     let second = scale_sum(lid, select(0.0, scale, lane % 8u == 4u));
     let by = select(scale, 1.0e30, scale == 0.0);
-    let a = codes4(v.a, by);
-    let b = codes4(v.b, by);
-#if KV_BITS == 8
-    let codes = vec2<u32>(pack4xI8(a), pack4xI8(b));
-#else
-    let codes = pack4xU8(vec4<u32>(a + 8)) | (pack4xU8(vec4<u32>(b + 8)) << 4u);
-#endif
+    let codes = ${"vec2<u32>(codes4(v.a, by), codes4(v.b, by))" if KV_BITS == 8 else "codes4(v.a, by) | (codes4(v.b, by) << 8u)"};
     return Eight(codes, pack2x16float(vec2<f32>(first, second)), lane / 4u % 2u * 16u);
 #endif
 }
 #endif
 
+#if KV_BITS <= 8
+// The lowest four codes of a word, each plus 1024.
+fn coded4(word: u32) -> vec4<f32> {
+    let first = (word & ${"0x00ff00ffu" if KV_BITS == 8 else "0x000f000fu"}) | 0x64006400u;
+    let second = ((word >> ${KV_BITS}u) & ${"0x00ff00ffu" if KV_BITS == 8 else "0x000f000fu"}) | 0x64006400u;
+    return vec4<f32>(unpack2x16float(first), unpack2x16float(second));
+}
+
+#endif
 fn unpacked(e: Eight) -> Values {
 #if KV_BITS == 32
     return Values(e.a, e.b);
@@ -76,13 +82,10 @@ fn unpacked(e: Eight) -> Values {
     return Values(vec4<f32>(unpack2x16float(e.x), unpack2x16float(e.y)), vec4<f32>(unpack2x16float(e.z), unpack2x16float(e.w)));
 #else
     let scale = unpack2x16float(e.scales >> e.shift).x;
-#if KV_BITS == 8
-    return Values(vec4<f32>(unpack4xI8(e.codes.x)) * scale, vec4<f32>(unpack4xI8(e.codes.y)) * scale);
-#else
-    let a = vec4<f32>(unpack4xU8(e.codes & 0x0f0f0f0fu)) - 8.0;
-    let b = vec4<f32>(unpack4xU8((e.codes >> 4u) & 0x0f0f0f0fu)) - 8.0;
-    return Values(a * scale, b * scale);
-#endif
+    let zero = vec4<f32>(scale * ${-1024.0 - (1 << KV_BITS - 1)});
+    let a = coded4(${"e.codes.x" if KV_BITS == 8 else "e.codes"});
+    let b = coded4(${"e.codes.y" if KV_BITS == 8 else "e.codes >> 8u"});
+    return Values(fma(a, vec4<f32>(scale), zero), fma(b, vec4<f32>(scale), zero));
 #endif
 }
 

@@ -289,9 +289,9 @@ def test_requests_that_cannot_be_meant_are_usage_errors(prompt: list, options: d
 
 
 def test_closing_the_iterator_frees_everything() -> None:
-    plan = plan_of()
+    plan = plan_of(context=400)
     loop, _ = loop_of(plan)
-    stream = loop.stream(PROMPT, GREEDY, max_tokens=20)
+    stream = loop.stream(PROMPT, GREEDY, max_tokens=300)
     sequence = next(stream).sequence
     stream.close()
     assert loop.idle

@@ -201,3 +201,11 @@ def test_seeds_of_several_answers_begin_again_behind_the_largest() -> None:
     engine, _ = engine_of(plan_of())
     made = engine.requests(PROMPT, SamplingParams(temperature=1, seed=2**64 - 1), 2, max_tokens=1)
     assert [s.sampling.seed for s in made] == [2**64 - 1, 0]
+
+
+def test_a_prefix_of_2000_tokens_is_not_read_again() -> None:
+    model = halfbyte.load(device="cpu", threads=1)
+    prefix = [10 + i * 37 % 8000 for i in range(2000)]
+    first, second = (model.generate([*prefix, 5, i], max_tokens=1) for i in (7, 8))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 2001)
+    assert second.prefill_ms <= first.prefill_ms / 10

@@ -106,7 +106,10 @@ def throughput(
     json: JsonRecord = False,
     output: OutputRecord = None,
 ) -> None:
-    """Measure how many requests a model answers together, and how long each waits, after a correctness check."""
+    """Measure many requests together: speed and waiting.
+
+    The model is checked against the reference first.
+    """
     subject = subject_of(chosen, synthetic, layers)
 
     from halfbyte.placement import choose_device

@@ -54,6 +54,13 @@ Noted from `llama-bench` (Q4_0, random weights, 3 repetitions, built without fla
 """
 
 
+LLAMA_TOGETHER = {"llama-3.2-1b": (639, 2_135, 2_898, 3_163), "llama-3.1-8b": (255, 705, 1_078, 1_208)}
+"""llama.cpp with CUDA on an NVIDIA H200: tokens/s of 1, 8, 32 and 64 sequences together, prompts of 128 and 64 new tokens.
+
+Noted by hand; no samples were kept.
+"""
+
+
 @dataclass(frozen=True)
 class Results:
     """A file of results, with the commits that added its lines."""
@@ -79,6 +86,7 @@ H200 = (
     Results("nvidia-h200/bench-2026-11-22.jsonl", ("5399b72",)),
     Results("nvidia-h200/bench-2026-11-21.jsonl", ("7389829", "87625bd")),
 )
+H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("78f19a3",))
 ZEN5 = Results("amd-epyc-zen5-2-cores/bench-2026-11-21.jsonl", ("7b7bfd4",))
 ZEN5_PEERS = Results("amd-epyc-zen5-2-cores/peers-2026-11-21.jsonl", ("d53094c", "d12c6bc"))
 ZEN4_PEERS = Results("amd-epyc-zen4-2-cores/peers-2026-11-21.jsonl", ("6301fa0",))
@@ -214,6 +222,25 @@ def h200_formats() -> tuple[str, Sequence[Results]]:
     return _pipe(head, rows), [Results(H200[1].name, ("4f3272c",))]
 
 
+def h200_together() -> tuple[str, Sequence[Results]]:
+    """Several sequences at once on an H200: all new tokens by the time of decoding, and by all the time."""
+    sizes = (1, 8, 32, 64)
+    rows = []
+    for title, own in _named(H200_TOGETHER.records()):
+        by_size = {record.case.batch: record for record in own}
+        rows.append([title, *(_of(SPEED, by_size[n], 0) for n in sizes)])
+        rows.append(["… with the reading of prompts", *(f"{_whole_speed(by_size[n]):,.0f}" for n in sizes)])
+        rows.append(["… GPU ms per token", *(_of(GPU, by_size[n], 2) for n in sizes)])
+        if theirs := LLAMA_TOGETHER.get(own[0].model["name"]):
+            rows.append(["… llama.cpp with CUDA", *(f"{speed:,}" for speed in theirs)])
+    return _pipe(["tokens/s of all together", *map(str, sizes)], rows), [H200_TOGETHER]
+
+
+def _whole_speed(record: Record) -> float:
+    """New tokens of all sequences a second, from submission to the last."""
+    return record.case.batch * record.case.new_tokens / median(sample.total_s for sample in record.samples)
+
+
 def zen5() -> tuple[str, Sequence[Results]]:
     """Every model on two cores of Zen 5."""
     head = ["model", "prefill of 128, ms", "decode, tokens/s", "ms per token, p50", "p99", "MB per token"]
@@ -319,6 +346,7 @@ TABLES: dict[str, Callable[[], tuple[str, Sequence[Results]]]] = {
     "h200-prefill": h200_prefill,
     "h200-formats": h200_formats,
     "h200-llama-cpp": h200_llama_cpp,
+    "h200-together": h200_together,
     "zen5": zen5,
     "zen5-memory": zen5_memory,
     "peers-llama": lambda: _peers(ZEN5_PEERS, "llama-3.2-1b"),

@@ -55,7 +55,7 @@ Noted from `llama-bench` (Q4_0, random weights, 3 repetitions, built without fla
 
 
 LLAMA_TOGETHER = {"llama-3.2-1b": (639, 2_135, 2_898, 3_163), "llama-3.1-8b": (255, 705, 1_078, 1_208)}
-"""llama.cpp with CUDA on an NVIDIA H200: tokens/s of 1, 8, 32 and 64 sequences together, prompts of 128 and 64 new tokens.
+"""llama.cpp with CUDA on an NVIDIA H200: tokens/s of 1, 8, 32 and 64 sequences, prompts of 128 and 64 new tokens.
 
 Noted by hand; no samples were kept.
 """

@@ -220,8 +220,10 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
         "Linear": {"x": line, "weights": [matrix, matrix], "bias": floats(32), "out": wide, "residual": wide},
         "QkNorm": {**heads, **norms, "qkv": wide, "out": wide},
         "RmsNorm": {"x": line, "weight": floats(16), "out": line, "eps": 1e-6, "offset": 0.0, "residual": line},
-        "Rope": {**heads, "qkv": wide, "table": floats(4, 2, 4), "out": wide},
-        "RopeKvWrite": {**heads, **paging, **caches, **norms, "qkv": wide, "table": floats(4, 2, 4), "out": line},
+        "Rope": {**heads, "qkv": wide, "table": floats(4, 2, 4), "out": wide, "hadamard": 4},
+        "RopeKvWrite": {
+            **heads, **paging, **caches, **norms, "qkv": wide, "table": floats(4, 2, 4), "out": line, "hadamard": 4,
+        },
         "RopeTable": {
             "positions": whole(4), "sets": whole(4), "inv_freq": floats(2, 4), "out": floats(4, 2, 4), "factor": 1.0,
         },

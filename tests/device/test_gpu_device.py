@@ -44,7 +44,8 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 def test_a_context_too_large_for_a_buffer_is_refused_with_figures() -> None:
     device = open_device(software=True, limits=replace(BASELINE, max_binding=4096, max_buffer=4096))
-    with pytest.raises(DeviceError, match=r"of 128 tokens takes 8.19 kB in each layer.*allows 4.1 kB.*context of at most 64 tokens"):
+    figures = r"of 128 tokens takes 8.19 kB in each layer.*allows 4.1 kB.*context of at most 64 tokens"
+    with pytest.raises(DeviceError, match=figures):
         GpuExecutor(tiny("llama-3.1-8b").plan(), tiny("llama-3.1-8b"), device=device, off=(), tuning=Tuning())
 
 

@@ -72,6 +72,8 @@ class FakeModel:
         self.streams.append(FakeStream(self.scripts.pop(0)))
         return self.streams[-1]
 
+    submit = stream
+
 
 def use_fake(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> FakeModel:
     """Make `halfbyte.model.load` give a model that plays these scripts, one a prompt."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import halfbyte
 from halfbyte import Model
 from halfbyte.errors import ContextFullError, UsageError
+from tests.unit.cli_fakes import halfbyte as halfbyte_command
 
 NAMES = ("ls", "grep", "tar", "sed", "awk", "cut", "sort")
 PROMPTS = [f"What does {name} do?" for name in NAMES]
@@ -106,3 +109,17 @@ def test_an_event_loop_that_ends_early_harms_nobody(model: Model, alone: list[st
     assert model.generate(PROMPTS[1], max_tokens=20).text == alone[1]
     asyncio.run(stream.aclose())
     assert model.engine.idle
+
+
+def test_prompts_of_a_file_are_answered_in_their_order(tmp_path: Path, alone: list[str]) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    for sequences in ((), ("--sequences", "1"), ("--sequences", "3")):
+        result = halfbyte_command("run", "--prompts", str(lines), "--json", "-n", "20", "--context", "256", *sequences)
+        assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == alone
+
+
+def test_sequences_are_for_a_file_of_prompts() -> None:
+    result = halfbyte_command("run", "x", "--sequences", "2")
+    assert result.exit_code == 2
+    assert "--sequences has no effect without --prompts. Add --prompts." in result.stderr

@@ -277,7 +277,13 @@ Logprobs = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help='JSON lines, each {"prompt": …}, answered one after another.', rich_help_panel=_OUTPUT
+        metavar="FILE", help='JSON lines, each {"prompt": …}, answered in their order.', rich_help_panel=_OUTPUT
+    ),
+]
+Sequences = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="With --prompts: compute N answers at once.", show_default="8", rich_help_panel=_OUTPUT
     ),
 ]
 PromptCache = Annotated[

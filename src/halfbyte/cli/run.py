@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +24,11 @@ from halfbyte.errors import ContextFullError, HalfbyteError, TemplateError, Usag
 from halfbyte.units import size
 
 if TYPE_CHECKING:
-    from halfbyte.answer import Generation, Token
+    from halfbyte.answer import Generation, Stream, Token
     from halfbyte.model import Model
 
+SEQUENCES = 8
+"""Prompts of a file that are answered at once."""
 _OF_ONE_LINE = (UsageError, ContextFullError, TemplateError)
 """Errors that say nothing about the other lines of a file."""
 
@@ -48,6 +55,7 @@ def run(
     ignore_eos: opt.IgnoreEos = False,
     sampling: Sampling,
     prompts: opt.Prompts = None,
+    sequences: opt.Sequences = None,
     prompt_cache: opt.PromptCache = None,
     json: opt.JsonLines = False,
     stats: opt.Stats = False,
@@ -56,13 +64,16 @@ def run(
     """Answer a prompt, or each prompt of a file."""
     if sampling["logprobs"] and not json:
         raise UsageError("--logprobs has no effect without --json.", "Add --json.")
+    if sequences is not None and prompts is None:
+        raise UsageError("--sequences has no effect without --prompts.", "Add --prompts.")
     if prompt_cache is not None and prompts is not None:
         raise UsageError("--prompt-cache holds one prompt; --prompts has many.", "Give one of the two.")
     requests = _requests(prompt, prompts, chosen.model, system=system, raw=raw, max_tokens=max_tokens)
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
 
+    together = 1 if prompts is None else min(len(requests), sequences or SEQUENCES)
     start = time.perf_counter()
-    loaded = chosen.load()
+    loaded = replace(chosen, run=replace(chosen.run, sequences=together)).load()
     if verbose:
         _say_loaded(loaded, time.perf_counter() - start)
     if not raw and not _has_chat_template(loaded):
@@ -70,7 +81,8 @@ def run(
     if prompt_cache is not None:
         _share_prompt(loaded, requests[0], prompt_cache, raw=raw)
         arguments["cache_prompt"] = True
-    _answer_all(loaded, requests, arguments, json=json, stats=stats, verbose=verbose)
+    with closing(_begun(loaded, requests, arguments, together)) as begun:
+        _answer_all(loaded, begun, arguments, titled=len(requests) > 1, json=json, stats=stats, verbose=verbose)
 
 
 def _requests(
@@ -117,19 +129,55 @@ def _share_prompt(model: Model, request: Request, file: Path, *, raw: bool) -> N
         )
 
 
+def _begun(
+    model: Model, requests: list[Request], arguments: dict[str, Any], together: int
+) -> Generator[tuple[Request, Stream | HalfbyteError], None, None]:
+    """Each request with its answer, or why it has none; answers are begun early where several are computed at once."""
+    coming = iter(requests)
+    waiting: deque[tuple[Request, Stream | HalfbyteError]] = deque()
+    try:
+        while True:
+            for request in islice(coming, together - len(waiting)):
+                waiting.append((request, _begin(model, request, arguments, together)))
+            if not waiting:
+                return
+            yield waiting.popleft()
+    finally:
+        for _, answer in waiting:
+            if not isinstance(answer, HalfbyteError):
+                answer.close()
+
+
+def _begin(model: Model, request: Request, arguments: dict[str, Any], together: int) -> Stream | HalfbyteError:
+    if request.error:
+        return request.error
+    begin = model.submit if together > 1 else model.stream
+    try:
+        return begin(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
+    except HalfbyteError as error:
+        return placed(error, request)
+
+
 def _answer_all(
-    model: Model, requests: list[Request], arguments: dict[str, Any], *, json: bool, stats: bool, verbose: bool
+    model: Model,
+    begun: Iterable[tuple[Request, Stream | HalfbyteError]],
+    arguments: dict[str, Any],
+    *,
+    titled: bool,
+    json: bool,
+    stats: bool,
+    verbose: bool,
 ) -> None:
     """Print each answer as it comes; figures at the end, also when an error or Ctrl-C ends it early."""
     done: list[Generation] = []
     failed: list[HalfbyteError] = []
     try:
-        for index, request in enumerate(requests):
-            if len(requests) > 1 and not json:
+        for index, (request, answer) in enumerate(begun):
+            if titled and not json:
                 sys.stdout.write("\n" * (index > 0))
                 note(f"> {request.where if request.error else request.shown}")
             try:
-                generation, tokens = _answer(model, request, arguments, done, echo=not json)
+                generation, tokens = _answer(model, request, answer, arguments, done, echo=not json)
             except _OF_ONE_LINE as error:
                 if not request.where:
                     raise
@@ -167,16 +215,18 @@ def _say_cut(model: Model, request: Request, generation: Generation) -> None:
 
 
 def _answer(
-    model: Model, request: Request, arguments: dict[str, Any], done: list[Generation], *, echo: bool
+    model: Model,
+    request: Request,
+    stream: Stream | HalfbyteError,
+    arguments: dict[str, Any],
+    done: list[Generation],
+    *,
+    echo: bool,
 ) -> tuple[Generation, list[Token]]:
     """Stream one answer, printed as it comes if `echo`; it goes to `done` even if an error ends it early."""
-    if request.error:
-        raise request.error
+    if isinstance(stream, HalfbyteError):
+        raise stream
     tokens: list[Token] = []
-    try:
-        stream = model.stream(request.prompt, system=request.system, max_tokens=request.max_tokens, **arguments)
-    except HalfbyteError as error:
-        raise placed(error, request) from error
     try:
         for token in stream:
             tokens.append(token)

@@ -122,4 +122,4 @@ def test_prompts_of_a_file_are_answered_in_their_order(tmp_path: Path, alone: li
 def test_sequences_are_for_a_file_of_prompts() -> None:
     result = halfbyte_command("run", "x", "--sequences", "2")
     assert result.exit_code == 2
-    assert "--sequences has no effect without --prompts. Add --prompts." in result.stderr
+    assert "--sequences has no effect without --prompts." in result.stderr

@@ -119,7 +119,7 @@ def test_a_smaller_cache_leaves_room_for_a_longer_context(name: str, kv_dtype: s
     device = SimpleNamespace(capabilities=replace(BASELINE, max_binding=2 << 30, max_buffer=2 << 30))
     free = budget.needs(usual).nbytes - budget.needs(usual).cache // 2
     half = budget.needs(usual).cache // 2 // (heads * nbytes)
-    assert budget.fitting_context(rounded, device, free) == min(8192, half // 32 * 32)
+    assert budget.fitting_tokens(rounded, device, free) == min(8192, half // 32 * 32)
 
 
 def test_what_is_not_standard_is_there_only_where_a_device_has_it() -> None:

@@ -100,7 +100,7 @@ class GpuExecutor:
         self._results: deque[Staging] = deque()
         self._programs: dict[str, BoundProgram] = {}
         self._binder = self._make_binder()
-        self._slots = Slots(device, self.buffer, self.words)
+        self._slots = Slots(device, self._binder.buffer, self.words)
         self.program(SINGLE)
 
     def _make_binder(self) -> Binder:
@@ -114,7 +114,7 @@ class GpuExecutor:
         other.lowerer = Lowerer(self.plan, self.device.capabilities, config, shaders=shaders)
         other._binder = other._make_binder()
         other._following, other._results, other._staging = None, deque(), {}
-        other._slots = Slots(self.device, other.buffer, self.words)
+        other._slots = Slots(self.device, other._binder.buffer, self.words)
         return other
 
     def program(self, name: str) -> BoundProgram:

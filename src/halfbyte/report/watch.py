@@ -70,11 +70,12 @@ class Watcher:
 
     def _watched_cpu(self) -> Watched:
         """Each batch's steps, laid end to end so that the last one ends with the batch."""
-        times: list[tuple[Any, dict[str, int], int]] = []
+        times: list[tuple[Any, dict[str, int]]] = []
         executor: Any = self._model.executor
 
-        def note() -> None:
-            times.append((executor.step_ns(), executor.before_ns(), executor.choose_ns))
+        def note() -> float:
+            times.append((executor.step_ns(), executor.before_ns()))
+            return float(executor.choose_ns) * 1e-9
 
         turns = self._answer(_Noted(executor, note))
         spans, names, steps = [*self._tokens(turns)], parts(self._model.plan), self._model.plan.steps
@@ -82,8 +83,7 @@ class Watcher:
         for turn in turns:
             host: list[Span] = []
             for run in turn.runs:
-                step_ns, before_ns, choose_ns = next(taken)
-                run = replace(run, end_s=run.end_s - choose_ns * 1e-9)
+                step_ns, before_ns = next(taken)
                 phase: Phase = turn.phase if run.tokens == 1 else "prefill"
                 at = run.start_s
                 for name, nanoseconds in before_ns.items():
@@ -138,10 +138,10 @@ class _Noted:
     """An executor that notes what it is asked to run.
 
     Args:
-        after: Called after each batch.
+        after: Called after each batch; the seconds at its end in which tokens were chosen.
     """
 
-    def __init__(self, executor: Runner, after: Callable[[], None] | None = None) -> None:
+    def __init__(self, executor: Runner, after: Callable[[], float] | None = None) -> None:
         self.submits: list[_Submit] = []
         self._executor = executor
         self._after = after
@@ -172,9 +172,8 @@ class _Noted:
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         start = time.perf_counter()
         pending = self._executor.submit(batch, draws, steps=steps)
-        run = Run(start, time.perf_counter(), len(batch.token_ids), len(batch.logit_rows), int(batch.positions[-1]))
-        if self._after:
-            self._after()
+        end = time.perf_counter() - (self._after() if self._after else 0.0)
+        run = Run(start, end, len(batch.token_ids), len(batch.logit_rows), int(batch.positions[-1]))
         self.submits.append(_Submit(run, batch, steps))
         return pending
 

@@ -25,9 +25,8 @@ from halfbyte.formats.dense import Dense
 from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, cache, ops
 from halfbyte.plan.batch import Timing, block_bytes
-from halfbyte.plan.drawing import Draw, Finished, Pending
+from halfbyte.plan.drawing import ComputesAtOnce, Draw, Finished, Pending
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
-from halfbyte.sampling import SamplingParams
 
 Float32 = NDArray[np.float32]
 
@@ -37,7 +36,7 @@ _ALIGNMENT = 64
 _GROUPED = re.compile(r"(q\d+g)(\d+)z?")
 
 
-class CpuExecutor:
+class CpuExecutor(ComputesAtOnce):
     """The `Executor` protocol on the CPU.
 
     Args:
@@ -131,20 +130,6 @@ class CpuExecutor:
         for file in self._files:
             file.verify()
         return self._logits[:rows]
-
-    @property
-    def ahead(self) -> int:
-        """One batch at a time: `submit` computes it."""
-        return 1
-
-    @property
-    def most_steps(self) -> int:
-        """One step at a time."""
-        return 1
-
-    def draws(self, sampling: SamplingParams) -> bool:
-        """The host chooses, whatever the settings, and that is where it runs."""
-        return True
 
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         """Run one batch, and choose its tokens. Raises what `run` does."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.sampling import Sampled, Sampler
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
 
 Token = Sampled | HalfbyteError
 """A token, or why there is none: a failure of one sequence must not end the others."""
@@ -61,6 +61,24 @@ class Finished:
     def tokens(self) -> list[list[Token]]:
         """The tokens."""
         return self.found
+
+
+class ComputesAtOnce:
+    """What executors have in common whose `submit` computes the batch on the host, and chooses its tokens there."""
+
+    @property
+    def ahead(self) -> int:
+        """One batch at a time."""
+        return 1
+
+    @property
+    def most_steps(self) -> int:
+        """One step at a time."""
+        return 1
+
+    def draws(self, sampling: SamplingParams) -> bool:
+        """Tokens are chosen where the batch runs, whatever the settings."""
+        return True
 
 
 def drawn_on_host(logits: NDArray[np.float32], draws: Sequence[Draw]) -> Finished:

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan, cache
 from halfbyte.plan.batch import Timing, block_bytes
-from halfbyte.plan.drawing import Draw, Pending, drawn_on_host
+from halfbyte.plan.drawing import ComputesAtOnce, Draw, Pending, drawn_on_host
 from halfbyte.plan.plan import LOGITS
 from halfbyte.reference.ops import run_op
-from halfbyte.sampling import SamplingParams
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(ComputesAtOnce):
     """The `Executor` protocol in NumPy.
 
     Weights are decoded to float32 when a step needs them and dropped after it, so that memory holds the
@@ -56,20 +55,6 @@ class ReferenceExecutor:
     def close(self) -> None:
         """Free the caches."""
         self._caches.clear()
-
-    @property
-    def ahead(self) -> int:
-        """One batch at a time: `submit` computes it."""
-        return 1
-
-    @property
-    def most_steps(self) -> int:
-        """One step at a time."""
-        return 1
-
-    def draws(self, sampling: SamplingParams) -> bool:
-        """The host chooses, whatever the settings, and that is where it runs."""
-        return True
 
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         """Run one batch, and choose its tokens."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import DeviceError
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
 from halfbyte.gpu.lowering.program import Ref
@@ -21,6 +21,7 @@ from halfbyte.gpu.lowering.sampling import PARAMS_PITCH, sampling_ref
 from halfbyte.gpu.run.bound import Buffer
 from halfbyte.plan.drawing import Draw, Token
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from halfbyte.sampling.sampler import invalid_logits
 
 IN_PROMPT = np.uint32(1 << 31)
 
@@ -124,12 +125,7 @@ class DrawnTokens:
         return found
 
     def _token(self, token: int, logprob: float) -> Token:
-        if np.isfinite(logprob):
-            return Sampled(token, logprob)
-        return DeviceError(
-            f"The model gave no valid logits: {logprob} for token {token}.",
-            "The device or the weights are faulty: compare with device='reference'.",
-        )
+        return Sampled(token, logprob) if isfinite(logprob) else invalid_logits(logprob, token)
 
 
 def _floats(bits: NDArray[np.uint32]) -> list[float]:

@@ -104,12 +104,12 @@ def test_streams_that_are_closed_dropped_or_interleaved_harm_no_other(executor: 
 
 
 def test_sequences_of_several_threads_are_computed_together() -> None:
-    plan = plan_of()
+    plan = plan_of(context=400)
     engine, executor = loop_of(plan)
     together = threading.Barrier(4)
 
     def ask(_: int) -> None:
-        stream = engine.stream([1], GREEDY, max_tokens=30)
+        stream = engine.stream([1], GREEDY, max_tokens=300)
         next(stream)
         together.wait(60)
         list(stream)
@@ -140,9 +140,9 @@ def test_tokens_of_submitted_sequences_made_meanwhile_are_returned_by_step() -> 
 
 
 def test_a_sequence_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_of()
+    plan = plan_of(context=400)
     engine, _ = loop_of(plan)
-    bad, good = engine.stream(PROMPT, GREEDY, max_tokens=9), engine.stream(PROMPT[:4], GREEDY, max_tokens=9)
+    bad, good = engine.stream(PROMPT, GREEDY, max_tokens=200), engine.stream(PROMPT[:4], GREEDY, max_tokens=200)
     got = [next(good).token_id]
     next(bad)
 
@@ -151,7 +151,7 @@ def test_a_sequence_that_fails_leaves_the_others_alone(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(bad.sequence.sampler, "sample", fail)
     got += [output.token_id for output in good]
-    assert got == answer(PROMPT[:4], plan, max_tokens=9)
+    assert got == answer(PROMPT[:4], plan, max_tokens=200)
     with pytest.raises(DeviceError, match="no valid logits"):
         list(bad)
     assert engine.idle
@@ -218,13 +218,13 @@ def test_an_unbounded_answer_is_not_paused() -> None:
 
 
 def test_scores_are_made_between_the_batches_of_others() -> None:
-    engine, _ = loop_of(plan_of())
+    engine, _ = loop_of(plan_of(context=400))
     assert len(np.concatenate([chunk.copy() for chunk in engine.score(PROMPT)])) == len(PROMPT)
-    stream = engine.stream(PROMPT, GREEDY, max_tokens=20)
+    stream = engine.stream(PROMPT, GREEDY, max_tokens=300)
     next(stream)
     with pytest.raises(UsageError, match="still being answered"):
         next(engine.score(PROMPT))
-    assert len(list(stream)) == 19
+    assert len(list(stream)) == 299
     assert len(list(engine.score(PROMPT))) == 4
 
 
@@ -240,9 +240,9 @@ def test_the_thread_ends_when_nothing_is_asked_for_and_begins_again() -> None:
 
 
 def test_a_lost_device_ends_every_answer_with_the_same_error() -> None:
-    plan = plan_of()
+    plan = plan_of(context=400)
     engine, executor = loop_of(plan)
-    streams = [engine.stream([i, 3], GREEDY, max_tokens=20) for i in range(6)]
+    streams = [engine.stream([i, 3], GREEDY, max_tokens=300) for i in range(6)]
     for stream in streams:
         stream.start()
     next(streams[0])

@@ -7,9 +7,9 @@ import io
 import json
 from dataclasses import asdict, dataclass
 
-from halfbyte.evaluate.answers import Answers
-from halfbyte.evaluate.divergence import Divergence
-from halfbyte.evaluate.plot import plot
+from halfbyte.evaluation.answers import Answers
+from halfbyte.evaluation.divergence import Divergence
+from halfbyte.evaluation.plot import plot
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,24 @@ class Table:
         """The whole table as an object."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
-    def svg(self) -> str:
-        """A plot: each model's perplexity over that of the first, against the window length."""
+    def plot(self, form: str = "svg", *, dark: bool = False) -> bytes:
+        """A picture: each model's perplexity over that of the first, against the window length.
+
+        Args:
+            form: Of the file: `svg`, `png` or `pdf`.
+            dark: Whether it is for a dark page.
+
+        Raises:
+            UsageError: matplotlib is missing.
+        """
         base = self.rows[0]
         return plot(
             [f"{row.name}, {row.bits_per_weight:.2f} bits" for row in self.rows],
             [[p / b for p, b in zip(row.ppl, base.ppl, strict=True)] for row in self.rows],
             self.windows,
             f"Perplexity relative to {base.name}, on {self.tokens:,} tokens",
+            form=form,
+            dark=dark,
         )
 
 

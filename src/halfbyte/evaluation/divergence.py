@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.perplexity import Tick, mean_perplexity, standard_error
-from halfbyte.evaluate.scorer import Float64, Scorer, log_probabilities
-from halfbyte.evaluate.windows import Ids, Protocol
+from halfbyte.evaluation.perplexity import Tick, mean_perplexity, standard_error
+from halfbyte.evaluation.scorer import Float64, Scorer, log_probabilities
+from halfbyte.evaluation.windows import Ids, Protocol
 
 _ROWS = 64
 

@@ -47,7 +47,7 @@ def backward(steps: Sequence[ops.Op], get: Get, output: Array) -> Gradients:
 def pull_back(op: ops.Op, get: Get, *outputs: Array) -> Gradients:
     """Gradients of an op's inputs from those of its outputs; caches have theirs token by token, `[n, kv_heads, D]`."""
     raise UnsupportedModelError(
-        f"a model cannot be refined through {type(op).__name__}, which has no gradient.", "Leave out --refine."
+        f"a model cannot be refined through {type(op).__name__}, which has no gradient.", "Leave out `refine`."
     )
 
 

@@ -56,7 +56,7 @@ def refuse_other_work(path: Path, task: Mapping[str, Any], *, restart: bool) -> 
         changed = ", ".join(_change(name, kept.get(name), task.get(name)) for name in names)
         raise UsageError(
             f"{path} holds unfinished work of a command with other options ({changed}).",
-            "Give the same options to resume it, choose another target, or pass --restart to discard it.",
+            "Give the same options to resume it, choose another target, or pass restart=True to discard it.",
         )
 
 

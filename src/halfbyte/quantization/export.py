@@ -15,8 +15,8 @@ from halfbyte.checkpoint.runnable import block_format
 from halfbyte.errors import UsageError
 from halfbyte.formats import Format
 from halfbyte.models import build_spec
-from halfbyte.quantize import calibration as texts
-from halfbyte.quantize.importance import importance
+from halfbyte.quantization import calibration as texts
+from halfbyte.quantization.importance import importance
 
 LAYOUTS = ("gguf", *METHODS)
 _TOKENS = 8192
@@ -81,10 +81,10 @@ def _export(
     checkpoint.check(spec)
     tick = progress or (lambda what, done, total: None)
     if layout != "gguf":
-        if kind or calibration or overwrite:
+        if kind or calibration or overwrite or allow_requantize:
             raise UsageError(
-                f"--to {layout} keeps the quantized values of the source.",
-                "Leave out --kind, --calibration and --overwrite: they only apply to gguf.",
+                f"layout={layout!r} keeps the quantized values of the source.",
+                "Leave out `kind`, `calibration`, `allow_requantize` and `overwrite`: they only apply to gguf.",
             )
         write_foreign(target, checkpoint, spec, checkpoint.settings(), method=layout, progress=tick)
         return ()
@@ -98,7 +98,7 @@ def _export(
     if calibration is not None:
         if kind in ("stored", "f16", "bf16"):
             raise UsageError(
-                f"--calibration has no effect on --kind {kind}.", "Choose q4_k_m or another quantized kind."
+                f"`calibration` has no effect on kind={kind!r}.", "Choose q4_k_m or another quantized kind."
             )
         length = min(texts.LENGTH, spec.context)
         ids = texts.read_calibration(checkpoint, calibration, tokens=_TOKENS, length=length)
@@ -120,5 +120,5 @@ def _refuse_requantizing(packed: Mapping[str, Format], kind: str) -> None:
     if form is not None:
         raise UsageError(
             f"The model is quantized already ({name} in {form.name}); {kind} would round it a second time.",
-            "Start from the bf16, f16 or f32 model, use --kind stored, or pass --allow-requantize.",
+            "Start from the bf16, f16 or f32 model, use kind='stored', or pass allow_requantize=True.",
         )

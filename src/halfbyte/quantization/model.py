@@ -21,14 +21,14 @@ from halfbyte.errors import UsageError
 from halfbyte.formats import Format, Parts, get_format
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
-from halfbyte.quantize import calibration as texts
-from halfbyte.quantize.options import Options
-from halfbyte.quantize.recipe import for_model, group_format, listed
-from halfbyte.quantize.work import WorkFolder, is_resumable, refuse_other_work, work_path
+from halfbyte.quantization import calibration as texts
+from halfbyte.quantization.options import Options
+from halfbyte.quantization.recipe import for_model, group_format, listed
+from halfbyte.quantization.work import WorkFolder, is_resumable, refuse_other_work, work_path
 from halfbyte.units import size
 
 if TYPE_CHECKING:
-    from halfbyte.quantize.layerwise import Layerwise
+    from halfbyte.quantization.layerwise import Layerwise
 
 _AUTO_TOKENS = 4096
 
@@ -110,7 +110,7 @@ class _Job:
         recipe = self._recipe(work)
         if self.options.method == "rtn":
             return self._round(recipe, name, overwrite)
-        from halfbyte.quantize.layerwise import Layerwise
+        from halfbyte.quantization.layerwise import Layerwise
 
         packed = RepackedWeights(self.checkpoint, recipe)
         task = self._task(packed)
@@ -129,7 +129,7 @@ class _Job:
 
     def _refined(self, layerwise: Layerwise, packed: RepackedWeights) -> dict[str, Parts]:
         """The tensors that refining changes, after quantizing layer by layer."""
-        from halfbyte.quantize.refine import Refiner, Stored
+        from halfbyte.quantization.refine import Refiner, Stored
 
         task = layerwise.task
         stored = {}
@@ -167,7 +167,7 @@ class _Job:
 
     def _budgeted(self, folder: Path) -> dict[str, str]:
         """The formats that the budget buys; what does not fit in memory meanwhile goes to the folder."""
-        from halfbyte.quantize.auto import auto_formats
+        from halfbyte.quantization.auto import auto_formats
 
         return auto_formats(
             self.checkpoint, self.spec, self._ids(_AUTO_TOKENS), self._net_budget(), folder, self.progress
@@ -191,8 +191,8 @@ class _Job:
         return texts.read_calibration(self.checkpoint, self.options.calibration, tokens=tokens, length=length)
 
     def _task(self, packed: RepackedWeights) -> Any:
-        from halfbyte.quantize.awq import scaled_vectors
-        from halfbyte.quantize.layerwise import Task
+        from halfbyte.quantization.awq import scaled_vectors
+        from halfbyte.quantization.layerwise import Task
 
         method: Literal["awq", "gptq"] = "gptq" if self.options.method == "gptq" else "awq"
         scaled = method == "awq" or self.options.awq_scales
@@ -224,7 +224,7 @@ class _Job:
             result = sum(packed.format(name).nbytes(shape) for name, shape in spec.shapes.items())
         if o.method == "rtn":
             return result
-        from halfbyte.quantize.layerwise import SPILL_BYTES
+        from halfbyte.quantization.layerwise import SPILL_BYTES
 
         tokens = min(o.calibration_tokens, o.calibration.stat().st_size if o.calibration else 0)
         streams = 4 * 4 * tokens * spec.hidden_size
@@ -232,7 +232,7 @@ class _Job:
         return 2 * result + streams + (wide if wide > SPILL_BYTES else 0)
 
     def _rounded(self, packed: RepackedWeights, tensor: str) -> Parts:
-        from halfbyte.quantize.rtn import clipped
+        from halfbyte.quantization.rtn import clipped
 
         return clipped(packed, tensor) if self.options.clip else packed.weight(tensor).parts
 
@@ -259,14 +259,14 @@ def _refuse_two_for_one(spec: ModelSpec, options: Options) -> None:
 
 
 def _refuse_too_large(spec: ModelSpec) -> None:
-    from halfbyte.quantize.refine import needed_bytes
+    from halfbyte.quantization.refine import needed_bytes
     from halfbyte.system import available_memory
 
     needed = needed_bytes(spec)
     if needed > available_memory():
         free = size(available_memory())
         raise UsageError(
-            f"Refining this model takes {size(needed)} of memory; {free} are available.", "Leave out --refine."
+            f"Refining this model takes {size(needed)} of memory; {free} are available.", "Leave out `refine`."
         )
 
 

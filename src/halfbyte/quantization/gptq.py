@@ -17,8 +17,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.quantize.grid import Array, Grid, GroupFormat, chunks, fit, nearest, stacked, to_f16
-from halfbyte.quantize.linalg import cholesky
+from halfbyte.quantization.grid import Array, Grid, GroupFormat, chunks, fit, nearest, stacked, to_f16
+from halfbyte.quantization.linalg import cholesky
 
 BLOCK = 128
 """Channels taken together: whole groups, whose sizes divide it."""

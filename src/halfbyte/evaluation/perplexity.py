@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halfbyte.evaluate.scorer import Float64, Scorer, log_probabilities
-from halfbyte.evaluate.windows import Ids, Protocol
+from halfbyte.evaluation.scorer import Float64, Scorer, log_probabilities
+from halfbyte.evaluation.windows import Ids, Protocol
 
 Tick = Callable[[str, int, int], None]
 

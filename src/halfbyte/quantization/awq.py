@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.models.spec import Layer, ModelSpec, ScalePair
-from halfbyte.quantize.grid import PLAIN, Array, Grid, GroupFormat, chunks, covering, fit, nearest, pad, stacked
+from halfbyte.quantization.grid import PLAIN, Array, Grid, GroupFormat, chunks, covering, fit, nearest, pad, stacked
 
 SCALE_CLIPS = tuple(1 - i / 20 for i in range(10))
 _RATIOS = tuple(k / 20 for k in range(20))

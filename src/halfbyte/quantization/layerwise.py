@@ -20,12 +20,12 @@ from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.formats import Format, Parts
 from halfbyte.models.spec import Layer, ModelSpec
 from halfbyte.plan.ops import Add, Linear, Op
-from halfbyte.quantize import awq
-from halfbyte.quantize.forward import Forward, Values, names_of, stages
-from halfbyte.quantize.gptq import DAMPING, damped, gptq
-from halfbyte.quantize.grid import Array, Grid, GroupFormat, chunks, is_grouped, pack_rows
-from halfbyte.quantize.linalg import add_gram, add_product, cholesky, mirror, solve
-from halfbyte.quantize.work import Kept, Stream, WorkFolder
+from halfbyte.quantization import awq
+from halfbyte.quantization.forward import Forward, Values, names_of, stages
+from halfbyte.quantization.gptq import DAMPING, damped, gptq
+from halfbyte.quantization.grid import Array, Grid, GroupFormat, chunks, is_grouped, pack_rows
+from halfbyte.quantization.linalg import add_gram, add_product, cholesky, mirror, solve
+from halfbyte.quantization.work import Kept, Stream, WorkFolder
 
 Method = Literal["awq", "gptq"]
 Tick = Callable[[str, int, int], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from halfbyte.errors import UsageError
-from halfbyte.quantize.calibration import TOKENS
-from halfbyte.quantize.recipe import group_format
+from halfbyte.quantization.calibration import TOKENS
+from halfbyte.quantization.recipe import group_format
 
 Method = Literal["rtn", "awq", "awq+", "gptq"]
 METHODS: tuple[Method, ...] = ("rtn", "awq", "awq+", "gptq")
@@ -83,31 +83,30 @@ class Options:
 
     def _check_method(self) -> None:
         if self.clip and self.method != "rtn":
-            raise UsageError(f"--clip only applies to rtn; {self.method} has its own clipping.", "Leave out --clip.")
+            raise UsageError(f"`clip` only applies to rtn; {self.method} has its own clipping.", "Leave out `clip`.")
         if self.awq_scales and self.method != "gptq":
-            raise UsageError(f"--awq-scales only applies to gptq, not to {self.method}.", "Choose --method gptq.")
-        if self.refine < 0 or (self.refine and self.method == "rtn"):
-            raise UsageError(
-                f"--refine {self.refine} is not a number of steps after awq or gptq (the method is {self.method}).",
-                "Choose --method gptq or awq, or leave out --refine.",
-            )
+            raise UsageError(f"`awq_scales` only applies to gptq, not to {self.method}.", "Choose method='gptq'.")
+        if self.refine < 0:
+            raise UsageError(f"refine={self.refine} is not a number of steps.", "Choose 0 or more.")
+        if self.refine and self.method == "rtn":
+            raise UsageError("`refine` only applies to awq and gptq, not to rtn.", "Choose method='gptq'.")
 
     def _check_budget(self) -> None:
         if self.budget is None:
             return
         if self.method in ("awq", "awq+"):
-            raise UsageError(f"--budget only applies to rtn and gptq, not to {self.method}.", "Choose --method gptq.")
+            raise UsageError(f"`budget` only applies to rtn and gptq, not to {self.method}.", "Choose method='gptq'.")
         if not 3 <= self.budget <= 16:
             raise UsageError(f"A budget of {self.budget} bits per weight is out of range.", "Choose 3 to 16.")
         ends = (self.embed_bits, self.head_bits, self.embed_group_size, self.head_group_size)
         if any(value is not None for value in (*ends, self.embed_format, self.head_format)):
-            raise UsageError("--budget chooses the formats itself.", "Leave out --budget, or the bits and group sizes.")
+            raise UsageError("`budget` chooses the formats itself.", "Leave out `budget`, or the bits and group sizes.")
 
     def _check_calibration(self) -> None:
         if self.calibration is None and (self.method != "rtn" or self.budget is not None):
             what = self.method if self.budget is None else "A budget"
-            raise UsageError(f"{what} needs calibration text.", "Name a text file with --calibration.")
+            raise UsageError(f"{what} needs calibration text.", "Name a text file with `calibration`.")
         if self.calibration is not None and self.method == "rtn" and self.budget is None:
-            raise UsageError("rtn does not use calibration text.", "Leave out --calibration, or choose --method gptq.")
+            raise UsageError("rtn does not use calibration text.", "Leave out `calibration`, or choose method='gptq'.")
         if self.calibration is not None and not self.calibration.is_file():
-            raise UsageError(f"There is no file {self.calibration}.", "Name a UTF-8 text file with --calibration.")
+            raise UsageError(f"There is no file {self.calibration}.", "Name a UTF-8 text file with `calibration`.")

@@ -9,17 +9,17 @@ from typing import Any
 
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.answers import AT_ONCE, Answers, Question, compare, right_answers
-from halfbyte.evaluate.divergence import Divergence, divergences
-from halfbyte.evaluate.perplexity import Tick, perplexity
-from halfbyte.evaluate.record import bits_per_weight
-from halfbyte.evaluate.scorer import Scorer
-from halfbyte.evaluate.table import Row, Table
-from halfbyte.evaluate.texts import read_text, tokens_of
-from halfbyte.evaluate.windows import Ids, Protocol
+from halfbyte.evaluation.answers import AT_ONCE, Answers, Question, compare, right_answers
+from halfbyte.evaluation.divergence import Divergence, divergences
+from halfbyte.evaluation.perplexity import Tick, perplexity
+from halfbyte.evaluation.record import bits_per_weight
+from halfbyte.evaluation.scorer import Scorer
+from halfbyte.evaluation.table import Row, Table
+from halfbyte.evaluation.texts import read_text, tokens_of
+from halfbyte.evaluation.windows import Ids, Protocol
 from halfbyte.model import load
 from halfbyte.options import RunOptions
-from halfbyte.quantize import METHODS, quantize
+from halfbyte.quantization import METHODS, quantize
 
 ORIGINAL = "bf16"
 

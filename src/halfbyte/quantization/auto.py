@@ -21,12 +21,12 @@ from halfbyte.errors import UsageError
 from halfbyte.formats import Format, get_format
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.ops import Linear, Op
-from halfbyte.quantize.forward import Forward, names_of
-from halfbyte.quantize.gptq import gptq
-from halfbyte.quantize.grid import Array, chunks, fit, is_grouped
-from halfbyte.quantize.layerwise import read
-from halfbyte.quantize.linalg import add_gram, mirror
-from halfbyte.quantize.work import Stream
+from halfbyte.quantization.forward import Forward, names_of
+from halfbyte.quantization.gptq import gptq
+from halfbyte.quantization.grid import Array, chunks, fit, is_grouped
+from halfbyte.quantization.layerwise import read
+from halfbyte.quantization.linalg import add_gram, mirror
+from halfbyte.quantization.work import Stream
 
 PROBE = "q3g64z"
 CHOICES = ("q3g128z", "q3g64z", "q3g32z", "q4g128z", "q4g64z", "q4g32z", "q6_k", "q8g128")

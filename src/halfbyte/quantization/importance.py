@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.ops import Linear
-from halfbyte.quantize.forward import Forward, names_of
-from halfbyte.quantize.grid import Array
-from halfbyte.quantize.layerwise import read
+from halfbyte.quantization.forward import Forward, names_of
+from halfbyte.quantization.grid import Array
+from halfbyte.quantization.layerwise import read
 
 
 def importance(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from halfbyte.formats import Format, Parts
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan.plan import STATE_IDS
-from halfbyte.quantize.forward import Forward
-from halfbyte.quantize.gradient import Gradients, backward
-from halfbyte.quantize.grid import Array, GroupFormat, is_grouped, to_f16
+from halfbyte.quantization.forward import Forward
+from halfbyte.quantization.gradient import Gradients, backward
+from halfbyte.quantization.grid import Array, GroupFormat, is_grouped, to_f16
 
 RATE = 1e-3
 """Of Adam: about the largest change of a factor, or of a norm's weight, in one step."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from halfbyte.checkpoint.packed import is_packed
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.windows import Window
+from halfbyte.evaluation.windows import Window
 from halfbyte.formats import get_format
 from halfbyte.model import Model, load
 from halfbyte.options import LoadOptions, RunOptions

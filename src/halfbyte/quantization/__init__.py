@@ -1,6 +1,6 @@
 """Making a model smaller: `recipe` and `auto` choose formats, one module a method packs."""
 
-from halfbyte.quantize.model import quantize
-from halfbyte.quantize.options import METHODS, Options
+from halfbyte.quantization.model import quantize
+from halfbyte.quantization.options import METHODS, Options
 
 __all__ = ["METHODS", "Options", "quantize"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.perplexity import Tick
+from halfbyte.evaluation.perplexity import Tick
 from halfbyte.model import Model
 from halfbyte.user_files import read_text
 

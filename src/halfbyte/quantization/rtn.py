@@ -7,7 +7,7 @@ import numpy as np
 from halfbyte.checkpoint.packed import RepackedWeights
 from halfbyte.errors import InvalidModelError
 from halfbyte.formats import Parts
-from halfbyte.quantize.grid import fit, is_grouped, pack_rows
+from halfbyte.quantization.grid import fit, is_grouped, pack_rows
 
 
 def clipped(packed: RepackedWeights, name: str) -> Parts:

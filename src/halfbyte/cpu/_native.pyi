@@ -71,22 +71,24 @@ class Program:
         `codes` are the values of a plain format. `group` is the number of columns of a group, where that may vary.
         """
 
-    def step(self, op: str, over_rows: bool, fields: Mapping[str, Any]) -> None:
+    def step(self, op: str, axis: str, fields: Mapping[str, Any]) -> None:
         """Append the step of one of `ops()`.
 
-        `over_rows` says that the first dimension of its arrays counts rows of logits, not tokens. `fields` are those of
-        the op's dataclass: arrays, a matrix or a list of them, numbers, names; None or absent where not set.
+        `axis` says what the first dimension of its arrays counts: `tokens`, `rows` of logits, or `hidden`, which are
+        the tokens of batches that want hidden states, and none of others. `fields` are those of the op's dataclass:
+        arrays, a matrix or a list of them, numbers, names; None or absent where not set.
         """
 
-    def run(self, tokens: int, rows: int) -> None: ...
+    def run(self, tokens: int, rows: int, hidden: bool = False) -> None: ...
     def choose(
         self,
         logits: NDArray[np.float32],
-        rows: Sequence[tuple[ChoiceSettings, int, NDArray[np.int64], NDArray[np.float32]]],
+        rows: Sequence[tuple[ChoiceSettings, int, NDArray[np.int64], NDArray[np.float32], NDArray[np.uint32] | None]],
     ) -> list[Choice]:
         """The token after each row of `logits`, on all threads.
 
-        A row has its settings, the number of tokens before it, and the tokens that penalties concern with their counts.
+        A row has its settings, the number of tokens before it, the tokens that penalties concern with their counts, and
+        the bits of those that may come; None for all.
         """
 
     def step_ns(self) -> NDArray[np.int64]: ...

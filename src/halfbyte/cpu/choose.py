@@ -6,14 +6,15 @@ that the core does not know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.cpu import _native
-from halfbyte.plan.drawing import Draw, Token
+from halfbyte.errors import HalfbyteError
+from halfbyte.plan.drawing import Draw, Token, UInt32
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from halfbyte.sampling.params import SAMPLERS
 from halfbyte.sampling.sampler import invalid_logits
@@ -38,17 +39,26 @@ def choose(program: _native.Program, logits: Float32, draws: Sequence[Draw]) -> 
         logits: `[rows, vocab_size]`; not changed.
         draws: One for each row.
     """
-    native = [row for row, draw in enumerate(draws) if known(draw.sampler.params)]
-    chosen = dict(zip(native, _choose(program, logits, native, draws), strict=True))
-    return [chosen[row] if row in chosen else draw.on_host(logits[row]) for row, draw in enumerate(draws)]
+    tokens: dict[int, Token] = {}
+    asked: dict[int, _Row] = {}
+    for row, draw in enumerate(draws):
+        if not known(draw.sampler.params):
+            tokens[row] = draw.on_host(logits[row])
+            continue
+        try:
+            asked[row] = _row(draw, draw.mask(logits.shape[1]))
+        except HalfbyteError as error:
+            tokens[row] = error
+    tokens |= zip(asked, _choose(program, logits, asked), strict=True)
+    return [tokens[row] for row in range(len(draws))]
 
 
-def _choose(program: _native.Program, logits: Float32, rows: list[int], draws: Sequence[Draw]) -> list[Token]:
+def _choose(program: _native.Program, logits: Float32, asked: Mapping[int, _Row]) -> list[Token]:
     """The core's choices for some of the rows."""
-    if not rows:
+    if not asked:
         return []
-    some = logits if len(rows) == len(logits) else logits[rows]
-    return [_token(choice) for choice in program.choose(some, [_row(draws[row]) for row in rows])]
+    some = logits if len(asked) == len(logits) else logits[list(asked)]
+    return [_token(choice) for choice in program.choose(some, list(asked.values()))]
 
 
 def _token(choice: _native.Choice) -> Token:
@@ -57,13 +67,13 @@ def _token(choice: _native.Choice) -> Token:
     return Sampled(choice.id, choice.logprob, tuple(choice.top))
 
 
-_Row = tuple[_native.ChoiceSettings, int, NDArray[np.int64], Float32]
+_Row = tuple[_native.ChoiceSettings, int, NDArray[np.int64], Float32, UInt32 | None]
 
 
-def _row(draw: Draw) -> _Row:
+def _row(draw: Draw, allowed: UInt32 | None) -> _Row:
     """What the core takes for a row."""
     ids, counts = draw.sampler.counted(draw.prompt_ids, draw.generated_ids)
-    return _settings(draw.sampler), len(draw.prompt_ids) + len(draw.generated_ids), ids, counts
+    return _settings(draw.sampler), len(draw.prompt_ids) + len(draw.generated_ids), ids, counts, allowed
 
 
 def _settings(sampler: Sampler) -> _native.ChoiceSettings:

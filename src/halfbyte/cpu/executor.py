@@ -26,7 +26,7 @@ from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, cache, ops
 from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import ComputesAtOnce, Draw, Finished, Pending
-from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
+from halfbyte.plan.plan import HIDDEN, LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
 
 Float32 = NDArray[np.float32]
 
@@ -71,9 +71,12 @@ class CpuExecutor(ComputesAtOnce):
         self._arrays = _allocate(plan)
         self._matrices: dict[str, _native.Matrix] = {}
         self._over_rows: set[str] = set()
+        self._beside: list[int] = []
         self._files: set[MappedFile] = set()
-        for step in plan.steps:
-            self._lower(step)
+        for i, step in enumerate(plan.steps):
+            if isinstance(step, ops.Rows):
+                self._lower_hidden(i)
+            self._lower(step, self._axis(step))
         self._logits: Float32 = self._arrays[LOGITS]
         self._state_ns = self.choose_ns = 0
 
@@ -126,7 +129,7 @@ class CpuExecutor(ComputesAtOnce):
         for name, values in batch.state().items():
             self._set_state(name, values, tokens)
         self._state_ns = perf_counter_ns() - called
-        self._program.run(tokens, rows)
+        self._program.run(tokens, rows, batch.hidden)
         for file in self._files:
             file.verify()
         return self._logits[:rows]
@@ -137,7 +140,7 @@ class CpuExecutor(ComputesAtOnce):
         called = perf_counter_ns()
         tokens = choose(self._program, logits, draws)
         self.choose_ns = perf_counter_ns() - called
-        return Finished([tokens])
+        return Finished([tokens], self._arrays[HIDDEN][: len(batch.token_ids)] if batch.hidden else None)
 
     def read_blocks(self, name: str, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """A copy of blocks of a cache."""
@@ -149,7 +152,7 @@ class CpuExecutor(ComputesAtOnce):
 
     def step_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that each step of the plan took in the last run; 0 where it had nothing to do."""
-        return self._program.step_ns()
+        return np.delete(self._program.step_ns(), self._beside)
 
     def before_ns(self) -> dict[str, int]:
         """Nanoseconds of the last run before its first step: to fill the `state`, and to `start` the threads."""
@@ -162,7 +165,15 @@ class CpuExecutor(ComputesAtOnce):
             raise ValueError(f"{name} of shape {values.shape} does not fit {tokens} tokens and {state.shape}")
         state[: len(values)] = values
 
-    def _lower(self, step: ops.Op) -> None:
+    def _lower_hidden(self, at: int) -> None:
+        """Append what makes hidden states, where the stream of all tokens is still there."""
+        for step in self._plan.hidden_steps:
+            source = self._arrays[step.inputs[0]]
+            self._arrays[step.outputs[0]] = _aligned(source.nbytes).view(source.dtype).reshape(source.shape)
+            self._beside.append(at + len(self._beside))
+            self._lower(step, "hidden")
+
+    def _lower(self, step: ops.Op, axis: str) -> None:
         """Append the native step of an op, its fields as the core takes them."""
         op = type(step).__name__
         if op not in _native.ops():
@@ -173,14 +184,14 @@ class CpuExecutor(ComputesAtOnce):
             for field in dataclasses.fields(step)
             if (value := getattr(step, field.name)) not in (None, ())
         }
-        self._program.step(op, self._follows_rows(step), fields)
+        self._program.step(op, axis, fields)
 
-    def _follows_rows(self, step: ops.Op) -> bool:
-        """Whether a step works on rows of logits: `Rows` does, and what takes the output of one that does."""
+    def _axis(self, step: ops.Op) -> str:
+        """What a step works on: `Rows`, and what takes the output of a step over rows of logits, on these."""
         over_rows = isinstance(step, ops.Rows) or not self._over_rows.isdisjoint(step.inputs)
         if over_rows:
             self._over_rows.update(step.outputs)
-        return over_rows
+        return "rows" if over_rows else "tokens"
 
     def _tensors(self, names: str | tuple[str, ...]) -> Any:
         """What the core takes for a tensor; of several, the list of their matrices or their vectors end to end."""
@@ -191,10 +202,10 @@ class CpuExecutor(ComputesAtOnce):
 
     def _tensor(self, name: str) -> Any:
         """A tensor's array; a weight is a matrix or, where it has one dimension, its values in float32."""
-        tensor = self._plan.tensors[name]
-        if tensor.kind != "weight":
+        if name in self._arrays:
             return self._arrays[name]
-        return self._matrix(name) if len(tensor.shape) == 2 else self._weights.weight(name).decode()
+        matrix = len(self._plan.tensors[name].shape) == 2
+        return self._matrix(name) if matrix else self._weights.weight(name).decode()
 
     def _matrix(self, name: str) -> _native.Matrix:
         """The weight as the core streams it, made once however many steps use it."""
@@ -227,7 +238,7 @@ def _family(format_name: str) -> tuple[str, int]:
 def _unsupported(weight: Weight, name: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the CPU cannot run {weight.format.name} weights such as {name}.",
-        f"It runs {', '.join(_native.formats())}; `--device reference` runs every format, slowly.",
+        f"It runs {', '.join(_native.formats())}; device='reference' runs every format, slowly.",
     )
 
 

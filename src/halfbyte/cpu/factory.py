@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from halfbyte.cpu import machine
 from halfbyte.cpu.executor import CpuExecutor
@@ -26,6 +27,10 @@ class CpuFactory:
     def available(self) -> tuple[bool, str]:
         """Always."""
         return True, ""
+
+    def part(self, options: RunOptions, place: int, places: int) -> RunOptions:
+        """With as many threads as the others; those that were asked for are for each."""
+        return replace(options, threads=options.threads or max(1, machine.default_threads() // places))
 
     def open(self, options: RunOptions) -> OpenCpu:
         """Nothing has to be opened."""

@@ -58,7 +58,13 @@ def describe() -> Machine:
 
 
 def default_threads() -> int:
-    """One thread a physical core that this process may use, no more than its container lends (rounded up)."""
+    """One thread per physical core that this process may use, no more than its container lends (rounded up).
+
+    `OMP_NUM_THREADS` may say another number, as it does to other numerical libraries.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted) > 0:
+        return min(int(wanted), processors())
     quota = system.cpu_quota()
     lent = system.usable_cores() if quota is None else math.ceil(quota)
     return max(1, min(system.usable_cores(), lent))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -150,11 +150,17 @@ def get_format(name: str) -> Format:
     Raises:
         UnsupportedModelError: No format has that name.
     """
-    known: list[str] = []
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{found.name}")
+    for module in _modules():
         form: Format | None = module.parse(name)
         if form is not None:
             return form
-        known += module.NAMES
-    raise UnsupportedModelError(f"unknown weight format {name!r}.", f"Known are {', '.join(known)}.")
+    raise UnsupportedModelError(f"unknown weight format {name!r}.", f"Known are {', '.join(format_names())}.")
+
+
+def format_names() -> list[str]:
+    """The names of all formats."""
+    return [name for module in _modules() for name in module.NAMES]
+
+
+def _modules() -> Iterator[Any]:
+    return (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))

@@ -21,7 +21,8 @@ enum class Storage { HB_PLAIN_FORMATS(HB_NAME) HB_PACKED_FORMATS(HB_NAME) };
 
 #define HB_ONE(...) +1
 constexpr int kPlainFormats = 0 HB_PLAIN_FORMATS(HB_ONE);
-constexpr int kStorages = kPlainFormats HB_PACKED_FORMATS(HB_ONE);
+constexpr int kPackedFormats = 0 HB_PACKED_FORMATS(HB_ONE);
+constexpr int kStorages = kPlainFormats + kPackedFormats;
 #undef HB_ONE
 
 constexpr bool is_packed(Storage storage) { return static_cast<int>(storage) >= kPlainFormats; }

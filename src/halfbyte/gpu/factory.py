@@ -6,9 +6,11 @@ Importing this module imports no wgpu: a machine without a GPU never needs it.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from halfbyte.errors import UsageError
+from halfbyte.errors import DeviceError, UsageError
 from halfbyte.executors import Limits, Progress
 from halfbyte.formats import WeightSource
 from halfbyte.options import RunOptions
@@ -34,15 +36,42 @@ class GpuFactory:
         """Whether there is a real GPU."""
         from halfbyte.gpu.device.adapters import best_gpu
 
+        try:
+            _require_wgpu()
+        except DeviceError as missing:
+            return False, str(missing)
         found, reason = best_gpu()
         return (True, f"{found.name} was found") if found else (False, reason)
+
+    def part(self, options: RunOptions, place: int, places: int) -> RunOptions:
+        """On a real GPU of its own."""
+        _require_wgpu()
+        from halfbyte.gpu.device.adapters import real_gpus
+
+        if options.gpu is not None and places > 1:
+            raise UsageError(
+                f"gpu={options.gpu} is one GPU, and there are {places} replicas.",
+                "Leave it out: each replica takes a GPU of its own.",
+            )
+        if options.gpu is not None:
+            return options
+        gpus, reason = real_gpus()
+        if not gpus:
+            raise UsageError(reason, "Use device='cpu'.")
+        if len(gpus) < places:
+            raise UsageError(
+                f"{places} replicas need a GPU each, and there are {len(gpus)}.",
+                "Start fewer, or use device='cpu'.",
+            )
+        return replace(options, gpu=gpus[place])
 
     def open(self, options: RunOptions) -> OpenGpu:
         """Open the GPU.
 
         Raises:
-            DeviceError: There is no such GPU.
+            DeviceError: There is no such GPU, or wgpu is not installed.
         """
+        _require_wgpu()
         from halfbyte.gpu.device.device import open_device
 
         if options.kernels is not None and not options.kernels.startswith(WITHOUT):
@@ -53,6 +82,7 @@ class GpuFactory:
 
     def kernels(self, options: RunOptions) -> tuple[str | None, ...]:
         """None for all kernels, then `no NAME` for each variant the GPU can use; `int8` is an option of its own."""
+        _require_wgpu()
         from halfbyte.gpu.device.device import open_device
         from halfbyte.gpu.shaders.variants import VARIANTS
 
@@ -90,6 +120,12 @@ class GpuFactory:
     def timed(self, executor: GpuExecutor) -> AbstractContextManager[None] | None:
         """Its timestamps, where it has them."""
         return executor.timed() if executor.device.capabilities.timestamps else None
+
+
+def _require_wgpu() -> None:
+    """Raises a `DeviceError` where wgpu is not installed, as on machines that it has no wheel for."""
+    if find_spec("wgpu") is None:
+        raise DeviceError.not_installed("A GPU", "wgpu")
 
 
 class OpenGpu:

@@ -1,4 +1,4 @@
-"""Configurations of the models that Halfbyte is measured on, by short name: their shapes without their weights.
+"""The models that Halfbyte is measured on, by short name: where they are, and their shapes without their weights.
 
 LongRoPE's factors, which come with a checkpoint and change no shape and no cost, stand in as simple series.
 """
@@ -85,6 +85,40 @@ CATALOG: dict[str, dict[str, Any]] = {
     "qwen-2.5-1.5b": _qwen2(1536, 8960, 28, 12),
     "qwen-2.5-3b": _qwen2(2048, 11_008, 36, 16),
 }  # fmt: skip
+
+
+HUB_IDS = {
+    "phi-3.5-mini": "microsoft/Phi-3.5-mini-instruct",
+    "phi-4-mini": "microsoft/Phi-4-mini-instruct",
+    "phi-4": "microsoft/phi-4",
+    "gemma-3-1b": "google/gemma-3-1b-it",
+    "gemma-3-4b": "google/gemma-3-4b-it",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "mistral-7b-v0.3": "mistralai/Mistral-7B-Instruct-v0.3",
+    "qwen-2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen-2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen-2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
+}
+"""Where each model of the catalog is on the Hugging Face hub, as it answers instructions."""
+
+
+def resembling(name: str) -> list[str]:
+    """The short names that `name` may mean, if any: `llama3.2:1b` means one, `llama3.2` and `llama3.2:latest` two."""
+    whole, family = _plain(name), _plain(name.partition(":")[0])
+    if exact := [known for known in HUB_IDS if _plain(known) in (whole, family)]:
+        return exact
+    return [known for known in HUB_IDS if len(family) >= _TELLING and _plain(known).startswith(family)]
+
+
+_TELLING = 4
+"""Characters that a name must have to be told by its beginning: `phi4`, `qwen`."""
+
+
+def _plain(name: str) -> str:
+    """A name without what is written differently: its case, hyphens, dots and colons."""
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def catalog_config(name: str, *, layers: int | None = None) -> dict[str, Any]:

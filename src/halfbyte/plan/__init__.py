@@ -10,12 +10,12 @@ from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import cache
 from halfbyte.plan.batch import Batch, Executor, Runner
 from halfbyte.plan.build import build
-from halfbyte.plan.drawing import Draw, Pending
+from halfbyte.plan.drawing import Allowed, Draw, Pending
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.plan import CacheGroup, Plan, Tensor
 
-__all__ = ["Batch", "CacheGroup", "Draw", "Executor", "Pending", "Plan", "Runner", "Tensor", "make_plan"]
+__all__ = ["Allowed", "Batch", "CacheGroup", "Draw", "Executor", "Pending", "Plan", "Runner", "Tensor", "make_plan"]
 
 
 def make_plan(
@@ -35,7 +35,7 @@ def make_plan(
 
     Args:
         formats: The format each weight is stored in, by name.
-        tokens: Most tokens of one batch.
+        tokens: Most tokens of one batch; fewer if all sequences together cannot have as many.
         rows: Most rows of logits of one batch.
         sequences: Most sequences of one batch.
         context: Most positions of a sequence; the model's own, or `cache_tokens` if that is less, if None.
@@ -56,7 +56,7 @@ def make_plan(
     plan = build(
         spec,
         formats,
-        tokens=min(tokens, context),
+        tokens=min(tokens, sequences * context),
         rows=rows,
         sequences=sequences,
         context=context,

@@ -41,6 +41,7 @@ class Batch:
         block_tables: For each cache group, by its `blocks` name, `[sequences, columns]`; unused entries are -1.
         logit_rows: `[r]`, the tokens (indices into this batch) whose logits are wanted; may be empty.
         num_decodes: Leading tokens that are each the only one of their sequence; tokens of prompts follow them.
+        hidden: Whether the hidden states of all tokens are wanted, too: after the final norm, before the output matrix.
     """
 
     token_ids: Int32
@@ -50,6 +51,7 @@ class Batch:
     block_tables: dict[str, Int32]
     logit_rows: Int32
     num_decodes: int = 0
+    hidden: bool = False
 
     def state(self) -> dict[str, Int32]:
         """The batch as the plan's state tensors, by name."""
@@ -91,7 +93,8 @@ class Runner(Protocol):
         Args:
             draws: One for each of the batch's `logit_rows`, in their order.
             steps: How often to run it, each time with the tokens just chosen, at the next positions. More than 1 only
-                for a batch of decodes that all have a draw, with blocks for all the positions in its tables.
+                for a batch of decodes that all have a draw, with blocks for all the positions in its tables. Nothing
+                else may be submitted before hidden states that it asked for have been read.
 
         Raises:
             DeviceError: The device failed.

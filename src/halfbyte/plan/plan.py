@@ -7,14 +7,14 @@ positions, lengths, block tables) lives in the state tensors, which `halfbyte.pl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.plan.ops import Op
+from halfbyte.plan.ops import Op, RmsNorm, Rows
 
 Kind = Literal["weight", "constant", "state", "activation", "cache", "output"]
 
@@ -24,6 +24,7 @@ STATE_SEQUENCES = "sequences"
 STATE_ROPE_SETS = "rope_sets"
 STATE_ROWS = "logit_rows"
 LOGITS = "logits"
+HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,17 @@ class Plan:
     def cache_tokens(self) -> int:
         """Positions of all sequences together that the largest cache holds."""
         return self.block_size * max(self.tensors[group.caches[0][0]].shape[0] for group in self.groups)
+
+    @cached_property
+    def hidden_steps(self) -> tuple[Op, ...]:
+        """What makes `HIDDEN` [T, H], the hidden states of every token after the final norm, before the output matrix.
+
+        Not among `steps`, which norm only the rows of logits. For batches that want them, these steps go before `Rows`.
+        There are none where no norm follows the choice of rows.
+        """
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        found = ((rows, norm) for rows, norm in pairs if isinstance(rows, Rows) and isinstance(norm, RmsNorm))
+        return tuple(replace(norm, x=rows.x, out=HIDDEN) for rows, norm in found)
 
     def size(self, name: str) -> int:
         """Values in tensor `name`."""

@@ -12,7 +12,7 @@ from halfbyte.formats import WeightSource
 from halfbyte.plan import Batch, Plan, cache
 from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import ComputesAtOnce, Draw, Pending, drawn_on_host
-from halfbyte.plan.plan import LOGITS
+from halfbyte.plan.plan import HIDDEN, LOGITS
 from halfbyte.reference.ops import run_op
 
 
@@ -58,7 +58,8 @@ class ReferenceExecutor(ComputesAtOnce):
 
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         """Run one batch, and choose its tokens."""
-        return drawn_on_host(self.run(batch), draws)
+        values = self._values(batch)
+        return drawn_on_host(values[LOGITS], draws, values.get(HIDDEN))
 
     def read_blocks(self, name: str, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """A copy of blocks of a cache."""
@@ -70,6 +71,10 @@ class ReferenceExecutor(ComputesAtOnce):
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Run one batch; logits `[r, vocab_size]`."""
+        return self._values(batch)[LOGITS]
+
+    def _values(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Run one batch; everything that was computed, by name."""
         values: dict[str, NDArray[Any]] = {**self.plan.constants, **self._caches, **batch.state()}
 
         def get(name: str) -> NDArray[Any]:
@@ -77,8 +82,8 @@ class ReferenceExecutor(ComputesAtOnce):
                 return values[name]
             return self._weights.weight(name).decode()
 
-        for step in self.plan.steps:
+        for step in (*self.plan.steps, *(self.plan.hidden_steps if batch.hidden else ())):
             out = run_op(step, get)
             if out is not None:
                 values[step.outputs[0]] = out
-        return values[LOGITS]
+        return values

@@ -27,6 +27,10 @@ class ReferenceFactory:
         """Always."""
         return True, ""
 
+    def part(self, options: RunOptions, place: int, places: int) -> RunOptions:
+        """As the others: NumPy has no threads of ours."""
+        return options
+
     def open(self, options: RunOptions) -> OpenReference:
         """Nothing has to be opened.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from halfbyte.plan.batch import Batch, Int32
@@ -9,17 +11,18 @@ from halfbyte.plan.drawing import Draw
 from halfbyte.plan.plan import Plan
 from halfbyte.runtime.scheduler import Chunk
 from halfbyte.runtime.sequence import Sequence
+from halfbyte.sampling.scoring import Scoring
 
 
 def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Batch:
     """The chunks side by side, those of one token first.
 
     Args:
-        every_row: Whether the logits of all tokens are wanted, not only of those that a next token follows.
+        every_row: Whether the logits of all tokens are wanted, not only of those that a token is asked for.
     """
     lengths = [chunk.stop - chunk.start for chunk in chunks]
     ends = np.cumsum(lengths)
-    last = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.final]
+    wanted = [end - chunk.stop + row for end, chunk in zip(ends, chunks, strict=True) for row in chunk.rows]
     slots = np.array([chunk.sequence.slot for chunk in chunks], np.int32)
     return Batch(
         token_ids=np.concatenate([np.array(_ids(chunk), np.int32) for chunk in chunks]),
@@ -27,15 +30,30 @@ def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Bat
         sequences=np.repeat(slots, lengths),
         rope_sets=np.repeat(np.array([c.sequence.rope_set for c in chunks], np.int32), lengths),
         block_tables=_tables(plan, [chunk.sequence for chunk in chunks]),
-        logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(last, np.int32),
+        logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(wanted, np.int32),
         num_decodes=next((i for i, length in enumerate(lengths) if length > 1), len(lengths)),
+        hidden=any(chunk.pooled for chunk in chunks),
     )
 
 
 def draws_of(chunks: list[Chunk]) -> list[Draw]:
-    """A draw for each of the chunks that a next token follows."""
-    finals = (chunk.sequence for chunk in chunks if chunk.final)
-    return [Draw(s.slot, s.sampler, s.prompt_ids, s.generated_ids) for s in finals]
+    """A draw for each row of logits that the chunks want."""
+    return [draw for chunk in chunks for draw in _draws_of(chunk)]
+
+
+def pooled_of(chunks: list[Chunk]) -> list[tuple[Chunk, int]]:
+    """The chunks whose hidden states are wanted, and the place of the first token of each in the batch."""
+    ends = np.cumsum([chunk.stop - chunk.start for chunk in chunks]).tolist()
+    return [(chunk, begin) for chunk, begin in zip(chunks, [0, *ends], strict=False) if chunk.pooled]
+
+
+def _draws_of(chunk: Chunk) -> Iterator[Draw]:
+    s = chunk.sequence
+    if s.scoring is not None:
+        for row in chunk.scored:
+            yield Draw(s.slot, Scoring(s.scoring, s.prompt_ids[row + 1]), s.prompt_ids, s.generated_ids)
+    if chunk.final:
+        yield Draw(s.slot, s.sampler, s.prompt_ids, s.generated_ids, s.constraint)
 
 
 def _ids(chunk: Chunk) -> list[int]:

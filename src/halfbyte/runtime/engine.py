@@ -2,6 +2,10 @@
 
 The executor is handed in; nothing here knows a device. Where that chooses tokens itself, batches are submitted before
 the tokens of earlier ones have been read. An engine is for one thread; `EngineLoop` shares one.
+
+What a constraint allows is known when every earlier token of its answer has been accepted. So a batch with constrained
+sequences is submitted, and `Pending.choose` makes its draws later, while the device computes: a flight is chosen as
+soon as it is the oldest. A flight whose draws wait must be chosen before another batch is submitted.
 """
 
 from __future__ import annotations
@@ -12,16 +16,18 @@ from collections.abc import Generator, Iterable
 from collections.abc import Sequence as Many
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Unpack
 
-from halfbyte.errors import HalfbyteError, UsageError
+from halfbyte.errors import DeviceError, GrammarError, HalfbyteError, UsageError
 from halfbyte.plan.batch import CacheMemory, Float32, Runner
 from halfbyte.plan.drawing import Pending, Token
-from halfbyte.runtime.batches import batch_of, draws_of
+from halfbyte.runtime.batches import batch_of, draws_of, pooled_of
 from halfbyte.runtime.cached_prompt import CachedPrompt, put_in, take_out
 from halfbyte.runtime.pace import Pace
-from halfbyte.runtime.requests import RequestOptions, sequences_of, text_of
-from halfbyte.runtime.scheduler import Scheduler
+from halfbyte.runtime.pooling import Pooling
+from halfbyte.runtime.requests import RequestOptions, pooled_text_of, sequences_of, text_of
+from halfbyte.runtime.scheduler import Chunk, Scheduler
 from halfbyte.runtime.sequence import FinishReason, Sequence
 from halfbyte.sampling import Sampled, SamplingParams
 
@@ -54,7 +60,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ended:
-    """A sequence that ended between two tokens; its `finish_reason` tells why."""
+    """A sequence that ended between two tokens, or whose hidden states are complete; its `finish_reason` tells why."""
 
     sequence: Sequence
 
@@ -63,11 +69,21 @@ Output = TokenOutput | Failure | Ended
 
 
 class _Flight(NamedTuple):
-    """A batch that was submitted: the sequences that get tokens of it, and where the tokens come from."""
+    """A batch that was submitted: the sequence of each row that gets a token, and where the tokens come from.
+
+    Attributes:
+        pooled: The chunks whose hidden states are wanted, each with its place in the batch.
+    """
 
     sequences: list[Sequence]
     pending: Pending
     steps: int
+    pooled: list[tuple[Chunk, int]]
+
+    @property
+    def constrained(self) -> bool:
+        """Whether what may come is not known for all its tokens, until it is the oldest flight."""
+        return any(map(_constrained, self.sequences))
 
 
 class Engine:
@@ -129,9 +145,20 @@ class Engine:
         self, prompt_ids: Iterable[int], sampling: SamplingParams, n: int, **options: Unpack[RequestOptions]
     ) -> list[Sequence]:
         """As `request`, for `n` answers to one prompt; if there is a seed, each has that of the one before plus 1."""
-        if self._scoring:
-            raise UsageError("A text is still being scored.", "Exhaust or close the iterator of score() first.")
+        self._check_not_scoring()
         return sequences_of(self._plan, prompt_ids, sampling, n, **options)
+
+    def pooled(self, token_ids: Iterable[int], pooling: Pooling) -> Sequence:
+        """A checked request for the hidden states of a text as one vector, to be queued by `add`; for any thread.
+
+        The sequence has no answer, and finishes with reason `stop` when its `pooler` has the vector.
+
+        Raises:
+            UsageError: No tokens, or ids out of range, or a text is being scored.
+            ContextFullError: More tokens than the context holds.
+        """
+        self._check_not_scoring()
+        return pooled_text_of(self._plan, token_ids, pooling)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -152,6 +179,7 @@ class Engine:
 
         Raises:
             DeviceError: The device failed, or the model gave no valid logits for a sequence, which has ended.
+            GrammarError: The grammar of a sequence, which has ended, allows no token.
         """
         outputs = self.advance()
         failed = next((output for output in outputs if isinstance(output, Failure)), None)
@@ -216,21 +244,28 @@ class Engine:
     def _submit(self) -> None:
         """Submit batches as far ahead of their tokens as the device allows."""
         while len(self._flights) < self._pace.ahead and self._all_named() and (chunks := self._scheduler.schedule()):
-            sequences = [chunk.sequence for chunk in chunks if chunk.final]
+            sequences = [chunk.sequence for chunk in chunks for _ in chunk.rows]
             steps = 1
-            if sequences == self._decoding and all(self._draws(s) for s in sequences):
-                steps = self._scheduler.stretch(chunks, self._pace.steps)
-            else:
+            if sequences != self._decoding or not all(self._draws(s) for s in sequences):
                 self._pace.begin()
+            elif not any(map(_constrained, sequences)):
+                steps = self._scheduler.stretch(chunks, self._pace.steps)
             self._decoding = sequences
             pending = self._executor.submit(batch_of(self._plan, chunks), draws_of(chunks), steps=steps)
             self._scheduler.advance(chunks, steps)
             self._pace.sent(steps)
-            self._flights.append(_Flight(sequences, pending, steps))
+            self._flights.append(_Flight(sequences, pending, steps, pooled_of(chunks)))
+            if len(self._flights) == 1:
+                pending.choose()
 
     def _all_named(self) -> bool:
-        """Whether the next batch can name every token that is under way."""
-        return all(self._draws(sequence) for flight in self._flights for sequence in flight.sequences)
+        """Whether the next batch can name every token that is under way: each is drawn on the device, none waits.
+
+        Hidden states have to be read first: those of the next batch take their place.
+        """
+        drawn = all(self._draws(sequence) for flight in self._flights for sequence in flight.sequences)
+        waiting = any(flight.constrained for flight in islice(self._flights, 1, None))
+        return drawn and not waiting and not any(flight.pooled for flight in self._flights)
 
     def _draws(self, sequence: Sequence) -> bool:
         return self._executor.draws(sequence.sampling)
@@ -239,15 +274,40 @@ class Engine:
         for tokens in flight.pending.tokens():
             for sequence, token in zip(flight.sequences, tokens, strict=True):
                 if not sequence.finished:
-                    self._deliver(sequence, token)
+                    self._deliver(sequence, _accepted(sequence, token))
+        if flight.pooled:
+            self._pool(flight.pending.hidden(), flight.pooled)
         self._pace.completed(time.perf_counter(), flight.steps)
+        if self._flights:
+            self._flights[0].pending.choose()
+
+    def _pool(self, states: Float32, pooled: Iterable[tuple[Chunk, int]]) -> None:
+        """Give hidden states `[tokens of the batch, hidden_size]` to those who want them."""
+        for chunk, begin in pooled:
+            sequence, pooler = chunk.sequence, chunk.sequence.pooler
+            if pooler is None or sequence.finished:
+                continue
+            try:
+                pooler.take(chunk.start, states[begin : begin + chunk.stop - chunk.start])
+            except DeviceError as error:
+                self._scheduler.fail(sequence)
+                self._outputs.append(Failure(sequence, error))
+            else:
+                if pooler.vector is not None:
+                    self._scheduler.finish(sequence, "stop")
+                    self._outputs.append(Ended(sequence))
 
     def _deliver(self, sequence: Sequence, token: Token) -> None:
-        if isinstance(token, Sampled):
+        if isinstance(token, Sampled) and sequence.num_unscored:
+            sequence.scores.append(token)
+        elif isinstance(token, Sampled):
             self._scheduler.append(sequence, token.id)
             self._outputs.append(TokenOutput(sequence, token.id, token.logprob, token.top, sequence.finish_reason))
         else:
-            self._scheduler.fail(sequence)
+            if isinstance(token, GrammarError):
+                self._scheduler.finish(sequence, "cancelled")
+            else:
+                self._scheduler.fail(sequence)
             self._outputs.append(Failure(sequence, token))
 
     def _fail_all(self, error: HalfbyteError) -> None:
@@ -256,9 +316,12 @@ class Engine:
         for sequence in self._scheduler.fail_all():
             self._outputs.append(Failure(sequence, error))
 
-    def _score(self, sequence: Sequence) -> Generator[Float32, None, None]:
+    def _check_not_scoring(self) -> None:
         if self._scoring:
             raise UsageError("A text is still being scored.", "Exhaust or close the iterator of score() first.")
+
+    def _score(self, sequence: Sequence) -> Generator[Float32, None, None]:
+        self._check_not_scoring()
         if not self._scheduler.idle:
             raise UsageError("Sequences are still being answered.", "Score when they have finished.")
         self._scoring = True
@@ -268,3 +331,17 @@ class Engine:
                     yield self._executor.run(batch_of(self._plan, [chunk], every_row=True))
         finally:
             self._scoring = False
+
+
+def _constrained(sequence: Sequence) -> bool:
+    return sequence.constraint is not None
+
+
+def _accepted(sequence: Sequence, token: Token) -> Token:
+    """A token, once the sequence's constraint has taken it, or why it does not."""
+    try:
+        if sequence.constraint is not None and isinstance(token, Sampled) and not sequence.num_unscored:
+            sequence.constraint.accept(token.id)
+    except HalfbyteError as error:
+        return error
+    return token

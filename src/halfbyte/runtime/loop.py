@@ -21,6 +21,7 @@ from halfbyte.plan.batch import CacheMemory, Float32
 from halfbyte.runtime.cached_prompt import CachedPrompt
 from halfbyte.runtime.engine import Engine, Failure, Output, TokenOutput
 from halfbyte.runtime.outbox import Outbox
+from halfbyte.runtime.pooling import Pooling
 from halfbyte.runtime.requests import RequestOptions
 from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling import SamplingParams
@@ -60,6 +61,11 @@ class EngineLoop:
         with self._between_batches():
             self._settle()
             return not self._outboxes and self._engine.idle
+
+    @property
+    def under_way(self) -> int:
+        """Answers that were begun and have not ended."""
+        return len(self._outboxes)
 
     @property
     def closed(self) -> bool:
@@ -102,6 +108,15 @@ class EngineLoop:
         self.check_open()
         sequences = self._engine.requests(prompt_ids, sampling, n, **options)
         return [AnswerStream(self, s, Outbox(s, bounded=bounded, resume=self._wake)) for s in sequences]
+
+    def pooled(self, token_ids: Iterable[int], pooling: Pooling) -> AnswerStream:
+        """A text whose hidden states become one vector; arguments and errors are those of `Engine.pooled`.
+
+        The stream has no tokens; when it ends, the `pooler` of its sequence has the vector.
+        """
+        self.check_open()
+        sequence = self._engine.pooled(token_ids, pooling)
+        return AnswerStream(self, sequence, Outbox(sequence, bounded=False, resume=self._wake))
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and free its blocks; one that has finished stays as it is.

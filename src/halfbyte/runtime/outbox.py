@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import Condition, Lock
 
-from halfbyte.runtime.engine import Output
+from halfbyte.runtime.engine import Output, TokenOutput
 from halfbyte.runtime.sequence import Sequence
 
 FULL = 64
@@ -22,10 +22,12 @@ class Outbox:
 
     Attributes:
         notify: Called when something was put in, for readers that do not block.
+        quiet: Tokens wait without a call of `notify`; only the last one, or a failure, is told.
     """
 
     def __init__(self, sequence: Sequence, *, bounded: bool, resume: Callable[[], None]) -> None:
         self.notify: Callable[[], None] | None = None
+        self.quiet = False
         self._sequence = sequence
         self._bounded, self._resume = bounded, resume
         self._outputs: deque[Output | BaseException | None] = deque()
@@ -38,9 +40,21 @@ class Outbox:
             if self._bounded and len(self._outputs) >= FULL:
                 self._sequence.paused = True
             self._changed.notify()
-            notify = self.notify
+            notify = None if self.quiet and _goes_on(output) else self.notify
         if notify is not None:
             notify()
+
+    @property
+    def has_token(self) -> bool:
+        """Whether what would be taken next is a token."""
+        with self._changed:
+            return bool(self._outputs) and isinstance(self._outputs[0], TokenOutput)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the last token, or a failure, is there."""
+        with self._changed:
+            return bool(self._outputs) and not _goes_on(self._outputs[-1])
 
     def forked(self) -> None:
         """In a child process: no thread of the parent holds the lock, and what it put in is the parent's to take."""
@@ -65,3 +79,7 @@ class Outbox:
             self._sequence.paused = False
             self._resume()
         return output
+
+
+def _goes_on(output: Output | BaseException | None) -> bool:
+    return isinstance(output, TokenOutput) and output.finish_reason is None

@@ -13,8 +13,11 @@ from typing import Required, TypedDict
 from halfbyte.errors import ContextFullError, UsageError
 from halfbyte.options import whole
 from halfbyte.plan.plan import Plan
+from halfbyte.runtime.constraint import Grammar, started
+from halfbyte.runtime.pooling import Pooler, Pooling
 from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling.params import SamplingParams
+from halfbyte.sampling.scoring import ScoringParams
 
 
 class RequestOptions(TypedDict, total=False):
@@ -29,6 +32,9 @@ class RequestOptions(TypedDict, total=False):
         cache_prompt: Whether to use what the caches hold of the prompt already, and to leave the prompt there for
             others. By default, unless a seed is to give the same text again: values that were computed in other batches
             may differ in their last bits.
+        grammar: What the answer may be; each of several answers follows it on its own.
+        prompt_logprobs: How many of the most likely tokens to tell with each token of the prompt, in the sequence's
+            `scores`; None to tell nothing of the prompt. Its caches are then neither used nor left to others.
     """
 
     max_tokens: Required[int]
@@ -37,6 +43,8 @@ class RequestOptions(TypedDict, total=False):
     priority: int
     deadline: float | None
     cache_prompt: bool | None
+    grammar: Grammar | None
+    prompt_logprobs: int | None
 
 
 def sequences_of(
@@ -51,6 +59,8 @@ def sequences_of(
     priority: int = 0,
     deadline: float | None = None,
     cache_prompt: bool | None = None,
+    grammar: Grammar | None = None,
+    prompt_logprobs: int | None = None,
 ) -> list[Sequence]:
     """A request as sequences, one for each of `n` answers; they share the blocks of the prompt.
 
@@ -68,10 +78,25 @@ def sequences_of(
         raise _not_in_vocabulary("logit_bias", beyond[0], plan.vocab_size)
     most, count = _at_least_1("max_tokens", max_tokens, 256), _at_least_1("n", n, 1)
     urgency, expires = _priority(priority), _expires(deadline)
-    scope = _scope(sampling, cache_prompt, count)
+    if grammar is not None and ignore_eos:
+        raise UsageError("ignore_eos would go on past the end of the grammar.", "Leave out ignore_eos or grammar.")
+    scoring = None if prompt_logprobs is None else ScoringParams(logprobs=prompt_logprobs)
+    scope = _scope(sampling, cache_prompt, count) if scoring is None else None
+    if scoring is not None:  # whose prompt is read on the host is answered there
+        sampling = replace(sampling, logprobs=max(1, sampling.logprobs))
     stop = frozenset[int]() if ignore_eos else frozenset(stop_token_ids)
     return [
-        Sequence(ids, _sibling(sampling, i), most, stop, priority=urgency, expires=expires, scope=scope)
+        Sequence(
+            ids,
+            _sibling(sampling, i),
+            most,
+            stop,
+            priority=urgency,
+            expires=expires,
+            scope=scope,
+            constraint=started(grammar),
+            scoring=scoring,
+        )
         for i in range(count)
     ]
 
@@ -126,10 +151,28 @@ def text_of(plan: Plan, token_ids: Iterable[int]) -> Sequence:
         UsageError: No tokens, or ids out of range.
         ContextFullError: More tokens than the context holds.
     """
+    return Sequence(_checked_text(plan, token_ids, "Score"), SamplingParams(), max_tokens=0)
+
+
+def pooled_text_of(plan: Plan, token_ids: Iterable[int], pooling: Pooling) -> Sequence:
+    """A text whose hidden states are wanted as one vector, as a sequence that shares its caches with nobody.
+
+    Raises:
+        UsageError: No tokens, or ids out of range.
+        ContextFullError: More tokens than the context holds.
+    """
+    ids = _checked_text(plan, token_ids, "Embed")
+    return Sequence(ids, SamplingParams(), max_tokens=0, scope=None, pooler=Pooler(pooling, len(ids)))
+
+
+def _checked_text(plan: Plan, token_ids: Iterable[int], todo: str) -> tuple[int, ...]:
     ids = checked_ids(plan, token_ids)
     if len(ids) > plan.context:
-        raise _text_too_long(len(ids), plan.context)
-    return Sequence(ids, SamplingParams(), max_tokens=0)
+        raise ContextFullError(
+            f"The text has {len(ids):,} tokens; the context holds {plan.context:,}.",
+            f"{todo} it in pieces, or load the model with a larger context.",
+        )
+    return ids
 
 
 def checked_ids(plan: Plan, token_ids: Iterable[int]) -> tuple[int, ...]:
@@ -160,13 +203,6 @@ def _prompt_too_long(length: int, context: int) -> ContextFullError:
     return ContextFullError(
         f"The prompt has {length:,} tokens; the context holds {context:,}, of which an answer needs at least one.",
         "Shorten the prompt, or load the model with a larger context.",
-    )
-
-
-def _text_too_long(length: int, context: int) -> ContextFullError:
-    return ContextFullError(
-        f"The text has {length:,} tokens; the context holds {context:,}.",
-        "Score it in pieces, or load the model with a larger context.",
     )
 
 

@@ -41,6 +41,23 @@ class Chunk:
     stop: int
     final: bool
 
+    @property
+    def scored(self) -> range:
+        """Positions after which a token of the prompt comes whose log-probability is wanted."""
+        sequence = self.sequence
+        first = len(sequence.prompt_ids) - 1 - sequence.num_unscored
+        return range(max(self.start, first), min(self.stop, first + sequence.num_unscored))
+
+    @property
+    def rows(self) -> list[int]:
+        """Positions whose logits are wanted."""
+        return [*self.scored, *([self.stop - 1] if self.final else [])]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether hidden states of its tokens are wanted."""
+        return self.sequence.pooler is not None and self.sequence.pooler.wants(self.stop)
+
 
 class _UnreadError(Exception):
     """Tokens under way have to be read first."""
@@ -104,12 +121,18 @@ class Scheduler:
         if chunks:
             spare = min(spare, self._prefill_chunk)
         admitted = self._admit()
-        reading = [s for s in self._running if s.num_pending > 1 or s in admitted]
+        reading = [s for s in self._running if self._reads(s) or s in admitted]
+        rows = self._plan.rows - len(self._running)  # beyond the one that each may need for its next token
         for sequence in sorted(reading, key=lambda s: (-s.priority, s.turn, s.arrival)):
             if spare and sequence.status == "running" and self._make_room(sequence):
-                chunks.append(self._chunk(sequence, spare))
+                chunks.append(self._chunk(sequence, min(spare, 1 + rows) if sequence.num_unscored else spare))
                 spare -= chunks[-1].stop - chunks[-1].start
+                rows -= max(0, len(chunks[-1].rows) - 1)
         return [chunk for chunk in chunks if chunk.sequence.status == "running"]
+
+    def _reads(self, sequence: Sequence) -> bool:
+        """Whether its prompt is being read. An answer goes on from the last token, which is else read as well."""
+        return sequence.num_pending > 1 or (sequence.num_pending == 1 and sequence.pooler is not None)
 
     def _goes_on(self, sequence: Sequence) -> bool:
         """Whether another token of its answer is wanted."""
@@ -213,7 +236,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, limit: int) -> Chunk:
         start = sequence.num_computed
         stop = start + min(sequence.num_pending, limit, self._ring_room, self._plan.tokens)
-        return Chunk(sequence, start, stop, final=stop == sequence.length)
+        return Chunk(sequence, start, stop, final=stop == sequence.length and sequence.pooler is None)
 
     def _expired(self) -> list[Sequence]:
         now = perf_counter()

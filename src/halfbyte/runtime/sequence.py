@@ -7,7 +7,10 @@ from time import perf_counter
 from typing import Literal
 
 from halfbyte.runtime.blocks import BlockTable
-from halfbyte.sampling import Sampler, SamplingParams
+from halfbyte.runtime.constraint import Constraint
+from halfbyte.runtime.pooling import Pooler
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from halfbyte.sampling.scoring import ScoringParams
 
 Status = Literal["waiting", "running", "finished"]
 FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
@@ -33,6 +36,10 @@ class Sequence:
         turn: When tokens of its prompt were last computed; those that had no turn for longest are next.
         expires: When it ends, finished or not, on the clock of `perf_counter`; None if it has time.
         scope: Sequences of one scope share cache blocks; None shares with nobody.
+        constraint: What its answer may be, which has accepted every token of `generated_ids`; None for anything.
+        scoring: What is told of each token of the prompt after the first; None if nothing is.
+        scores: What has been told so far.
+        pooler: What takes the hidden states of its prompt; None if they are not wanted. It then has no answer.
         chain: Hashes that name its full blocks, as `prefixes` makes them, with their root.
         finish_reason: `stop` (a stop token), `length` (`max_tokens`), `context` (no room left), `cancelled` or
             `deadline` (its time was up).
@@ -45,6 +52,10 @@ class Sequence:
     priority: int = 0
     expires: float | None = None
     scope: bytes | None = b""
+    constraint: Constraint | None = None
+    scoring: ScoringParams | None = None
+    pooler: Pooler | None = None
+    scores: list[Sampled] = field(default_factory=list, init=False, repr=False)
     generated_ids: list[int] = field(default_factory=list, init=False)
     tokens: list[int] = field(init=False, repr=False)
     num_computed: int = field(default=0, init=False)
@@ -78,6 +89,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens still to be computed before the next one can be chosen."""
         return self.length - self.num_computed
+
+    @property
+    def num_unscored(self) -> int:
+        """Tokens of the prompt that are still to be told with their log-probabilities."""
+        return 0 if self.scoring is None else len(self.prompt_ids) - 1 - len(self.scores)
 
     @property
     def num_missing(self) -> int:

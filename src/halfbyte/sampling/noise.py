@@ -9,6 +9,8 @@ Gumbel noise, the largest is a draw from their softmax (Gumbel 1954; Maddison et
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +44,11 @@ def coin(seed: int, position: int, stream: int) -> float:
     """
     bits = int(uniform_bits(seed ^ stream, position, np.zeros(1, np.int64))[0])
     return (bits + 0.5) * 2.0**-BITS
+
+
+def coins_below(probability: float) -> int:
+    """How many of the 2 to the power of `BITS` numbers that `coin` can give are below a probability, bit by bit."""
+    return math.ceil(probability * 2.0**BITS - 0.5)
 
 
 def uniform_bits(seed: int, position: int, ids: NDArray[np.integer]) -> UInt32:

@@ -8,6 +8,7 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import TypedDict
 
+from halfbyte import display
 from halfbyte.errors import UsageError
 from halfbyte.options import check_names
 
@@ -215,6 +216,9 @@ class SamplingParams:
         for name in _ACTS:
             if name not in self.order and self._uses(name):
                 raise _not_named(name, self.samplers)
+
+    def __repr__(self) -> str:
+        return display.given(self)
 
     @property
     def greedy(self) -> bool:

@@ -19,7 +19,7 @@ from halfbyte.sampling.candidates import Candidates, Float32, Indices, Place
 from halfbyte.sampling.dry import Dry
 from halfbyte.sampling.filters import FILTERS, largest
 from halfbyte.sampling.mirostat import Mirostat
-from halfbyte.sampling.noise import MOST, noise
+from halfbyte.sampling.noise import MOST, UInt32, noise
 from halfbyte.sampling.params import SamplingParams
 from halfbyte.sampling.scores import Bias, Penalties, Temperature
 
@@ -58,22 +58,30 @@ class Sampler:
         self._steps = [_step(name, params) for name in params.active]
         self._mirostat = Mirostat(params) if params.uses_mirostat else None
 
-    def sample(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Sampled:
+    def sample(
+        self,
+        logits: Float32,
+        prompt_ids: Sequence[int],
+        generated_ids: Sequence[int],
+        allowed: UInt32 | None = None,
+    ) -> Sampled:
         """The next token after `prompt_ids` and `generated_ids`.
 
         Args:
             logits: `[vocab_size]`; not changed.
             prompt_ids: The prompt, the same at each call.
             generated_ids: The answer so far, which grows from call to call.
+            allowed: A bit for each token that may be chosen, as 32 tokens a word; None for all.
 
         Raises:
-            DeviceError: Logits without a finite maximum: NaN or infinity came out of the model.
+            InvalidLogitsError: Logits without a finite maximum, or none among those allowed: NaN or infinity came out
+                of the model.
         """
         likeliest = int(np.argmax(logits))
         peak = float(logits[likeliest])
         if not np.isfinite(peak):
             raise invalid_logits(peak, likeliest)
-        chosen = self._choose(logits, prompt_ids, generated_ids)
+        chosen = self._choose(logits, prompt_ids, generated_ids, allowed)
         log_sum = peak + float(np.log(np.exp(logits - logits[likeliest]).sum()))
         return Sampled(chosen, float(logits[chosen]) - log_sum, _top(logits, self.params.logprobs, log_sum))
 
@@ -88,33 +96,55 @@ class Sampler:
                 return step.counted(place)
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
-    def candidates(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> Candidates:
+    def candidates(
+        self,
+        logits: Float32,
+        prompt_ids: Sequence[int],
+        generated_ids: Sequence[int],
+        allowed: UInt32 | None = None,
+    ) -> Candidates:
         """The tokens that the next one is drawn from, and their scores; arguments as for `sample`.
 
-        With temperature 0 these are all tokens, and the one with the largest score is taken.
+        With temperature 0 these are all that may come, and the one with the largest score is taken.
         """
-        candidates = Candidates(logits)
+        candidates = Candidates(logits) if allowed is None else _permitted(logits, allowed)
         place = Place(prompt_ids, generated_ids, self.seed)
         for step in self._steps:
             candidates = step(candidates, place)
         return self._mirostat.within(candidates, len(generated_ids)) if self._mirostat else candidates
 
-    def _choose(self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> int:
-        candidates = self.candidates(logits, prompt_ids, generated_ids)
+    def _choose(
+        self, logits: Float32, prompt_ids: Sequence[int], generated_ids: Sequence[int], allowed: UInt32 | None
+    ) -> int:
+        candidates = self.candidates(logits, prompt_ids, generated_ids, allowed)
         if self.params.greedy:
-            return int(np.argmax(candidates.scores))
+            return int(candidates.ids[np.argmax(candidates.scores)])
         chosen = _draw(candidates.scores, candidates.ids, self.seed, len(prompt_ids) + len(generated_ids))
         if self._mirostat:
             self._mirostat.learn(candidates, chosen, len(generated_ids))
         return chosen
 
 
-def invalid_logits(peak: float, token: int) -> DeviceError:
+class InvalidLogitsError(DeviceError):
+    """The model gave no valid logits for one sequence."""
+
+
+def invalid_logits(peak: float, token: int) -> InvalidLogitsError:
     """The error that reports logits whose largest, that of `token`, is not finite."""
-    return DeviceError(
+    return InvalidLogitsError(
         f"The model gave no valid logits: {peak} for token {token}.",
         "The device or the weights are faulty: compare with device='reference'.",
     )
+
+
+def _permitted(logits: Float32, allowed: UInt32) -> Candidates:
+    """The tokens whose bits are set; one at least."""
+    bits = np.unpackbits(allowed.astype("<u4").view(np.uint8), bitorder="little", count=logits.size)
+    found = Candidates(logits).keep(np.flatnonzero(bits))
+    best = int(np.argmax(found.scores))
+    if not np.isfinite(found.scores[best]):
+        raise invalid_logits(float(found.scores[best]), int(found.ids[best]))
+    return found
 
 
 def _step(name: str, params: SamplingParams) -> Step:

@@ -33,8 +33,9 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-// The settings of a row of logits, the tokens before it, and those that are penalized with their counts.
-using Asked = std::tuple<const ChoiceSettings*, uint64_t, Ids, Counts>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+// The settings of a row of logits, the tokens before it, those that are penalized with their counts, and what may come.
+using Asked = std::tuple<const ChoiceSettings*, uint64_t, Ids, Counts, std::optional<Words>>;
 
 std::optional<Array::Type> array_type(nb::dlpack::dtype type) {
     const nb::dlpack::dtype half{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
@@ -45,6 +46,13 @@ std::optional<Array::Type> array_type(nb::dlpack::dtype type) {
     return std::nullopt;
 }
 
+Axis axis_named(const std::string& name) {
+    if (name == "tokens") return Axis::tokens;
+    if (name == "rows") return Axis::rows;
+    require(name == "hidden", "there is no axis " + name);
+    return Axis::hidden;
+}
+
 // The program and the arrays that its steps use.
 class PyProgram {
 public:
@@ -52,11 +60,11 @@ public:
         : program_(threads, find_isa(isa), context, int8, spin), chooser_(program_.pool(), kernels_for(program_.isa())) {}
 
     // Appends the step of an op, whose fields are arrays, matrices, numbers, names, or None where absent.
-    void step(const std::string& op, bool over_rows, const nb::dict& values) {
+    void step(const std::string& op, const std::string& axis, const nb::dict& values) {
         std::map<std::string, Field> fields;
         for (const auto [name, value] : values)
             if (!value.is_none()) fields.emplace(nb::cast<std::string>(name), field(op, name, value));
-        program_.add(make_step(op, {over_rows ? Axis::rows : Axis::tokens, std::move(fields)}, program_.inputs()));
+        program_.add(make_step(op, {axis_named(axis), std::move(fields)}, program_.inputs()));
     }
 
     MatrixPtr matrix(const std::string& format, Bytes codes, const std::optional<Bytes>& scales, const std::optional<Bytes>& zeros,
@@ -76,9 +84,9 @@ public:
         const int64_t vocabulary = static_cast<int64_t>(logits.shape(1));
         require(vocabulary > 0, "there are no logits");
         std::vector<ChoiceRow> rows;
-        for (const auto& [settings, position, ids, counts] : asked)
+        for (const auto& [settings, position, ids, counts, allowed] : asked)
             rows.push_back({logits.data() + static_cast<int64_t>(rows.size()) * vocabulary, settings, position, {ids.data(), ids.size()},
-                            {counts.data(), counts.size()}});
+                            {counts.data(), counts.size()}, allowed ? std::span(allowed->data(), allowed->size()) : std::span<const uint32_t>{}});
         std::vector<Choice> choices;
         without_lock([&] { choices = chooser_.choose(rows, vocabulary); });
         return choices;
@@ -175,9 +183,9 @@ NB_MODULE(_native, module) {
         .def_prop_ro("threads", [](PyProgram& p) { return p->pool().size(); })
         .def("matrix", &PyProgram::matrix, "format"_a, "codes"_a.noconvert(), "scales"_a.none().noconvert(),
              "zeros"_a.none().noconvert(), "rows"_a, "columns"_a, "group"_a)
-        .def("step", &PyProgram::step, "op"_a, "over_rows"_a, "fields"_a)
-        .def("run", [](PyProgram& p, int64_t tokens, int64_t rows) { without_lock([&] { p->run(tokens, rows); }); }, "tokens"_a,
-             "rows"_a)
+        .def("step", &PyProgram::step, "op"_a, "axis"_a, "fields"_a)
+        .def("run", [](PyProgram& p, int64_t tokens, int64_t rows, bool hidden) { without_lock([&] { p->run(tokens, rows, hidden); }); },
+             "tokens"_a, "rows"_a, "hidden"_a = false)
         .def("choose", &PyProgram::choose, "logits"_a.noconvert(), "rows"_a)
         .def("step_ns", step_ns)
         .def_prop_ro("start_ns", [](PyProgram& p) { return p->start_ns(); });

@@ -3,6 +3,8 @@
 #include "choose.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -16,6 +18,8 @@ namespace {
 // Logits whose sum is taken at once. It is the same for any number of threads, and so are the sums.
 constexpr int64_t kChunk = 2048;
 static_assert(kChunk % kRun == 0);
+constexpr int64_t kWord = 32;
+static_assert(kChunk % kWord == 0);
 
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
@@ -41,6 +45,27 @@ int64_t place_of(const float* x, int64_t n, const Maxima& maxima, float highest)
 int64_t place_of_fault(const float* x, int64_t n) {
     const float* nan = std::find_if(x, x + n, [](float value) { return std::isnan(value); });
     return nan < x + n ? nan - x : std::max_element(x, x + n) - x;
+}
+
+// Four bits as masks of four floats.
+constexpr auto kSpread = [] {
+    std::array<std::array<uint32_t, 4>, 16> masks{};
+    for (uint32_t bits = 0; bits < 16; ++bits)
+        for (uint32_t i = 0; i < 4; ++i) masks[bits][i] = bits >> i & 1 ? ~uint32_t{0} : 0;
+    return masks;
+}();
+
+// to[count] = the tokens of x that may come; the others are ruled out.
+void copy_allowed(const float* x, const uint32_t* words, int64_t count, float* to) {
+    constexpr uint32_t kRuledOut = std::bit_cast<uint32_t>(-std::numeric_limits<float>::infinity());
+    const auto copy = [&](int64_t first, int64_t some) {
+        const auto& keep = kSpread[words[first / kWord] >> first % kWord & 15];
+        for (int64_t i = 0; i < some; ++i)
+            to[first + i] = std::bit_cast<float>((std::bit_cast<uint32_t>(x[first + i]) & keep[i]) | (kRuledOut & ~keep[i]));
+    };
+    int64_t first = 0;
+    for (; first + 4 <= count; first += 4) copy(first, 4);
+    if (first < count) copy(first, count - first);
 }
 
 float penalized(const ChoiceSettings& s, float score, float count) {
@@ -71,6 +96,7 @@ std::vector<std::pair<int64_t, double>> most_likely(const float* x, int64_t n, c
 void check(const ChoiceRow& row, int64_t vocabulary) {
     require_equal(static_cast<int64_t>(row.counts.size()), static_cast<int64_t>(row.ids.size()), "number of counts");
     require_equal(static_cast<int64_t>(row.settings->bias.size()), static_cast<int64_t>(row.settings->bias_ids.size()), "number of biases");
+    if (!row.allowed.empty()) require_equal(static_cast<int64_t>(row.allowed.size()), parts(vocabulary, kWord), "number of words of a mask");
     require(row.settings->temperature >= 0, "the temperature is " + std::to_string(row.settings->temperature));
     for (const std::span<const int64_t> ids : {row.ids, std::span<const int64_t>(row.settings->bias_ids)})
         for (const int64_t id : ids)
@@ -105,12 +131,16 @@ public:
             if (worker.index == 0) report_fault(row, choice);
             return;
         }
-        const bool changes = !row.ids.empty() || !row.settings->bias_ids.empty();
+        const bool changes = !row.ids.empty() || !row.settings->bias_ids.empty() || !row.allowed.empty();
         if (changes) change(worker, row);
         const float* logits = changes ? changed_.data() : row.logits;
         const Maxima& maxima = changes ? changed_maxima_ : logits_maxima_;
         const float highest = maxima.highest(), temperature = row.settings->temperature;
         const bool greedy = temperature == 0;
+        if (!std::isfinite(highest)) {
+            if (worker.index == 0) report_none_allowed(row, choice);
+            return;
+        }
         worker.sync();  // before sums are overwritten
         if (!greedy) weigh(worker, logits, temperature, highest / temperature);
         if (worker.index > 0) return;
@@ -153,13 +183,25 @@ private:
         choice.peak = row.logits[choice.likeliest];
     }
 
-    // Penalties and biases, on a copy of the logits, and its maxima.
+    void report_none_allowed(const ChoiceRow& row, Choice& choice) const {
+        const auto word = std::find_if(row.allowed.begin(), row.allowed.end(), [](uint32_t bits) { return bits != 0; });
+        const int64_t first = word == row.allowed.end() ? 0 : (word - row.allowed.begin()) * kWord + std::countr_zero(*word);
+        choice.likeliest = std::min(first, n_ - 1);
+        choice.peak = row.logits[choice.likeliest];
+    }
+
+    // What may come, with penalties and biases, on a copy of the logits, and its maxima.
     void change(const Worker& worker, const ChoiceRow& row) {
-        for_chunks(worker, [&](int64_t, int64_t first, int64_t count) { std::copy_n(row.logits + first, count, changed_.data() + first); });
+        for_chunks(worker, [&](int64_t, int64_t first, int64_t count) {
+            if (row.allowed.empty())
+                std::copy_n(row.logits + first, count, changed_.data() + first);
+            else
+                copy_allowed(row.logits + first, row.allowed.data() + first / kWord, count, changed_.data() + first);
+        });
         worker.sync();
         if (worker.index == 0) {
             const ChoiceSettings& s = *row.settings;
-            for (size_t i = 0; i < row.ids.size(); ++i) changed_[row.ids[i]] = penalized(s, row.logits[row.ids[i]], row.counts[i]);
+            for (size_t i = 0; i < row.ids.size(); ++i) changed_[row.ids[i]] = penalized(s, changed_[row.ids[i]], row.counts[i]);
             for (size_t i = 0; i < s.bias.size(); ++i) changed_[s.bias_ids[i]] += s.bias[i];
         }
         worker.sync();

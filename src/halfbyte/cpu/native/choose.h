@@ -27,18 +27,20 @@ struct ChoiceSettings {
 };
 
 // A row of logits, and the tokens before it: their number, and which of them are penalized, with how often the answer has each.
+// Of `allowed`, bit i % 32 of word i / 32 says whether token i may come; where there are no words any may.
 struct ChoiceRow {
     const float* logits;
     const ChoiceSettings* settings;
     uint64_t position;
     std::span<const int64_t> ids;
     std::span<const float> counts;
+    std::span<const uint32_t> allowed;
 };
 
 struct Choice {
     int64_t id = 0;
     double logprob = 0;
-    int64_t likeliest = 0;  // the largest logit's token, or the first NaN's
+    int64_t likeliest = 0;  // the largest logit's token, or the first NaN's; where no allowed logit is finite, the first allowed
     float peak = 0;         // that logit; without a finite one nothing is chosen
     std::vector<std::pair<int64_t, double>> top{};
 };

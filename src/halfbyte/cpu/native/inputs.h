@@ -9,12 +9,17 @@
 namespace halfbyte {
 
 // What the first dimension of a tensor counts.
-enum class Axis { tokens, rows };
+enum class Axis { tokens, rows, hidden };
 
 struct Batch {
     int64_t tokens = 0, rows = 0;
+    bool hidden = false;
 
-    int64_t count(Axis axis) const { return axis == Axis::tokens ? tokens : rows; }
+    // The axis `hidden` has all tokens where their hidden states are wanted, else none.
+    int64_t count(Axis axis) const {
+        if (axis == Axis::rows) return rows;
+        return axis == Axis::tokens || hidden ? tokens : 0;
+    }
 };
 
 // Where the cache slots of a token are found.

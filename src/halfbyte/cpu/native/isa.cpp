@@ -132,14 +132,28 @@ Isa find_isa(const std::string& name) {
 const Kernels& kernels_for(Isa isa) {
     switch (isa) {
 #if defined(HB_X86)
-        case Isa::avx2: return kernels_avx2;
-        case Isa::avx_vnni: return kernels_avx_vnni;
+        case Isa::avx2:
+        case Isa::avx_vnni: return kernels_avx2;
         case Isa::avx512: return kernels_avx512;
 #elif defined(HB_ARM)
-        case Isa::neon: return kernels_neon;
-        case Isa::neon_dot: return kernels_neon_dot;
+        case Isa::neon:
+        case Isa::neon_dot: return kernels_neon;
 #endif
         default: return kernels_generic;
+    }
+}
+
+const Int8Kernels& int8_kernels_for(Isa isa) {
+    switch (isa) {
+#if defined(HB_X86)
+        case Isa::avx2: return int8_avx2;
+        case Isa::avx_vnni: return int8_avx_vnni;
+        case Isa::avx512: return int8_avx512;
+#elif defined(HB_ARM)
+        case Isa::neon: return int8_neon;
+        case Isa::neon_dot: return int8_neon_dot;
+#endif
+        default: return int8_generic;
     }
 }
 

@@ -1,4 +1,5 @@
-// The inner loops, compiled once for each instruction set from kernels_impl.h, as a table of functions.
+// The inner loops, compiled once for each instruction set as tables of functions: those with float activations from
+// kernels_impl.h, those with activations rounded to 8 bits from int8_impl.h.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct Activations {
     const float* data;
     int64_t tokens, columns;
     const float* packed = nullptr;         // as `Kernels::pack` leaves them, or null
-    const Quantized* quantized = nullptr;  // rounded to 8 bits, for packed weights; or null
+    const Quantized* quantized = nullptr;  // rounded to 8 bits, for `Int8Kernels`; or null
 };
 
 // Products of some tiles of 16 rows with all tokens: out[tiles][tokens][16]; rows past the last hold anything.
@@ -76,8 +77,6 @@ struct Kernels {
     // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
     // 32, zero-filled][tokens of the block]. `blocks` are the blocks of 32 columns to write.
     void (*pack)(const Activations& x, Range blocks, float* packed);
-    // Rounds activations to 8 bits; `blocks` are the columns to do, in blocks of 32.
-    void (*quantize)(const Activations& x, Range blocks, const Quantized& to);
     void (*product[kStorages])(const ProductJob&);
 
     void (*rms_norm)(const float* x, const float* weight, const float* residual, float eps, float offset, float* out, int64_t n);
@@ -89,8 +88,6 @@ struct Kernels {
     void (*to_half)(const float* x, uint16_t* out, int64_t n);
     // Rounds up to 32 values, those that are missing being zeros, to codes from `lowest` to -lowest - 1; their f16 scale.
     uint16_t (*to_codes)(const float* x, int64_t n, int lowest, int8_t* codes);
-
-    int64_t (*peak_int8)(int64_t rounds, float* out);
 
     Attend attend[4];  // by CacheType
     // into = into · keep + from · add
@@ -106,16 +103,27 @@ struct Kernels {
     int64_t (*may_win)(const Noise& noise, const float* weights, const int32_t* ids, int64_t n, float factor, int32_t* found);
 };
 
+// Products of packed weights with activations rounded to 8 bits. Sets with and without a dot product differ in these only.
+struct Int8Kernels {
+    // Rounds activations to 8 bits; `blocks` are the columns to do, in blocks of 32.
+    void (*quantize)(const Activations& x, Range blocks, const Quantized& to);
+    void (*product[kPackedFormats])(const ProductJob&);
+    // Products alone, from registers: how many were added in so many rounds.
+    int64_t (*peak)(int64_t rounds, float* out);
+};
+
 extern const Kernels kernels_generic;
+extern const Int8Kernels int8_generic;
 #if defined(HB_X86)
 extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx_vnni;
 extern const Kernels kernels_avx512;
+extern const Int8Kernels int8_avx2, int8_avx_vnni, int8_avx512;
 #elif defined(HB_ARM)
 extern const Kernels kernels_neon;
-extern const Kernels kernels_neon_dot;
+extern const Int8Kernels int8_neon, int8_neon_dot;
 #endif
 
 const Kernels& kernels_for(Isa isa);
+const Int8Kernels& int8_kernels_for(Isa isa);
 
 }  // namespace halfbyte

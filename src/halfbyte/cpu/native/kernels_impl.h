@@ -1,4 +1,4 @@
-// Every inner loop, written once in terms of `Lanes`, the 16 floats of the instruction set being compiled.
+// The inner loops with floats, written once in terms of `Lanes`, the 16 floats of the instruction set being compiled.
 //
 // Included by one file an instruction set, after its lanes. Nothing here may have a name outside the namespace of that
 // instruction set: the linker would be free to give its code to processors that cannot run it. The table is made at
@@ -19,12 +19,10 @@
 #include "kernels_math.h"
 #include "kernels_dense.h"
 #include "kernels_tokens.h"
-#include "kernels_int8.h"
 #include "kernels_packed.h"
 #include "kernels_attend.h"
 #include "kernels_cache.h"
 #include "kernels_choose.h"
-#include "kernels_peak.h"
 
 namespace halfbyte::HB_ISA {
 
@@ -34,7 +32,6 @@ namespace halfbyte::HB_ISA {
 static constexpr Kernels table() {
     return {
         .pack = pack,
-        .quantize = quantize,
         .product = {HB_PLAIN_FORMATS(HB_PLAIN_PRODUCT) HB_PACKED_FORMATS(HB_PACKED_PRODUCT)},
         .rms_norm = rms_norm,
         .gate = gate,
@@ -43,7 +40,6 @@ static constexpr Kernels table() {
         .rotate = rotate,
         .to_half = to_half,
         .to_codes = to_codes,
-        .peak_int8 = peak_int8,
         .attend = {{score<F32>, weigh, add_values<F32>},
                    {score<F16>, weigh, add_values<F16>},
                    {score_codes<Q8>, weigh, add_codes<Q8>},

@@ -1,4 +1,4 @@
-// Products of packed weights with activations rounded to 8 bits, 16 interleaved rows at a time. Part of kernels_impl.h.
+// Products of packed weights with activations rounded to 8 bits, 16 interleaved rows at a time. Part of int8_impl.h.
 //
 // Weights are unpacked to bytes and multiplied four to a lane by the instruction set's integer dot product, for a
 // register tile of kInt8Tiles · 16 rows and kInt8Tokens tokens. In a block of 32, Σ (q − zero)·x = Σ q·x − zero·Σ x: the second

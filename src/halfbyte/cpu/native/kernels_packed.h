@@ -146,7 +146,6 @@ static void panel_product(const ProductJob& job) {
 template <class Format>
 static void packed_product(const ProductJob& job) {
     static_assert(kDirectTokens == 4);
-    if (job.x.quantized) return int8_product<Format>(job);
     switch (job.x.packed ? 0 : job.x.tokens) {
         case 1: return direct_product<Format, 1>(job);
         case 2: return direct_product<Format, 2>(job);

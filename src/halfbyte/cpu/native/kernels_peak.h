@@ -1,11 +1,11 @@
-// The arithmetic of 8-bit products and nothing else: how fast could they be? Part of kernels_impl.h.
+// The arithmetic of 8-bit products and nothing else: how fast could they be? Part of int8_impl.h.
 #pragma once
 
 namespace halfbyte::HB_ISA {
 
 // As many sums as the register tile of `int8_tiles` has, over operands that stay in the first cache; `rounds` is a multiple of
 // 4. Returns how many products of two bytes were added; `out` [16] only keeps the compiler from leaving them out.
-static int64_t peak_int8(int64_t rounds, float* out) {
+static int64_t peak(int64_t rounds, float* out) {
     constexpr int kCodes = 4, kTiles = Lanes::kInt8Tiles, kTokens = Lanes::kInt8Tokens;
     alignas(64) uint8_t codes[kCodes][kTiles][64];
     int8_t x[kCodes][kTokens * 4];

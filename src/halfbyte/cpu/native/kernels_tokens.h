@@ -1,4 +1,4 @@
-// How the tokens of a product are divided among register tiles. Part of kernels_impl.h.
+// How the tokens of a product are divided among register tiles. Part of kernels_impl.h and int8_impl.h.
 #pragma once
 
 namespace halfbyte::HB_ISA {

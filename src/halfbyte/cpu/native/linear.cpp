@@ -86,7 +86,9 @@ private:
         const int64_t most = job_tiles(x.tokens);
         for (int64_t tile = begin; tile < end; tile += most) {
             const ProductJob job{&w, tile, std::min(most, end - tile), x, c.local, c.local + kJobFloats};
-            c.kernels->product[static_cast<int>(w.storage)](job);
+            const int format = static_cast<int>(w.storage);
+            if (x.quantized && is_packed(w.storage)) c.int8->product[format - kPlainFormats](job);
+            else c.kernels->product[format](job);
             for (int64_t i = 0; i < job.tiles; ++i) {
                 const int64_t first = part.first + (tile + i) * kTileRows;
                 const Range wanted{std::max(first, rows.begin), std::min(first + kTileRows, rows.end)};
@@ -116,7 +118,7 @@ void for_parts(const Context& c, const Stack& weights, Floats x, Range own, cons
                 const int64_t all = part.tokens * blocks_of(x.columns);
                 auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
                 rounded = {reinterpret_cast<int8_t*>(sums + 2 * all), c.shared, sums, sums + all};
-                c.kernels->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
+                c.int8->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
                 part.quantized = &rounded;
             } else {
                 c.kernels->pack(part, c.worker.share(blocks_of(x.columns)), c.shared);

@@ -52,7 +52,7 @@ double int8_rate(Pool& pool, Isa isa, double seconds) {
         added = 0;
         pool.run([&](const Worker&) {
             float out[kTileRows];
-            added += kernels_for(isa).peak_int8(kRounds, out);
+            added += int8_kernels_for(isa).peak(kRounds, out);
         });
         return added.load();
     });

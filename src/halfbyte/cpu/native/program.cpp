@@ -13,7 +13,7 @@ int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch() / 
 }  // namespace
 
 Program::Program(int threads, Isa isa, int64_t context, bool int8, bool spin)
-    : isa_(isa), int8_(int8), kernels_(kernels_for(isa)), pool_(threads, spin), shares_(threads), inputs_(context) {}
+    : isa_(isa), kernels_(kernels_for(isa)), int8_(int8 ? &int8_kernels_for(isa) : nullptr), pool_(threads, spin), shares_(threads), inputs_(context) {}
 
 void Program::add(std::unique_ptr<Step> step) {
     const Scratch needed = step->scratch(pool_.size());
@@ -26,10 +26,10 @@ void Program::add(std::unique_ptr<Step> step) {
     step_ns_.push_back(0);
 }
 
-void Program::run(int64_t tokens, int64_t rows) {
+void Program::run(int64_t tokens, int64_t rows, bool hidden) {
     const auto turn = pool_.turn();
     called_ns_ = now_ns();
-    batch_ = {tokens, rows};
+    batch_ = {tokens, rows, hidden};
     inputs_.check(batch_);
     pool_.run([this](const Worker& worker) { run_steps(worker); });
 }

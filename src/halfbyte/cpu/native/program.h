@@ -24,7 +24,7 @@ struct Context {
     float* local;
     float* shared;
     Shares* shares;
-    bool int8;  // whether activations are rounded to 8 bits for packed weights
+    const Int8Kernels* int8;  // where activations are rounded to 8 bits for packed weights, or null
 };
 
 // One op with its arrays. Every thread calls `run`; the steps of a program are separated by barriers.
@@ -50,9 +50,9 @@ public:
     Isa isa() const { return isa_; }
     Inputs& inputs() { return inputs_; }
     void add(std::unique_ptr<Step> step);
-    // Runs all steps for this many tokens and rows of logits; a second caller waits. Throws `std::invalid_argument` for bad state, before
-    // anything is written.
-    void run(int64_t tokens, int64_t rows);
+    // Runs all steps for this many tokens and rows of logits, those of the axis `hidden` if that is wanted; a second caller waits. Throws
+    // `std::invalid_argument` for bad state, before anything is written.
+    void run(int64_t tokens, int64_t rows, bool hidden = false);
     // How long each step took in the last run, in nanoseconds; 0 for steps that had nothing to do.
     const std::vector<int64_t>& step_ns() const { return step_ns_; }
     // Nanoseconds of the last run from the call to its first step: checking the state and waking the threads.
@@ -62,8 +62,8 @@ private:
     void run_steps(const Worker& worker);
 
     Isa isa_;
-    bool int8_;
     const Kernels& kernels_;
+    const Int8Kernels* int8_;
     Pool pool_;
     Arena arena_;
     Shares shares_;

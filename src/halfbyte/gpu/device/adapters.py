@@ -135,22 +135,37 @@ def self_test(gpu: int, *, timeout_s: float = 120.0) -> SelfTest:
 
 def best_gpu() -> tuple[Adapter | None, str]:
     """The first real GPU, or None and a sentence that says why there is none; in milliseconds after the first time."""
-    if find_spec("wgpu") is None:
-        return None, "wgpu is not installed."
-    nodes = sorted(_nodes())
-    if sys.platform == "linux" and not nodes:
-        return None, "there is no GPU: /dev has no device of one."
-    file, mark = user_cache.folder() / "gpu-adapters.json", _mark(nodes)
-    known = _remembered(user_cache.load(file, SCHEMA), mark)
-    if known is None:
-        known = find_adapters()
-        user_cache.store_if_possible(file, SCHEMA, {"mark": mark, "time": time.time(), **asdict(known)})
+    known = _known_adapters()
     for adapter in known.found:
         if not adapter.software:
             return adapter, ""
     if known.found:
         return None, f"only a software GPU was found ({known.found[0].name})."
     return None, known.reason
+
+
+def real_gpus() -> tuple[list[int], str]:
+    """The real GPUs by their numbers, each once, as the best one is reached; or why there is none, as `best_gpu`."""
+    best, reason = best_gpu()
+    if best is None:
+        return [], reason
+    found = enumerate(_known_adapters().found)
+    return [number for number, each in found if not each.software and each.backend == best.backend], ""
+
+
+def _known_adapters() -> Adapters:
+    """The adapters of this machine as they were found, now or before."""
+    if find_spec("wgpu") is None:
+        return Adapters((), "wgpu is not installed.")
+    nodes = sorted(_nodes())
+    if sys.platform == "linux" and not nodes:
+        return Adapters((), "there is no GPU: /dev has no device of one.")
+    file, mark = user_cache.folder() / "gpu-adapters.json", _mark(nodes)
+    known = _remembered(user_cache.load(file, SCHEMA), mark)
+    if known is None:
+        known = find_adapters()
+        user_cache.store_if_possible(file, SCHEMA, {"mark": mark, "time": time.time(), **asdict(known)})
+    return known
 
 
 def _nodes() -> Iterator[str]:

@@ -5,6 +5,7 @@ A C handle is what a wgpu object keeps in `_internal`. Nothing outside this modu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,22 @@ def create_encoder(device: Handle) -> Handle:
 def release_encoder(encoder: Handle) -> None:
     """Give an encoder back that was not finished."""
     lib.wgpuCommandEncoderRelease(encoder)
+
+
+class BindGroup:
+    """Buffers bound to the numbers of a layout, in order; they are kept as long as it is."""
+
+    def __init__(self, device: Any, layout: Any, buffers: Sequence[Any]) -> None:
+        entries = ffi.new("WGPUBindGroupEntry[]", len(buffers))
+        for number, buffer in enumerate(buffers):
+            entries[number].binding, entries[number].buffer = number, buffer._internal
+            entries[number].size = buffer.size
+        descriptor = ffi.new("WGPUBindGroupDescriptor *")
+        descriptor.layout, descriptor.entryCount, descriptor.entries = layout._internal, len(buffers), entries
+        self.handle: Handle = lib.wgpuDeviceCreateBindGroup(device._internal, descriptor)
+
+    def __del__(self) -> None:
+        lib.wgpuBindGroupRelease(self.handle)
 
 
 class TimestampWrites:

@@ -29,7 +29,7 @@ from halfbyte.gpu.shaders.shader import DemandError, ShaderSet
 from halfbyte.gpu.shaders.variants import KernelConfig, without_one
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
-from halfbyte.plan.plan import LOGITS
+from halfbyte.plan.plan import HIDDEN, LOGITS
 
 SINGLE = "single"
 """The program of one token and its logits."""
@@ -37,12 +37,22 @@ SINGLE = "single"
 
 def body_name(tokens: int) -> str:
     """The program of everything before the logits, for so many tokens."""
-    return f"body.{columns_for(tokens) or 'many'}"
+    return f"body.{_columns(tokens)}"
 
 
 def head_name(tokens: int, rows: int) -> str:
     """The program of so many rows of logits, after the body for so many tokens."""
-    return f"head.{columns_for(tokens) or 'many'}.{columns_for(rows) or 'many'}"
+    return f"head.{_columns(tokens)}.{columns_for(rows) or 'many'}"
+
+
+def hidden_name(tokens: int) -> str:
+    """The program of the hidden states of so many tokens, after the body."""
+    return f"hidden.{_columns(tokens)}"
+
+
+def _columns(tokens: int) -> int | str:
+    """What bodies are named after. One token alone has `SINGLE`, or the body of two if its hidden state is wanted."""
+    return columns_for(max(2, tokens)) or "many"
 
 
 class Lowerer:
@@ -89,6 +99,10 @@ class Lowerer:
             room, hidden = capacity(columns[1], plan.rows), self._output(f"body.{counts[0]}")
             section = Section(self.context, plan.steps[self._head :], columns[1], room, rows=True, first=self._head)
             return lower_section(section, name, {self._hidden: hidden}, keep=LOGITS)
+        if kind == "hidden":
+            room, hidden = capacity(columns[0], plan.tokens), self._output(f"body.{counts[0]}")
+            section = Section(self.context, plan.hidden_steps, columns[0], room, first=self._head)
+            return lower_section(section, name, {self._hidden: hidden}, keep=HIDDEN)
         return lower_section(Section(self.context, plan.steps, 1, 1), name, keep=LOGITS)
 
     @property
@@ -106,8 +120,10 @@ class Lowerer:
         plan = self.context.plan
         yield SINGLE
         bodies = [*COLUMNS, plan.tokens]
-        for tokens in sorted({min(count, plan.tokens) for count in bodies} - {1}):
+        for tokens in sorted({min(count, plan.tokens) for count in bodies} - {1}) or [1]:
             yield body_name(tokens)
+            if plan.hidden_steps:
+                yield hidden_name(tokens)
             yield from dict.fromkeys(head_name(tokens, rows) for rows in range(1, min(tokens, plan.rows) + 1))
         yield from SAMPLING_PROGRAMS
 

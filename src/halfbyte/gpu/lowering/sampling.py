@@ -1,6 +1,6 @@
 """The programs that choose the next token after each row of logits.
 
-logits → penalties, bias → temperature → top-k → top-p → min-p → draw
+logits → what may come → penalties, bias → temperature → top-k → top-p → min-p → XTC → draw
 
 What they know of a sequence lies in the row of its slot.
 """
@@ -11,7 +11,9 @@ from halfbyte.gpu.lowering.builder import dispatch
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.program import Axis, Program, Ref, grid, padded
 from halfbyte.gpu.shaders import rules
+from halfbyte.plan.drawing import mask_words
 from halfbyte.plan.plan import LOGITS
+from halfbyte.sampling.filters import XTC_STREAM
 
 PARAMS = (
     "TEMPERATURE",
@@ -24,16 +26,25 @@ PARAMS = (
     "SEED",
     "SEED_HIGH",
     "PENALIZES",
+    "MASKS",
+    "XTC_BELOW",
+    "XTC_THRESHOLD",
 )
-"""What words of a slot in the buffer `sampling/params` hold: float32s, both words of the seed, and whether the logits
-are changed by penalties or biases."""
-PARAMS_PITCH = 16
-"""Words of a slot."""
+"""What words of a slot in the buffer `sampling/params` hold: float32s, both words of the seed, whether the logits are
+changed by penalties or biases, whether the mask behind them says what may come; XTC excludes top choices where a random
+number is below an integer."""
+MASK = 16
+"""Words of a slot before its mask."""
 RING = 8
 """Steps whose results the GPU keeps."""
 RESULT_NBYTES = 8
 """A token's id, then its log-probability."""
-SAMPLING_PROGRAMS = ("sample.greedy", "sample.random", "sample.greedy.penalized", "sample.random.penalized")
+SAMPLING_PROGRAMS = tuple(
+    f"sample.{kind}{penalized}{masked}"
+    for masked in ("", ".masked")
+    for penalized in ("", ".penalized")
+    for kind in ("greedy", "random")
+)
 
 
 def sampling_ref(name: str) -> Ref:
@@ -41,19 +52,25 @@ def sampling_ref(name: str) -> Ref:
     return Ref("sampling", f"sampling/{name}")
 
 
-def lower_sampling(context: LoweringContext, name: str) -> Program:
-    """One of `SAMPLING_PROGRAMS`: tokens are the most likely ones or drawn, with or without penalties and biases.
+def params_pitch(vocab_size: int) -> int:
+    """Words of a slot in the buffer `sampling/params`: what `PARAMS` names, then a bit for each token that may come."""
+    return MASK + mask_words(vocab_size)
 
-    A program that draws or penalizes does so only for the sequences that ask for it.
+
+def lower_sampling(context: LoweringContext, name: str) -> Program:
+    """One of `SAMPLING_PROGRAMS`: tokens are the most likely ones or drawn, with penalties, biases, masks or without.
+
+    A program that draws, penalizes or masks does so only for the sequences that ask for it.
     """
-    greedy, penalized = "greedy" in name, "penalized" in name
+    greedy, penalized, masked = (part in name for part in ("greedy", "penalized", "masked"))
     words = context.plan.tensors[LOGITS].shape[1]
+    pitch = params_pitch(words)
     sizes = rules.sample(context.config, vocabulary=words)
     slots, rows, groups, logits = context.plan.sequences, context.logit_rows, sizes["GROUPS"], context.logits()
     nbytes = {
         "parts": rows * groups * 16,
         "found": rows * 4,
-        "params": slots * PARAMS_PITCH * 4,
+        "params": slots * pitch * 4,
         "result": RING * rows * RESULT_NBYTES,
         **(dict.fromkeys(("counts", "bias"), slots * words * 4) if penalized else {}),
         **({"scores": rows * padded(words) * 4} if penalized else {}),
@@ -63,7 +80,9 @@ def lower_sampling(context: LoweringContext, name: str) -> Program:
     bound |= {name: context.buffer(sampling_ref(name), size) for name, size in nbytes.items()}
     constants = {
         **{name: i for i, name in enumerate(PARAMS)},
-        "PITCH": PARAMS_PITCH,
+        "PITCH": pitch,
+        "MASK": MASK,
+        "XTC_STREAM": XTC_STREAM,
         "V": words,
         "STRIDE": padded(words),
         "ROW_COUNT": rows,
@@ -71,6 +90,7 @@ def lower_sampling(context: LoweringContext, name: str) -> Program:
         "RING": RING,
         "GREEDY": greedy,
         "PENALIZED": penalized,
+        "MASKED": masked,
     }
     kernels = {"sample_stats": groups, **({} if greedy else {"sample_collect": groups}), "sample_pick": 1}
     made = (

@@ -72,6 +72,11 @@ class BoundDispatch:
         return [self.pipeline, *([self.long.pipeline] if self.long else [])]
 
     @property
+    def grows(self) -> bool:
+        """Whether it binds a buffer that may be replaced."""
+        return any(buffer.grows for buffer in self.buffers.values())
+
+    @property
     def every_buffer(self) -> list[Buffer]:
         """The buffers of all that may run."""
         return [*self.buffers.values(), *(self.long.buffers.values() if self.long else ())]
@@ -110,7 +115,7 @@ class BoundProgram:
         self.head = head
         self._output = output
         self._device = device
-        self._groups: dict[BoundDispatch, Any] = {}
+        self._groups: dict[BoundDispatch, ffi.BindGroup] = {}
         self._made: dict[tuple[BoundDispatch, Dimensions], Command] = {}
         self._versions: tuple[int, ...] = ()
         self._recorded: dict[Extent, list[Command]] = {}
@@ -135,8 +140,8 @@ class BoundProgram:
         versions = tuple([buffer.version for buffer in self._growing])
         if versions != self._versions:
             self._recorded.clear()
-            self._groups.clear()
             self._made.clear()
+            self._groups = {dispatch: group for dispatch, group in self._groups.items() if not dispatch.grows}
             self._versions = versions
         key = extent._replace(keys=-(-extent.keys // KEYS_STEP) * KEYS_STEP)
         commands = self._recorded.pop(key, None)
@@ -160,17 +165,15 @@ class BoundProgram:
         if (dispatch, grid) not in self._made:
             if dispatch not in self._groups:
                 self._groups[dispatch] = bind_group(self._device, dispatch)
-            handles = ffi.handle_of(dispatch.pipeline.handle), ffi.handle_of(self._groups[dispatch])
+            handles = ffi.handle_of(dispatch.pipeline.handle), self._groups[dispatch].handle
             made = Command((*map(ffi.address, handles), *grid))
             made.dispatch = dispatch
             self._made[dispatch, grid] = made
         return self._made[dispatch, grid]
 
 
-def bind_group(device: Device, dispatch: BoundDispatch) -> Any:
+def bind_group(device: Device, dispatch: BoundDispatch) -> ffi.BindGroup:
     """The bind group of a dispatch over what its buffers hold now."""
-    entries = [
-        {"binding": i, "resource": {"buffer": buffer.handle}} for i, buffer in enumerate(dispatch.buffers.values())
-    ]
+    buffers = [buffer.handle for buffer in dispatch.buffers.values()]
     with device.guarded(f"binding {dispatch.pipeline.name} failed"):
-        return device.handle.create_bind_group(layout=dispatch.pipeline.layout, entries=entries)
+        return ffi.BindGroup(device.handle, dispatch.pipeline.layout, buffers)

@@ -14,6 +14,7 @@ from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.memory import free_vulkan_memory
 from halfbyte.gpu.lowering.columns import ROW_TILE
 from halfbyte.gpu.lowering.lower import caches
+from halfbyte.gpu.lowering.sampling import params_pitch
 from halfbyte.plan import Plan
 from halfbyte.plan.ops import Rows
 from halfbyte.plan.plan import LOGITS
@@ -42,11 +43,12 @@ class Needs:
 def needs(plan: Plan) -> Needs:
     """What a plan takes. Scratch is estimated, a little high: programs for few and for many tokens keep their own."""
     rows = plan.rows if plan.rows <= 8 else -(-plan.rows // ROW_TILE) * ROW_TILE
-    logits = 4 * rows * plan.tensors[LOGITS].shape[1]
+    vocabulary = plan.tensors[LOGITS].shape[1]
+    logits = 4 * rows * vocabulary
     return Needs(
         sum(tensor.nbytes for tensor in plan.of_kind("weight")),
         sum(_cache_nbytes(plan)),
-        2 * plan.arena_nbytes + 2 * logits + (16 << 20),
+        2 * plan.arena_nbytes + 2 * logits + 4 * plan.sequences * params_pitch(vocabulary) + (16 << 20),
     )
 
 

@@ -20,7 +20,7 @@ from halfbyte.gpu.device.clock import PassClock
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
 from halfbyte.gpu.lowering.columns import COLUMNS, columns_for
-from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, body_name, head_name
+from halfbyte.gpu.lowering.lower import SINGLE, Lowerer, body_name, head_name, hidden_name
 from halfbyte.gpu.lowering.program import Extent, Program, Ref
 from halfbyte.gpu.lowering.sampling import RESULT_NBYTES, RING, sampling_ref
 from halfbyte.gpu.run import budget
@@ -29,7 +29,16 @@ from halfbyte.gpu.run.bound import BoundOutput, BoundProgram, Buffer, Command
 from halfbyte.gpu.run.caches import Caches
 from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.run.recorder import Copy, PassHook, Recorder
-from halfbyte.gpu.run.sampling import DrawnTokens, RowsRead, Slots, program_for, supported
+from halfbyte.gpu.run.sampling import (
+    DrawnTokens,
+    PendingTokens,
+    RowsRead,
+    Slots,
+    StatesRead,
+    masks,
+    program_for,
+    supported,
+)
 from halfbyte.gpu.run.weights import WeightStore
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.gpu.shaders.variants import KernelConfig, choose
@@ -96,7 +105,7 @@ class GpuExecutor:
         self._tables = {name: np.zeros((plan.sequences, n), np.int32) for name, n in self.layout.columns.items()}
         self._following: Batch | None = None
         self._steps = 0
-        self._staging: dict[int, Staging] = {}
+        self._staging: dict[tuple[str, int], Staging] = {}
         self._results: deque[Staging] = deque()
         self._programs: dict[str, BoundProgram] = {}
         self._binder = self._make_binder()
@@ -199,7 +208,7 @@ class GpuExecutor:
         if not rows:
             self.recorder.submit(commands)
             return np.zeros((0, self.words), np.float32)
-        staging = self._reader(rows, logits)
+        staging = self._logit_reader(rows, logits)
         submission = self.recorder.submit(
             commands, [(logits.buffer.handle, 0, staging.buffer, 0, rows * logits.stride * 4)]
         )
@@ -273,19 +282,42 @@ class GpuExecutor:
     def submit(self, batch: Batch, draws: Sequence[Draw], *, steps: int = 1) -> Pending:
         """Send one batch to the GPU, and have a token chosen after each of its rows of logits.
 
+        Where it is not known yet what may come, choosing is sent by `Pending.choose`: until then logits and state have
+        to stay, so no other batch may be submitted.
+
         Raises:
             DeviceError: The device failed.
         """
         self.device.check_alive("the GPU refused work")
         self.load(batch)
         choose = self.program(program_for(draws)) if draws else None
-        self._slots.tell(draws)
-        commands, first = list[Command](), self._steps
+        if choose is not None and any(map(masks, draws)):
+            self.recorder.submit(self._commands(batch)[0])
+            states = self._states(batch)
+            return PendingTokens(lambda: self._drawn(choose.commands(self._extent(batch)), batch, draws), states)
+        commands = list[Command]()
         for step in range(steps):
             forward, _ = self._commands(batch, step)
             commands += forward
             if choose is not None:
                 commands += choose.commands(self._extent(batch, step))
+        return PendingTokens(self._drawn(commands, batch, draws, steps), self._states(batch))
+
+    def _states(self, batch: Batch) -> StatesRead | None:
+        """Make the hidden states of what was submitted last, if they are wanted, and have them read."""
+        if not batch.hidden:
+            return None
+        tokens = len(batch.token_ids)
+        program = self.program(hidden_name(tokens))
+        out, staging = program.output, self._reader("hidden", tokens, self.plan.tokens, program.output)
+        copy = (out.buffer.handle, 0, staging.buffer, 0, tokens * out.stride * 4)
+        staging.request(self.recorder.submit(program.commands(self._extent(batch)), [copy]))
+        return StatesRead(staging, tokens, out.width, out.stride)
+
+    def _drawn(self, commands: Sequence[Command], batch: Batch, draws: Sequence[Draw], steps: int = 1) -> DrawnTokens:
+        """Send commands that choose tokens, once the GPU knows what they are chosen by; the tokens, on their way."""
+        self._slots.tell(draws)
+        errors, first = self._slots.allow(draws), self._steps
         self._expect(batch, draws, steps)
         results, read = self._next_results(), self._rows_read(draws)
         copies = [*self._result_copies(results), *self._row_copies(read)]
@@ -293,7 +325,8 @@ class GpuExecutor:
         results.request(submission)
         if read:
             read.staging.request(submission)
-        return DrawnTokens(results, first, steps, len(draws), RING, self.lowerer.context.logit_rows, read)
+        rows = self.lowerer.context.logit_rows
+        return DrawnTokens(results, first, steps, len(draws), RING, rows, read, errors)
 
     def load(self, batch: Batch) -> None:
         """Put a batch into the state buffer, the caches grown to hold its blocks; nothing if it is what is there."""
@@ -345,7 +378,7 @@ class GpuExecutor:
         """Where the logits go that the host chooses tokens from."""
         host = {row: draw for row, draw in enumerate(draws) if not supported(draw.sampler.params)}
         logits = self.program(SINGLE).output
-        return RowsRead(self._reader(max(host) + 1, logits), host, logits.width, logits.stride) if host else None
+        return RowsRead(self._logit_reader(max(host) + 1, logits), host, logits.width, logits.stride) if host else None
 
     def _row_copies(self, read: RowsRead | None) -> list[Copy]:
         if read is None:
@@ -361,7 +394,7 @@ class GpuExecutor:
         """Everything up to the logits, so many steps after the batch."""
         extent = self._extent(batch, step)
         tokens, rows = extent.tokens, extent.rows
-        if tokens == 1 and rows <= 1:
+        if tokens == 1 and rows <= 1 and not batch.hidden:
             single = self.program(SINGLE)
             return single.commands(extent)[: None if rows else single.head], single.output
         body = self.program(body_name(tokens))
@@ -370,12 +403,16 @@ class GpuExecutor:
         head = self.program(head_name(tokens, rows))
         return body.commands(extent) + head.commands(extent), head.output
 
-    def _reader(self, rows: int, logits: BoundOutput) -> Staging:
-        size = columns_for(rows) or self.plan.rows
-        if size not in self._staging:
-            self._staging[size] = Staging(self.device, size * logits.stride * 4)
-        self._staging[size].drop()
-        return self._staging[size]
+    def _logit_reader(self, rows: int, logits: BoundOutput) -> Staging:
+        return self._reader("logits", rows, self.plan.rows, logits)
+
+    def _reader(self, what: str, rows: int, most: int, output: BoundOutput) -> Staging:
+        """A free buffer for so many rows of an output, of which there are at most so many."""
+        size = columns_for(rows) or most
+        if (what, size) not in self._staging:
+            self._staging[what, size] = Staging(self.device, size * output.stride * 4)
+        self._staging[what, size].drop()
+        return self._staging[what, size]
 
 
 def _same(batch: Batch, other: Batch) -> bool:

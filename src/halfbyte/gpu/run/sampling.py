@@ -7,28 +7,34 @@ there, as long as the logits are the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import HalfbyteError
 from halfbyte.gpu.device.device import Device
 from halfbyte.gpu.device.staging import Staging
 from halfbyte.gpu.lowering.program import Ref
-from halfbyte.gpu.lowering.sampling import PARAMS_PITCH, sampling_ref
+from halfbyte.gpu.lowering.sampling import MASK, params_pitch, sampling_ref
 from halfbyte.gpu.run.bound import Buffer
-from halfbyte.plan.drawing import Draw, Token
+from halfbyte.plan.drawing import Draw, Token, asked_for
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from halfbyte.sampling.noise import coins_below
+from halfbyte.sampling.params import SAMPLERS
 from halfbyte.sampling.sampler import invalid_logits
 
 IN_PROMPT = np.uint32(1 << 31)
+_BEYOND_PLAIN = {"xtc_probability"}
+"""What the kernels know of the settings that `SamplingParams.beyond_plain` lists."""
 
 
 def supported(sampling: SamplingParams) -> bool:
     """Whether the GPU can choose tokens this way, which gives no log-probabilities of other tokens."""
-    return sampling.plain and not sampling.logprobs
+    in_order = list(sampling.active) == sorted(sampling.active, key=SAMPLERS.index)
+    return in_order and _BEYOND_PLAIN.issuperset(sampling.beyond_plain) and not sampling.logprobs
 
 
 def penalizes(sampling: SamplingParams) -> bool:
@@ -37,11 +43,17 @@ def penalizes(sampling: SamplingParams) -> bool:
     return bool(penalties or sampling.logit_bias)
 
 
+def masks(draw: Draw) -> bool:
+    """Whether the GPU chooses a token and has to be told what may come."""
+    return draw.allowed is not None and supported(draw.sampler.params)
+
+
 def program_for(draws: Sequence[Draw]) -> str:
     """The program that chooses a token for each of these."""
     drawn = [draw.sampler.params for draw in draws if supported(draw.sampler.params)]
-    greedy, penalized = all(params.greedy for params in drawn), any(map(penalizes, drawn))
-    return f"sample.{'greedy' if greedy else 'random'}{'.penalized' if penalized else ''}"
+    kind = "greedy" if all(params.greedy for params in drawn) else "random"
+    penalized, masked = any(map(penalizes, drawn)), any(map(masks, draws))
+    return f"sample.{kind}{'.penalized' * penalized}{'.masked' * masked}"
 
 
 class Slots:
@@ -62,16 +74,28 @@ class Slots:
             if self._owners.get(draw.slot) is not draw.sampler:
                 self._tell(draw)
 
-    def _tell(self, draw: Draw) -> None:
-        sampling = draw.sampler.params
-        self._owners[draw.slot] = draw.sampler
-        self._write("params", draw.slot, _params(draw.sampler))
-        if supported(sampling) and penalizes(sampling):
-            self._write("counts", draw.slot, _counts(self._words, sampling, draw.prompt_ids, draw.generated_ids))
-            self._write("bias", draw.slot, _bias(self._words, sampling))
+    def allow(self, draws: Sequence[Draw]) -> dict[int, HalfbyteError]:
+        """Tell the GPU what may come; the errors of draws where nothing may, by row. Their program is bound."""
+        errors: dict[int, HalfbyteError] = {}
+        for row, draw in enumerate(draws):
+            try:
+                if masks(draw) and (mask := draw.mask(self._words)) is not None:
+                    self._write("params", draw.slot * params_pitch(self._words) + MASK, mask)
+            except HalfbyteError as error:
+                errors[row] = error
+        return errors
 
-    def _write(self, name: str, slot: int, values: NDArray[np.generic]) -> None:
-        self._device.write(self._buffer(sampling_ref(name)).handle, slot * values.nbytes, values)
+    def _tell(self, draw: Draw) -> None:
+        sampling, words = draw.sampler.params, self._words
+        self._owners[draw.slot] = draw.sampler
+        self._write("params", draw.slot * params_pitch(words), _params(draw))
+        if supported(sampling) and penalizes(sampling):
+            self._write("counts", draw.slot * words, _counts(words, sampling, draw.prompt_ids, draw.generated_ids))
+            self._write("bias", draw.slot * words, _bias(words, sampling))
+
+    def _write(self, name: str, first: int, values: NDArray[np.generic]) -> None:
+        """Write words of a buffer."""
+        self._device.write(self._buffer(sampling_ref(name)).handle, first * 4, values)
 
 
 @dataclass(frozen=True)
@@ -97,13 +121,14 @@ class RowsRead:
 
 @dataclass(frozen=True)
 class DrawnTokens:
-    """The `Pending` of tokens that the GPU chooses.
+    """Tokens that the GPU chooses.
 
     Attributes:
         first: Steps before the first one since the state was written.
         draws: Rows that get a token.
         ring: Steps whose results are kept, each for `rows` rows.
         read: What the host chooses instead.
+        errors: Why rows get no token.
     """
 
     staging: Staging
@@ -113,6 +138,7 @@ class DrawnTokens:
     ring: int
     rows: int
     read: RowsRead | None
+    errors: Mapping[int, HalfbyteError]
 
     def tokens(self) -> list[list[Token]]:
         """The tokens of each step; waits for them."""
@@ -122,10 +148,64 @@ class DrawnTokens:
         if self.read is not None:
             for row, token in self.read.tokens().items():
                 found[0][row] = token
+        for row, error in self.errors.items():
+            found[0][row] = error
         return found
 
     def _token(self, token: int, logprob: float) -> Token:
         return Sampled(token, logprob) if isfinite(logprob) else invalid_logits(logprob, token)
+
+
+@dataclass(frozen=True)
+class StatesRead:
+    """Hidden states on their way to the host.
+
+    Attributes:
+        stride: Values from one token to the next, of which the first `width` count.
+    """
+
+    staging: Staging
+    tokens: int
+    width: int
+    stride: int
+
+    def values(self) -> NDArray[np.float32]:
+        """Hidden states `[tokens, width]`; waits for them."""
+        values = self.staging.take(self.tokens * self.stride * 4).view(np.float32)
+        return values.reshape(self.tokens, self.stride)[:, : self.width]
+
+
+class PendingTokens:
+    """The `Pending` of tokens that are being chosen, or wait until it is known what may come.
+
+    Args:
+        drawn: What is on its way, or has it chosen.
+        states: The hidden states, if the batch asked for them.
+    """
+
+    def __init__(self, drawn: DrawnTokens | Callable[[], DrawnTokens], states: StatesRead | None = None) -> None:
+        self._drawn, self._states = drawn, states
+
+    def choose(self) -> None:
+        """Have the tokens chosen, if they wait.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        self._chosen()
+
+    def tokens(self) -> list[list[Token]]:
+        """The tokens of each step; waits for them."""
+        return self._chosen().tokens()
+
+    def hidden(self) -> NDArray[np.float32]:
+        """The hidden states; waits for them."""
+        return asked_for(self._states).values()
+
+    def _chosen(self) -> DrawnTokens:
+        if not isinstance(self._drawn, DrawnTokens):
+            self._drawn = self._drawn()
+        return self._drawn
 
 
 def _floats(bits: NDArray[np.uint32]) -> list[float]:
@@ -133,9 +213,9 @@ def _floats(bits: NDArray[np.uint32]) -> list[float]:
     return found
 
 
-def _params(sampler: Sampler) -> NDArray[np.uint32]:
+def _params(draw: Draw) -> NDArray[np.uint32]:
     """A slot's words; a sequence whose tokens the host chooses is told as one that takes the most likely."""
-    sampling, seed = sampler.params, sampler.seed
+    sampling, seed = draw.sampler.params, draw.sampler.seed
     drawn = supported(sampling) and not sampling.greedy
     numbers = np.array(
         [
@@ -149,10 +229,12 @@ def _params(sampler: Sampler) -> NDArray[np.uint32]:
         ],
         np.float32,
     )
-    words = np.zeros(PARAMS_PITCH, np.uint32)
+    words = np.zeros(MASK, np.uint32)
     words[:7] = numbers.view(np.uint32)
     words[7:9] = seed & 0xFFFFFFFF, seed >> 32
-    words[9:10].view(np.float32)[0] = supported(sampling) and penalizes(sampling)
+    words[9:11] = supported(sampling) and penalizes(sampling), masks(draw)
+    words[11] = coins_below(sampling.xtc_probability) if drawn else 0
+    words[12:13] = np.float32(sampling.xtc_threshold).view(np.uint32)
     return words
 
 

@@ -28,6 +28,8 @@ CORES = 132
 """Of an H200."""
 STAGING = 0.3
 """What a workgroup of a product over few rows takes to read x, in times of what 8 of its outputs take."""
+LONG_TILE = 3 * 8192
+"""Outputs of an invocation times depth from which it takes 8 of 32 rows, where its workgroup is alone on a core."""
 LEAST_STORAGE = 16384
 """Bytes of workgroup memory that every device has."""
 PRODUCTS_AHEAD = 3
@@ -155,22 +157,36 @@ def _gemm(
 ) -> Constants:
     """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
 
-    Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by 32 outputs, or by 16 where cores would
-    otherwise be idle; workgroups are large where each core has one at most. Invocations with 8 × 4 or 4 × 4 sums, in
-    lanes of 4 × 8, load little for what they multiply: an H200 core makes 64 products of four bytes per clock, and
-    reads 128 bytes of workgroup memory. Such a tile has few invocations, so several teams of them share the depth.
+    Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by as many outputs as leave the fewest cores
+    idle. Invocations with many sums, in lanes of 4 × 8, load little for what they multiply: an H200 core makes 64
+    products of four bytes per clock, and reads 128 bytes of workgroup memory. Such a tile has few invocations, so
+    several teams of them share the depth.
     """
     if rows > FEW_ROWS or not config.sliced_k:
         return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
-    large, columns = config.large_workgroups and config.wide_tiles, outputs * (2 if gated else 1)
-    rn = min((4, 2), key=lambda n: _turns(columns, 8 * n) * (n + STAGING)) if large else 4
-    for wg in (512, 256) if large and _turns(columns, 8 * rn) == 1 else (256,):
-        rm = 8 if config.wide_tiles and rows >= 32 else 4
-        step = max(wg * rm // (8 * rows), 4 if config.wide_tiles else 2)
-        sizes = {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": step}
-        if _gemm_fits(config, {"rows": rows, "int8": int8, **sizes}):
-            break
-    return sizes
+    columns = outputs * (2 if gated else 1)
+    if config.wide_tiles and config.large_workgroups:
+        sizes = _few_rows(rows, columns, width, gated)
+        if _gemm_fits(config, {"rows": rows, "int8": int8, "gated": gated, **sizes}):
+            return sizes
+    rm = 8 if config.wide_tiles and rows >= 32 else 4
+    step = max(256 * rm // (8 * rows), 4 if config.wide_tiles else 2)
+    return {"WG": 256, "TX": 8, "RM": rm, "RN": 4, "STEP": step}
+
+
+def _few_rows(rows: int, columns: int, width: int, gated: bool) -> Constants:
+    """Sizes for 16, 32 or 64 rows as they were fastest on an NVIDIA H200: WG, TX, RM, RN, STEP.
+
+    Where each core has one workgroup at most, that is large, and stages much at once.
+    """
+    if rows == 32 and _turns(columns, 64) > 1:
+        return {"WG": 256, "TX": 16, "RM": 8, "RN": 4, "STEP": 4}
+    rn = min((4, 2) if gated else (4, 3, 2), key=lambda n: _turns(columns, 8 * n) * (n + STAGING))
+    alone = _turns(columns, 8 * rn) == 1
+    wg = 512 if alone and (rows == 32 or (rows < 32 and rn != 3)) else 256
+    rm = 8 if rows > 32 or (rows == 32 and (not alone or rn * width >= LONG_TILE)) else 4
+    teams = wg * rm // (8 * rows)
+    return {"WG": wg, "TX": 8, "RM": rm, "RN": rn, "STEP": max(16 * 32 // max(rows, 32) if alone else 4, teams)}
 
 
 def _turns(columns: int, outs: int) -> int:
@@ -201,6 +217,8 @@ def _gemm_fits(config: KernelConfig, sizes: Sizes) -> bool:
     room = config.workgroup_storage if config.wide_tiles else min(config.workgroup_storage, LEAST_STORAGE)
     return bool(
         sizes["WG"] * sizes["RM"] == teams * rows * sizes["TX"]
+        and (sizes["RN"] % 2 == 0 or not sizes["gated"])
+        and sizes["RM"] * sizes["RN"] % 4 == 0
         and sizes["rows"] % rows == 0
         and (teams == 1 or config.sliced_k)
         and (step % teams == 0 or not sizes["int8"])
@@ -372,7 +390,7 @@ FAMILIES = {
         Family(
             "gemm",
             _gemm,
-            {"WG": (256, 512), "TX": (8, 16), "RM": (2, 4, 8), "RN": (2, 4), "STEP": (1, 2, 4, 8, 16)},
+            {"WG": (256, 512), "TX": (8, 16), "RM": (2, 4, 8), "RN": (2, 3, 4, 8), "STEP": (1, 2, 4, 8, 16)},
             _gemm_fits,
             _gemm_derived,
         ),

@@ -192,20 +192,25 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }
 #endif
+#for j in range(RN // 2 if GATED else RN)
+    let o${j} = wg.x * ${OUTS // 2 if GATED else OUTS}u + tx + ${TX * j}u;
+    let last${j} = min(o${j}, ${N - 1}u);
+#endfor
+    // All is read before anything is written: `out` and `residual` may be one memory to a GPU, and each read would wait.
+#for i in range(RM)
+    let at${i} = (row0 + ty + ${TY * i}u) * ${STRIDE}u + ${FIRST}u;
+#for j in range(RN // 2 if GATED else RN)
+#if GATED
+    let y${i}_${j} = activate(sum${i}_${j}) * sum${i}_${j + RN // 2};
+#else
+    let y${i}_${j} = sum${i}_${j}${f" + bias[{FIRST}u + last{j}]" if BIAS else ""}${f" + residual[at{i} + last{j}]" if RESIDUAL else ""};
+#endif
+#endfor
+#endfor
 #for i in range(RM)
 #for j in range(RN // 2 if GATED else RN)
-    {
-        let t = row0 + ty + ${TY * i}u;
-        let o = wg.x * ${OUTS // 2 if GATED else OUTS}u + tx + ${TX * j}u;
-        if (o < ${N}u) {
-            let at = t * ${STRIDE}u + ${FIRST}u + o;
-#if GATED
-            out[at] = activate(sum${i}_${j}) * sum${i}_${j + RN // 2};
-#else
-            let y = sum${i}_${j}${f" + bias[{FIRST}u + o]" if BIAS else ""};
-            out[at] = ${"residual[at] + y" if RESIDUAL else "y"};
-#endif
-        }
+    if (o${j} < ${N}u) {
+        out[at${i} + o${j}] = y${i}_${j};
     }
 #endfor
 #endfor

@@ -2,12 +2,12 @@
 // Filters are thresholds on the scores, found by halving the range of their order-preserving integers, with sums in
 // integers so that the order of the candidates does not matter. The draw is the largest of score / temperature plus
 // Gumbel noise, a function of (seed, position, id) that sampling/noise.py computes on the host. Writes `result` (id, bits of
-// its log-probability) [RING, ROW_COUNT] of step modulo RING.
-// Grid: (1, rows). Constants: WG, V, STRIDE, GROUPS, ROW_COUNT, GREEDY, PENALIZED, RING, PITCH.
+// its log-probability, which is no number where nothing can be chosen) [RING, ROW_COUNT] of step modulo RING.
+// Grid: (1, rows). Constants: WG, V, STRIDE, GROUPS, ROW_COUNT, GREEDY, PENALIZED, RING, PITCH, XTC_STREAM.
 @bind var<storage, read> logits: array<f32>;
 @bind var<storage, read> parts: array<vec4<f32>>;
 #if PENALIZED or not GREEDY
-@bind var<storage, read> params: array<u32>;  // of each slot bits of float32, the seed's two words, bits of float32
+@bind var<storage, read> params: array<u32>;  // of each slot bits of float32, the seed's two words, flags
 #endif
 #if not GREEDY
 @bind var<storage, read> found: array<u32>;
@@ -20,7 +20,7 @@
 @bind var<storage, read_write> result: array<u32>;
 var<workgroup> joined_parts: array<vec4<f32>, ${WG}>;
 #if not GREEDY
-var<workgroup> shared_slot: u32;
+var<workgroup> shared_place: vec2<u32>;  // slot, position of the next token
 var<workgroup> high: atomic<u32>;
 var<workgroup> low: atomic<u32>;
 
@@ -39,8 +39,8 @@ fn exponential(tail: f32) -> f32 {
     return select(-log(1.0 - tail), series, tail < 0.0625);
 }
 
-fn noise(slot: u32, position: u32, id: u32) -> f32 {
-    let seed = vec2<u32>(params[slot * ${PITCH}u + ${SEED}u], params[slot * ${PITCH}u + ${SEED_HIGH}u]);
+fn uniform_bits(slot: u32, stream: vec2<u32>, position: u32, id: u32) -> u32 {
+    let seed = vec2<u32>(params[slot * ${PITCH}u + ${SEED}u], params[slot * ${PITCH}u + ${SEED_HIGH}u]) ^ stream;
     var v = vec3<u32>(seed.x ^ (position * 0x9E3779B9u), seed.y + position, id) * 1664525u + 1013904223u;
     v.x += v.y * v.z;
     v.y += v.z * v.x;
@@ -49,7 +49,11 @@ fn noise(slot: u32, position: u32, id: u32) -> f32 {
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
-    return -log(exponential((f32(v.z >> 9u) + 0.5) * 1.1920929e-7));
+    return v.z >> 9u;
+}
+
+fn noise(slot: u32, position: u32, id: u32) -> f32 {
+    return -log(exponential((f32(uniform_bits(slot, vec2<u32>(), position, id)) + 0.5) * 1.1920929e-7));
 }
 
 // What a row's candidates are chosen by.
@@ -133,10 +137,18 @@ fn drawn_id(lid: u32, row: Row, slot: u32, position: u32) -> u32 {
     if (param(slot, ${MIN_P}u) > 0.0) {
         threshold = max(threshold, ordered(bitcast<u32>(row.best + row.temperature * log(param(slot, ${MIN_P}u)))));
     }
+    var most = 0xFFFFFFFFu;
+    let coin = uniform_bits(slot, vec2<u32>(${XTC_STREAM % 2**32}u, ${XTC_STREAM >> 32}u), position, 0u);
+    if (coin < params[slot * ${PITCH}u + ${XTC_BELOW}u]) {
+        let weight = param(slot, ${XTC_THRESHOLD}u) * measure(lid, row, threshold, true) / 16777216.0;
+        let least = max(threshold, ordered(bitcast<u32>(row.best + row.temperature * log(max(weight, 1.0e-30)))));
+        let count = measure(lid, row, least, false);
+        most = select(most, highest(lid, row, least, count, false), count >= 2.0);
+    }
     var drawn = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
     for (var i = lid; i < row.count; i += ${WG}u) {
         let candidate = candidates[row.first + i];
-        if (ordered(candidate.x) >= threshold) {
+        if (ordered(candidate.x) >= threshold && ordered(candidate.x) <= most) {
             let score = bitcast<f32>(candidate.x) / row.temperature + noise(slot, position, candidate.y);
             drawn = better(drawn, vec4<f32>(0.0, 0.0, score, bitcast<f32>(candidate.y)));
         }
@@ -153,9 +165,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let slot = u32(state[${SEQ}u + token]);
 #else
     if (lid == 0u) {
-        shared_slot = u32(state[${SEQ}u + token]);
+        shared_place = vec2<u32>(u32(state[${SEQ}u + token]), u32(state[${POSITIONS}u + token]) + 1u);
     }
-    let slot = workgroupUniformLoad(&shared_slot);
+    let place = workgroupUniformLoad(&shared_place);
+    let slot = place.x;
 #endif
     var mine = vec4<f32>(-3.0e38, 0.0, -3.0e38, bitcast<f32>(0x7FFFFFu));
     for (var i = lid; i < ${GROUPS}u; i += ${WG}u) {
@@ -166,16 +179,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #if not GREEDY
     if (param(slot, ${TEMPERATURE}u) > 0.0) {
         let chosen_by = Row(row * ${V}u, found[row], all.z, param(slot, ${TEMPERATURE}u));
-        id = drawn_id(lid, chosen_by, slot, u32(state[${POSITIONS}u + token]) + 1u);
+        id = drawn_id(lid, chosen_by, slot, place.y);
     }
 #endif
     if (lid == 0u) {
-        // Where no score is a number there is no best, and the log-probability is no number either.
+        // Where no score is a number, of those that may come, there is no best.
+        let none = id >= ${V}u;
         id = min(id, ${V - 1}u);
         let steps = state[${STEPS}u + row];
         let at = (u32(steps) % ${RING}u * ${ROW_COUNT}u + row) * 2u;
         result[at] = id;
-        result[at + 1u] = bitcast<u32>(logits[row * ${STRIDE}u + id] - all.x - log(all.y));
+        result[at + 1u] = select(bitcast<u32>(logits[row * ${STRIDE}u + id] - all.x - log(all.y)), 0x7FC00000u, none);
 #if PENALIZED
         if (params[slot * ${PITCH}u + ${PENALIZES}u] != 0u) {
             counts[slot * ${V}u + id] += 1u;

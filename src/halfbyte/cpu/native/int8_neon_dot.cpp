@@ -7,8 +7,8 @@
 
 #include "lanes_neon.h"
 
-#include "kernels_impl.h"
+#include "int8_impl.h"
 
-constinit const halfbyte::Kernels halfbyte::kernels_neon_dot = halfbyte::neon_dot::table();
+constinit const halfbyte::Int8Kernels halfbyte::int8_neon_dot = halfbyte::neon_dot::int8_table();
 
 #endif

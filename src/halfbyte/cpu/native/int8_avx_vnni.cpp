@@ -7,8 +7,8 @@
 
 #include "lanes_avx2.h"
 
-#include "kernels_impl.h"
+#include "int8_impl.h"
 
-constinit const halfbyte::Kernels halfbyte::kernels_avx_vnni = halfbyte::avx_vnni::table();
+constinit const halfbyte::Int8Kernels halfbyte::int8_avx_vnni = halfbyte::avx_vnni::int8_table();
 
 #endif

@@ -74,6 +74,15 @@ def spelt_in_bytes(token: str) -> bool:
     return _alphabet().keys() >= set(token)
 
 
+def stands_for_bytes(steps: Sequence[Step], token: str) -> bytes | None:
+    """The bytes that a decoder makes of a token, where they do not depend on the tokens around it; else None."""
+    kinds = {step["type"] for step in steps}
+    if "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}:
+        return _token_bytes(token)
+    byte = _byte(token) if "ByteFallback" in kinds else None
+    return None if byte is None else bytes([byte])
+
+
 def _flat(step: Step) -> list[Step]:
     if step["type"] != "Sequence":
         return [step]
@@ -287,6 +296,7 @@ def _byte(piece: str) -> int | None:
     return int(piece[3:5], 16) if _BYTE_TOKEN.fullmatch(piece) else None
 
 
+@lru_cache(maxsize=1 << 16)
 def _token_bytes(token: str) -> bytes:
     """A token's bytes; one with a character outside the alphabet (an added token) is plain text."""
     alphabet = _alphabet()

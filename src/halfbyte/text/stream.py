@@ -2,12 +2,13 @@
 
 Ids pass through a detokenizer, which holds back what a later token could still change, then through a stop filter,
 which holds back what could become a stop string. What comes out, joined, is `Tokenizer.decode` of all ids, cut before
-the first stop string. Special tokens show no text, but a stop string that spells one ends the text where it comes.
+the first stop string. Special tokens show no text unless they are kept, but a stop string that spells one ends the text
+where it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from halfbyte.errors import UsageError
 from halfbyte.text.detokenize import overlap
@@ -23,23 +24,29 @@ class TextStream:
     Args:
         tokenizer: Whose ids will be pushed.
         stop: Strings before which the text ends. UsageError if one is empty.
+        keep: Special tokens, as the vocabulary spells them, that show their text like any other token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = (), *, keep: Iterable[str] = ()) -> None:
         stops = [stop] if isinstance(stop, str) else list(stop)
         self._tokenizer = tokenizer
-        self._special_ids = tokenizer.special_ids
+        self._special_ids = tokenizer.special_ids.difference(map(tokenizer.token_id, keep))
         self._detokenizer = tokenizer.detokenizer()
-        self._marks = _marks(tokenizer, stops)
-        self._filter = _StopFilter([*stops, *_spelt_in_marks(tokenizer, stops, self._marks)])
+        self._marks = _marks(tokenizer, self._special_ids, stops)
+        self._filter = _StopFilter({**{stop: stop for stop in stops}, **_spelt_in_marks(tokenizer, stops, self._marks)})
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string appeared: there will be no more text."""
         return self._filter.stopped
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that appeared."""
+        return self._filter.found
+
     def push(self, token_id: int) -> str:
-        """Text that has become certain with this id; "" for special tokens and for ids that no token has."""
+        """Text that has become certain with this id; "" for special tokens not kept and for ids without a token."""
         if token_id in self._special_ids:
             return self._special(token_id)
         token = self._tokenizer.token(token_id)
@@ -69,21 +76,22 @@ class TextStream:
         return "".join(c for c in text if c not in self._marks.values()) if self._marks else text
 
 
-def _marks(tokenizer: Tokenizer, stops: Sequence[str]) -> dict[int, str]:
+def _marks(tokenizer: Tokenizer, special_ids: Iterable[int], stops: Sequence[str]) -> dict[int, str]:
     """A character of its own for each special token that a stop string spells, by id."""
-    spelt = [i for i in sorted(tokenizer.special_ids) if any((tokenizer.token(i) or "\0") in stop for stop in stops)]
+    spelt = [i for i in sorted(special_ids) if any((tokenizer.token(i) or "\0") in stop for stop in stops)]
     return {token_id: chr(_FIRST_MARK + place) for place, token_id in enumerate(spelt[:2048])}
 
 
-def _spelt_in_marks(tokenizer: Tokenizer, stops: Sequence[str], marks: Mapping[int, str]) -> list[str]:
-    """The stop strings that spell special tokens, with marks in their place; longer tokens first."""
+def _spelt_in_marks(tokenizer: Tokenizer, stops: Sequence[str], marks: Mapping[int, str]) -> dict[str, str]:
+    """The stop strings that spell special tokens, by themselves with marks in their place; longer tokens first."""
     texts = sorted(((tokenizer.token(token_id) or "", mark) for token_id, mark in marks.items()), key=_longest_first)
-    spelt = []
+    spelt = {}
     for stop in stops:
         changed = stop
         for text, mark in texts:
             changed = changed.replace(text, mark)
-        spelt += [changed] if changed != stop else []
+        if changed != stop:
+            spelt[changed] = stop
     return spelt
 
 
@@ -92,14 +100,22 @@ def _longest_first(item: tuple[str, str]) -> int:
 
 
 class _StopFilter:
-    """Passes text on up to the first stop string: the one complete first if characters came one by one."""
+    """Passes text on up to the first stop string: the one complete first if characters came one by one.
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    Args:
+        stop: What to look for, and the stop string that is found with it.
+    """
+
+    def __init__(self, stop: Mapping[str, str]) -> None:
         if "" in stop:
             raise UsageError("A stop string is empty.", "Give at least one character.")
-        self._stop = tuple(stop)
+        self._stop = dict(stop)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def is_stop(self, text: str) -> bool:
         """Whether a text is itself a stop string."""
@@ -108,11 +124,16 @@ class _StopFilter:
     def push(self, text: str) -> str:
         if self.stopped or not text:
             return ""
+        if not self._stop:
+            return text
         text = self._held + text
-        ends = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
-        self.stopped = bool(ends)
-        safe = min(ends)[1] if ends else len(text) - self._unsafe(text)
-        self._held = "" if ends else text[safe:]
+        ends = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if ends:
+            _, safe, stop = min(ends)
+            self.found, self._held = self._stop[stop], ""
+        else:
+            safe = len(text) - self._unsafe(text)
+            self._held = text[safe:]
         return text[:safe]
 
     def finish(self) -> str:

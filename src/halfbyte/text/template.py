@@ -1,12 +1,14 @@
 """Chat templates: untrusted Jinja2 that turns a conversation into the text a model was trained on.
 
 A template sees plain data only and runs in a sandbox where every operation is bounded, so that a hostile template ends
-in a `TemplateError`, not in a hang. Messages are brought into the shape that templates expect, as transformers does.
+in a `TemplateError`, not in a hang. Messages are brought into the shape that templates expect, as transformers does;
+beyond that, arguments of calls become objects, for clients send them as JSON text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from halfbyte.text.sandbox import RefusalError, Sandbox
 
 TIME_LIMIT_S = 5.0
 
-_RAW = "Change the messages, or give the prompt as plain text (--raw)."
+_RAW = "Change the messages, or give the prompt as plain text (raw=True)."
 _PROBE = "halfbyte"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which clients send what a model thought; the first is what templates read."""
@@ -92,6 +94,10 @@ class ChatTemplate:
         content = message.get("content")
         if isinstance(content, list) and not self._reads_parts:
             message["content"] = "\n".join(_text_of_part(part) for part in content)
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and calls:
+            change = _text_of_arguments if self._takes_arguments_as_text else _object_of_arguments
+            message["tool_calls"] = [_with_arguments(call, change) for call in calls]
         return message
 
     @cached_property
@@ -104,6 +110,22 @@ class ChatTemplate:
         except TemplateError:
             return False
         return _PROBE in text and f"'{_PROBE}'" not in text and f'"{_PROBE}"' not in text
+
+    @cached_property
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template takes the arguments of a call as JSON text, and as no object."""
+        return not self._renders_call({_PROBE: 1}) and self._renders_call(json.dumps({_PROBE: 1}))
+
+    def _renders_call(self, arguments: object) -> bool:
+        call = {"id": "halfbyte1", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            text = self._rendered(
+                {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+            )
+        except TemplateError:
+            return False
+        return _PROBE in text
 
 
 def _failure(what: str, error: Exception) -> TemplateError:
@@ -174,6 +196,29 @@ def _text_of_part(part: object) -> str:
             'Give parts like {"type": "text", "text": "Hello"}.',
         )
     return text
+
+
+def _with_arguments(call: Any, change: Callable[[Any], Any]) -> Any:
+    """A call with other arguments."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    return {**call, "function": {**function, "arguments": change(function["arguments"])}}
+
+
+def _object_of_arguments(arguments: Any) -> Any:
+    """Arguments as an object; text that holds none stays as it is."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        return arguments
+    return _plain(value) if isinstance(value, dict) else arguments
+
+
+def _text_of_arguments(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _characters(value: object) -> int:

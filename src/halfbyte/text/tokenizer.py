@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from halfbyte.errors import InvalidModelError, TemplateError, UsageError
 from halfbyte.text.definition import check_definition
-from halfbyte.text.detokenize import Detokenizer, Step, decoder_steps, spelt_in_bytes
+from halfbyte.text.detokenize import Detokenizer, Step, decoder_steps, spelt_in_bytes, stands_for_bytes
 from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 from halfbyte.text.marking import Marker, without_marks
 from halfbyte.text.spelling import spellings
@@ -38,6 +38,9 @@ class Tokenizer:
         self._backend = _load(files)
         self._spellings = lru_cache(maxsize=64)(self._found_spellings)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer of {self.vocab_size:,} tokens{', with a chat template' * self.has_chat_template}>"
+
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a model folder.
@@ -52,10 +55,12 @@ class Tokenizer:
         """Token ids of a text.
 
         Args:
-            text: Any text that UTF-8 can hold; UsageError otherwise.
             add_special_tokens: Whether to add what the model expects around a text, such as a BOS token.
             parse_special: Whether a special token written out in the text becomes that token; otherwise it is text
                 like any other. Added tokens that are not special are recognised either way.
+
+        Raises:
+            UsageError: A text that UTF-8 cannot hold.
         """
         self._check_text(text)
         backend = self._backend if parse_special else self._without_special
@@ -64,7 +69,14 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that form no character become U+FFFD. UsageError for an id without a token."""
+        """The text of token ids; bytes that form no character become U+FFFD.
+
+        Args:
+            skip_special_tokens: Whether special tokens, such as those around messages, are left out.
+
+        Raises:
+            UsageError: An id without a token.
+        """
         ids = list(ids)
         for token_id in ids:
             if self.token(token_id) is None:
@@ -115,6 +127,28 @@ class Tokenizer:
         self._check_text(text)
         return self._spellings(text)
 
+    def encode_inside(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of a text that stands inside another: without what is put before a text's beginning."""
+        lead = "\n"
+        before = self.encode(lead, add_special_tokens=False)
+        ids = self.encode(lead + text, add_special_tokens=False, parse_special=parse_special)
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+        return self.encode(text, add_special_tokens=False, parse_special=parse_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, in UTF-8, perhaps part of a character.
+
+        A special token has its own text. Empty for an id that no token has, and for one that shows nothing by itself.
+        """
+        token = self.token(token_id)
+        if token is None:
+            return b""
+        if token_id in self.special_ids:
+            return token.encode()
+        found = stands_for_bytes(self._decoder_steps, token)
+        return _whole(self._word_of.get(token_id, ""), token) if found is None else found
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of the special tokens: those that `decode` leaves out."""
@@ -145,6 +179,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
         return self._chat_template is not None
+
+    def chat_template(self, *, tools: bool = False) -> str | None:
+        """The Jinja2 source that `render_chat` uses, with tools or without; None if there is none."""
+        return self._source(self._template_name(tools))
 
     def render_chat(
         self,
@@ -203,27 +241,32 @@ class Tokenizer:
 
     def _piece_ids(self, piece: str, plain: bool, is_first: bool) -> list[int]:
         """Ids of a piece of a text; inside one, without what the tokenizer puts before a text's beginning."""
-        lead = "" if is_first else "\n"
-        before = self.encode(lead, add_special_tokens=False)
-        ids = self.encode(lead + piece, add_special_tokens=False, parse_special=not plain)
-        if ids[: len(before)] != before:
-            before, ids = [], self.encode(piece, add_special_tokens=False, parse_special=not plain)
+        if is_first:
+            ids = self.encode(piece, add_special_tokens=False, parse_special=not plain)
+        else:
+            ids = self.encode_inside(piece, parse_special=not plain)
         if plain and self.token_id(piece) in ids:
             raise _unwritable(piece)
-        return ids[len(before) :]
+        return ids
 
     def _template_for(self, tools: object) -> ChatTemplate:
         """The compiled template: `tool_use` where there are tools and it exists, else the default one."""
-        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        source = self._templates.get(name, self._chat_template)
+        name = self._template_name(tools is not None)
+        source = self._source(name)
         if source is None:
             names = f" but {', '.join(sorted(self._templates))}" if self._templates else ""
-            raise TemplateError(f"This model has no chat template{names}.", "Give the prompt as plain text (--raw).")
+            raise TemplateError(f"This model has no chat template{names}.", "Give the prompt as plain text (raw=True).")
         if name not in self._compiled:
             from halfbyte.text.template import ChatTemplate
 
             self._compiled[name] = ChatTemplate(source, self._special_tokens)
         return self._compiled[name]
+
+    def _template_name(self, tools: bool) -> str:
+        return "tool_use" if tools and "tool_use" in self._templates else "default"
+
+    def _source(self, name: str) -> str | None:
+        return self._templates.get(name, self._chat_template)
 
     def _check_text(self, text: str) -> None:
         try:
@@ -248,7 +291,7 @@ class Tokenizer:
         return backend
 
     def _found_spellings(self, text: str) -> frozenset[tuple[int, ...]]:
-        return spellings(text, self._words, lambda rest: tuple(self._piece_ids(rest, plain=False, is_first=False)))
+        return spellings(text, self._words, lambda rest: tuple(self.encode_inside(rest, parse_special=True)))
 
     @cached_property
     def _words(self) -> tuple[tuple[int, str], ...]:
@@ -259,6 +302,10 @@ class Tokenizer:
             before: str = self._backend.decode(lead, skip_special_tokens=False)
             texts = self._backend.decode_batch([[*lead, token] for token in ids], skip_special_tokens=False)
         return tuple((token, text.removeprefix(before)) for token, text in zip(ids, texts, strict=True))
+
+    @cached_property
+    def _word_of(self) -> dict[int, str]:
+        return dict(self._words)
 
     @cached_property
     def _decoder_steps(self) -> tuple[Step, ...]:
@@ -289,6 +336,11 @@ def _load(files: TokenizerFiles) -> tokenizers.Tokenizer:
         special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         backend.add_special_tokens([text for text in files.special_tokens.values() if text not in special])
     return backend
+
+
+def _whole(text: str, token: str) -> bytes:
+    """A token's text, unless part of it is no character by itself."""
+    return b"" if "\ufffd" in text and "\ufffd" not in token else text.encode()
 
 
 def _unwritable(token: str) -> UsageError:

@@ -7,43 +7,110 @@
 
 The public names are those of `__all__`. They are imported when first used, so that `import halfbyte` is
 quick; everything else in the package is its own affair.
+
+What happens while a model is loaded goes to the logger `halfbyte`, never a prompt or an answer.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from halfbyte._version import __version__
-from halfbyte.errors import ContextFullError, DeviceError, HalfbyteError
+from halfbyte.errors import (
+    ContextFullError,
+    DeviceError,
+    DownloadError,
+    GrammarError,
+    HalfbyteError,
+    InvalidModelError,
+    ModelNotFoundError,
+    TemplateError,
+    UnsupportedModelError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from halfbyte.answer import Generation, Stream, Token
-    from halfbyte.model import Model, load
-    from halfbyte.options import RunOptions
-    from halfbyte.runtime import SamplingParams
+    from halfbyte.async_answer import AsyncStream
+    from halfbyte.embedding import EmbeddingOptions
+    from halfbyte.executors import Progress
+    from halfbyte.model import AnswerOptions, Model, load
+    from halfbyte.options import LoadOptions, RunOptions
+    from halfbyte.prompts import Message, Prompt
+    from halfbyte.runtime import Grammar, SamplingParams
+    from halfbyte.tasks.bench import Benchmark, bench
+    from halfbyte.tasks.evaluate import Evaluation, evaluate
+    from halfbyte.tasks.export import Exported, export
+    from halfbyte.tasks.quantize import Quantized, quantize
+    from halfbyte.text import Tokenizer
 
 __all__ = [
+    "AnswerOptions",
+    "AsyncStream",
+    "Benchmark",
     "ContextFullError",
+    "DeviceError",
+    "DownloadError",
+    "EmbeddingOptions",
+    "Evaluation",
+    "Exported",
     "Generation",
+    "Grammar",
+    "GrammarError",
     "HalfbyteError",
+    "InvalidModelError",
+    "LoadOptions",
+    "Message",
     "Model",
+    "ModelNotFoundError",
+    "Progress",
+    "Prompt",
+    "Quantized",
     "RunOptions",
     "SamplingParams",
     "Stream",
+    "TemplateError",
     "Token",
+    "Tokenizer",
+    "UnsupportedModelError",
+    "UsageError",
     "__version__",
+    "bench",
+    "evaluate",
+    "export",
     "load",
+    "quantize",
 ]
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 _HOMES = {
+    "AnswerOptions": "model",
+    "AsyncStream": "async_answer",
+    "Benchmark": "tasks.bench",
+    "EmbeddingOptions": "embedding",
+    "Evaluation": "tasks.evaluate",
+    "Exported": "tasks.export",
     "Generation": "answer",
+    "Grammar": "runtime",
+    "LoadOptions": "options",
+    "Message": "prompts",
     "Model": "model",
+    "Progress": "executors",
+    "Prompt": "prompts",
+    "Quantized": "tasks.quantize",
     "RunOptions": "options",
     "SamplingParams": "runtime",
     "Stream": "answer",
     "Token": "answer",
+    "Tokenizer": "text",
+    "bench": "tasks.bench",
+    "evaluate": "tasks.evaluate",
+    "export": "tasks.export",
     "load": "model",
+    "quantize": "tasks.quantize",
 }
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from halfbyte import display
 from halfbyte.runtime import AnswerStream, TokenOutput
+from halfbyte.sampling import Sampled
 from halfbyte.text import TextStream
 
 
@@ -20,6 +22,7 @@ class Token:
         logprob: Natural logarithm of its probability under the model, before any sampling setting.
         top_logprobs: The most likely (id, logprob) pairs, as many as were asked for.
         finish_reason: Set on the last token: `stop`, `length`, or `context` if the context is full.
+        stop: The stop string that ended the answer, on the last token.
     """
 
     id: int
@@ -27,11 +30,15 @@ class Token:
     logprob: float
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
+    stop: str | None = None
+
+    def __repr__(self) -> str:
+        return display.given(self)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer and what it took.
+    """An answer and what it took. As a string it is its text.
 
     Attributes:
         token_ids: Generated ids, a stop token included.
@@ -66,6 +73,20 @@ class Generation:
         """Decoding speed, the first token not counted."""
         return 1000 / self.ms_per_token if self.ms_per_token else None
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Generation {display.shortened(self.text)}: {self._figures}>"
+
+    def _repr_html_(self) -> str:
+        return display.passage(self.text, caption=self._figures)
+
+    @property
+    def _figures(self) -> str:
+        speed = f"{self.tokens_per_s:,.0f} tokens/s, " if self.tokens_per_s else ""
+        return f"{_tokens(self.new_tokens)} in {self.total_s:.3g} s, {speed}{self.finish_reason}"
+
 
 class Stream(Iterator[Token]):
     """Tokens as they are made, for one thread at a time. Closing or dropping it early cancels the rest."""
@@ -79,10 +100,19 @@ class Stream(Iterator[Token]):
         self._closed = False
         self._started = self._last = time.perf_counter()
 
+    def __repr__(self) -> str:
+        return f"<Stream {self._so_far}>"
+
     def __next__(self) -> Token:
         if self._closed:
             raise StopIteration
         return self._taken(next(self._outputs))
+
+    @property
+    def _so_far(self) -> str:
+        text = "".join(token.text for token in self._tokens)
+        state = f", {self._finish_reason or 'closed'}" if self._closed else " so far"
+        return f"{display.shortened(text)}: {_tokens(len(self._tokens))}{state}"
 
     def _taken(self, output: TokenOutput) -> Token:
         self._last = time.perf_counter()
@@ -99,7 +129,20 @@ class Stream(Iterator[Token]):
             reason = "stop"
         if reason:
             text += self._text.finish()
-        return Token(output.token_id, text, output.logprob, output.top_logprobs, reason)
+        return Token(output.token_id, text, output.logprob, output.top_logprobs, reason, self._text.stop)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The token ids of the prompt."""
+        return self._outputs.sequence.prompt_ids
+
+    @property
+    def prompt_scores(self) -> tuple[Sampled, ...]:
+        """The tokens of the prompt after the first, with log-probabilities, if `prompt_logprobs` asked for them.
+
+        They are complete with the first token of the answer.
+        """
+        return tuple(self._outputs.sequence.scores)
 
     def start(self) -> Self:
         """Have it answered from now on, not only when the first token is asked for."""
@@ -140,3 +183,7 @@ class Stream(Iterator[Token]):
             total_s=self._last - self._started,
             logits_read_back=self._logits_read_back,
         )
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token" + "s" * (count != 1)

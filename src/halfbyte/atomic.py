@@ -87,7 +87,7 @@ def refuse_taken(target: Path, *, overwrite: bool = False) -> None:
     if target.is_dir() and overwrite:
         raise UsageError(f"{target} is a folder; a file cannot replace it.", "Choose another name.")
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} already exists.", "Choose another name or pass --overwrite.")
+        raise UsageError(f"{target} already exists.", "Choose another name or pass overwrite=True.")
 
 
 def refuse_unwritable(file: Path, *, overwrite: bool) -> None:

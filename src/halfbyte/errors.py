@@ -5,6 +5,8 @@ Every error that a user's input can cause is a `HalfbyteError`; any other except
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class HalfbyteError(Exception):
     """Base of every error a user can cause.
@@ -23,6 +25,12 @@ class HalfbyteError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
+
+    @classmethod
+    def not_installed(cls, what: str, package: str, extra: str = "") -> Self:
+        """The error for `what` needing a package that is not installed; an extra of Halfbyte may bring it."""
+        wanted = f"'halfbyte[{extra}]'" if extra else package
+        return cls(f"{what} needs {package}, which is not installed.", f"Install it: pip install {wanted}")
 
 
 class UsageError(HalfbyteError):
@@ -79,3 +87,9 @@ class TemplateError(HalfbyteError):
     """A chat template refused the conversation, or did something that is not allowed."""
 
     exit_code = 9
+
+
+class GrammarError(HalfbyteError):
+    """What constrains an answer allows no next token, or failed."""
+
+    exit_code = 10

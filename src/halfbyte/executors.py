@@ -93,6 +93,14 @@ class ExecutorFactory(Protocol[E]):
         """Whether the device can be used here, and what was found, or why not; takes milliseconds."""
         ...
 
+    def part(self, options: RunOptions, place: int, places: int) -> RunOptions:
+        """How the replica `place` of so many equal ones on this machine runs, where each has a part of it for itself.
+
+        Raises:
+            UsageError: There are not so many parts.
+        """
+        ...
+
     def open(self, options: RunOptions) -> OpenDevice:
         """Get the device ready.
 

@@ -6,6 +6,8 @@ and the tokenizer turns the engine's ids into text as they come.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,26 +19,31 @@ from halfbyte.answer import Generation, Stream
 from halfbyte.checkpoint.open import open_checkpoint
 from halfbyte.checkpoint.packed import RepackedWeights
 from halfbyte.checkpoint.runnable import ExecutableWeights
+from halfbyte.embedding import EmbeddingOptions, EmbeddingParams, Float32, Texts, all_of, texts_of
 from halfbyte.errors import UsageError
 from halfbyte.executors import Progress, factory
 from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 from halfbyte.options import LoadOptions, RunOptions, check_names
 from halfbyte.placement import Placed, place_first
+from halfbyte.progress import shown
 from halfbyte.prompts import BREAKERS, Message, Prompt, check_prompt, is_chat, sequence_breakers, stop_strings
-from halfbyte.runtime import Engine, EngineLoop
+from halfbyte.runtime import AnswerStream, Engine, EngineLoop, Grammar
 from halfbyte.runtime.requests import checked_ids
 from halfbyte.sampling.params import OTHER_NAMES, SamplingOptions, SamplingParams
 from halfbyte.text import TextStream, Tokenizer
-from halfbyte.units import quantity
+from halfbyte.units import quantity, size
 
 if TYPE_CHECKING:
     from halfbyte.async_answer import AsyncStream
+    from halfbyte.text.grammar import GrammarCompiler
 
 POCKET = Path(__file__).parent / "pocket"
 WAITING = 4
-"""Prompts that `generate_many` has ready, for each sequence that is computed at once."""
+"""Prompts that `generate_many` and `embed` have ready, for each sequence that is computed at once."""
 Tools = Sequence[Mapping[str, Any]]
+
+_log = logging.getLogger(__name__)
 
 
 class AnswerOptions(SamplingOptions, total=False):
@@ -52,6 +59,9 @@ class AnswerOptions(SamplingOptions, total=False):
     priority: int
     deadline: float | None
     cache_prompt: bool | None
+    grammar: Grammar | None
+    keep_special: Sequence[str]
+    prompt_logprobs: int | None
 
 
 class Model:
@@ -63,6 +73,7 @@ class Model:
     Attributes:
         name: How it was asked for.
         path: Its folder or GGUF file.
+        tokenizer: Its `encode` and `decode` take text as it is, without a chat template.
         options: How it runs: as asked for, on the device that was chosen.
         device: Where it runs; `why_device` says why there.
         nbytes: Bytes of its weights as stored on the device.
@@ -87,6 +98,8 @@ class Model:
         self.notes = notes
         engine = Engine(self.executor, rope_switch=spec.rope_switch, prefill_chunk=self.options.prefill_chunk)
         self.engine = EngineLoop(engine, survives_fork=factory(self.device).survives_fork)
+        self._compiler: GrammarCompiler | None = None
+        self._compiling = threading.Lock()
 
     def __repr__(self) -> str:
         sizes: dict[str, int] = {}
@@ -94,8 +107,9 @@ class Model:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
         closed = ", closed" * self.engine.closed
         return (
-            f"<Model {self.name!r} on {self.device}: {quantity(self.nbytes, 'B')} of weights, most in "
-            f"{max(sizes, key=lambda dtype: sizes[dtype])}; context {self.plan.context}{closed}>"
+            f"<Model {self.name!r} on {self.device}: {quantity(self.spec.parameters, '')} parameters in "
+            f"{size(self.nbytes)}, most in {max(sizes, key=lambda dtype: sizes[dtype])}; "
+            f"context {self.plan.context:,}{closed}>"
         )
 
     def __enter__(self) -> Self:
@@ -114,6 +128,22 @@ class Model:
         """Tokens that end an answer: those of its configuration, and the tokenizer's end of text."""
         return self.tokenizer.with_eos(self.spec.stop_token_ids)
 
+    @property
+    def grammar(self) -> GrammarCompiler:
+        """Makes grammars for answers, as in `generate(prompt, grammar=model.grammar.json_schema({…}))`.
+
+        It is made when it is first asked for, which takes a second or two with a large vocabulary.
+
+        Raises:
+            UsageError: The package llguidance is missing, or the model names no token that ends an answer.
+        """
+        from halfbyte.text.grammar import GrammarCompiler
+
+        with self._compiling:
+            if self._compiler is None:
+                self._compiler = GrammarCompiler(self.tokenizer, self.stop_token_ids, vocab_size=self.spec.vocab_size)
+            return self._compiler
+
     def encode(
         self, prompt: Prompt, *, raw: bool = False, system: str | None = None, tools: Tools | None = None
     ) -> list[int]:
@@ -123,6 +153,7 @@ class Model:
         messages go through the template; ids are taken as they are.
 
         Args:
+            raw: Take text as it is, without the chat template.
             system: A system message to go before a text prompt.
             tools: JSON schemas of functions that the model may call, for chat templates that know them.
 
@@ -180,6 +211,9 @@ class Model:
         priority: int = 0,
         deadline: float | None = None,
         cache_prompt: bool | None = None,
+        grammar: Grammar | None = None,
+        keep_special: Sequence[str] = (),
+        prompt_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Generate token by token.
@@ -199,17 +233,26 @@ class Model:
                 "deadline".
             cache_prompt: Whether to use what the KV cache holds of the prompt, and to leave it there for others. By
                 default, unless a seed is to give the same text again: the last bits of values depend on their batch.
+            grammar: What the answer may be, such as `Model.grammar` makes. `start()` of it gives an object whose
+                `words()` has a bit for each token that may come next, and whose `accept(token_id)` takes each token
+                that came. Log-probabilities remain those of the model.
+            keep_special: Special tokens, as the vocabulary spells them, that show their text: delimiters of thoughts
+                and tool calls, for who reads them.
+            prompt_logprobs: How many of the most likely tokens to tell with each token of the prompt, in the stream's
+                `prompt_scores`; None to tell nothing of the prompt. 0 tells each token alone.
             **sampling: Fields of `SamplingParams`; greedy without any.
 
         Raises:
             UsageError: An option is unknown or out of range, or the model is closed.
             ContextFullError: The prompt does not fit the context.
             TemplateError: The chat template refused the messages.
+            GrammarError: While tokens are taken: the grammar allows none, or failed.
         """
         return self._stream(
             prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools, ignore_eos=ignore_eos,
             dry_sequence_breakers=dry_sequence_breakers, priority=priority, deadline=deadline,
-            cache_prompt=cache_prompt, **sampling,
+            cache_prompt=cache_prompt, prompt_logprobs=prompt_logprobs, grammar=grammar,
+            keep_special=keep_special, **sampling,
         )  # fmt: skip
 
     def _stream(self, prompt: Prompt, *, bounded: bool = True, **options: Unpack[AnswerOptions]) -> Stream:
@@ -231,6 +274,9 @@ class Model:
         priority: int = 0,
         deadline: float | None = None,
         cache_prompt: bool | None = None,
+        grammar: Grammar | None = None,
+        keep_special: Sequence[str] = (),
+        prompt_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Stream]:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
@@ -240,9 +286,11 @@ class Model:
         answers = self.engine.streams(
             ids, settings, n, bounded=bounded, max_tokens=max_tokens, stop_token_ids=self.stop_token_ids,
             ignore_eos=ignore_eos, priority=priority, deadline=deadline, cache_prompt=cache_prompt,
+            prompt_logprobs=prompt_logprobs, grammar=grammar,
         )  # fmt: skip
         read_back = not self.executor.draws(settings)
-        return [Stream(answer, TextStream(self.tokenizer, stops), read_back) for answer in answers]
+        texts = [TextStream(self.tokenizer, stops, keep=keep_special) for _ in answers]
+        return [Stream(answer, text, read_back) for answer, text in zip(answers, texts, strict=True)]
 
     def _settings(self, sampling: SamplingOptions, breakers: Sequence[str]) -> SamplingParams:
         settings = SamplingParams(**sampling)
@@ -293,6 +341,12 @@ class Model:
 
         return AsyncStream(self._stream(prompt, **options))
 
+    def astreams(self, prompt: Prompt, n: int, **options: Unpack[AnswerOptions]) -> list[AsyncStream]:
+        """As `astream`, for `n` answers to one prompt. If there is a seed, each has that of the one before plus 1."""
+        from halfbyte.async_answer import AsyncStream
+
+        return [AsyncStream(stream) for stream in self._streams(prompt, n, bounded=True, **options)]
+
     async def agenerate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generation:
         """As `generate`, to be awaited."""
         from halfbyte.async_answer import AsyncStream
@@ -308,6 +362,37 @@ class Model:
         What the conversation shares with earlier ones is not computed again while the KV cache holds it.
         """
         return self.generate(messages, **options)
+
+    def embed(self, texts: Texts, **options: Unpack[EmbeddingOptions]) -> Float32:
+        """Vectors of texts, `[texts, hidden_size]` in float32, computed together as far as the model has `sequences`.
+
+        They are made of the hidden states after the final norm. The KV cache of earlier prompts is not used.
+
+        Args:
+            texts: A text, token ids, or a list of such. A text is taken as it is, without the chat template.
+            pooling: The `mean` of the hidden states of all tokens, which is the default, or the `last` one.
+            normalize: Whether vectors have the length 1, which is the default.
+            dimensions: How many of the first values to keep, before vectors are normalized.
+
+        Raises:
+            UsageError: There is no text, one is empty, an option is out of range, or the model is closed.
+            ContextFullError: A text does not fit the context.
+        """
+        params = EmbeddingParams(self.spec.hidden_size, **options)
+        return all_of(self._pooled(texts, params), params, WAITING * self.plan.sequences)
+
+    async def aembed(self, texts: Texts, **options: Unpack[EmbeddingOptions]) -> Float32:
+        """As `embed`, to be awaited."""
+        from halfbyte import async_answer
+
+        params = EmbeddingParams(self.spec.hidden_size, **options)
+        ahead = WAITING * self.plan.sequences
+        return await async_answer.all_of(lambda: self._pooled(texts, params), params, ahead)
+
+    def _pooled(self, texts: Texts, params: EmbeddingParams) -> list[AnswerStream]:
+        found = texts_of(texts)
+        ids = [self.encode(text, raw=True) if isinstance(text, str) else text for text in found]
+        return [self.engine.pooled(each, params.pooling) for each in ids]
 
     def save_cache(
         self, path: str | Path, prompt: Prompt, *, raw: bool = False, system: str | None = None
@@ -353,46 +438,77 @@ def load(
     *,
     revision: str | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Unpack[LoadOptions],
 ) -> Model:
-    """Load a model.
+    """Load a model, for `with` or until `close`.
 
     Args:
-        model: A folder, a GGUF file, a hub id (`org/name`), or None for the pocket model that comes with the package.
+        model: A folder, a GGUF file, a hub id (`org/name`), or a short name of one (`phi-4-mini`; the catalog has
+            twelve). None, or `pocket`, is the pocket model that comes with the package. Where there is also a folder
+            of a short name, write that as a path: `./phi-4-mini`.
         options: How to run it: `RunOptions`, or only the name of a device.
         revision: Branch, tag or commit of a hub id.
         offline: Use only what was downloaded before.
-        progress: Called as progress(what, done, all) while weights are prepared and a GPU's kernels are compiled.
-        **changes: Fields of `RunOptions`, such as `device="gpu"` or `context=4096`, in place of those in `options`.
+        progress: True for a bar on the terminal or in the notebook, or a function, called as
+            progress(what, done, all) while weights are prepared and a GPU's kernels are compiled.
+        **changes: Fields of `RunOptions`, which explains all of them, in place of those in `options`: `device`,
+            `threads`, `context`, `weights="q4g32"` to pack weights while loading, `sequences` for conversations that
+            are computed together, and others.
 
     Raises:
         ModelNotFoundError, DownloadError: There is no such model, or it could not be fetched.
         InvalidModelError, UnsupportedModelError: Its files are damaged, or of a kind Halfbyte cannot run.
         UsageError: An option is unknown or out of range.
         DeviceError: There is no such device, or the model or the context does not fit it.
+
+    Examples:
+        >>> with halfbyte.load() as model:
+        ...     print(model.generate("What does ls do?"))
+        List directory contents.
     """
     started = time.perf_counter()
     wanted = RunOptions.of(options, **changes)
     path = locate(model, revision, offline)
+    _log.info("opening %s", path)
     checkpoint = open_checkpoint(path)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
+    _log.debug("read the configuration and the tokenizer after %.2f s", time.perf_counter() - started)
     source = ExecutableWeights(RepackedWeights(checkpoint, wanted.weights) if wanted.weights else checkpoint)
-    placed = place_first(wanted, spec, source, progress=progress)
-    return Model(
+    with shown(progress) as tick:
+        placed = place_first(wanted, spec, source, progress=tick)
+    loaded = Model(
         name=str(model or "pocket"), path=path, spec=spec, tokenizer=tokenizer, placed=placed,
         load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
     )  # fmt: skip
+    for note in loaded.notes:
+        _log.info("%s", note)
+    _log.info("%s was loaded in %.2f s, running on %s: %s", loaded, loaded.load_s, loaded.device, loaded.why_device)
+    return loaded
 
 
 def locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:
     """The folder or file of a model as `load` takes it, downloaded if need be. Raises what `load` raises."""
-    if model is None or (str(model) == POCKET.name and not Path(model).exists()):
+    if not isinstance(model, str | Path | None):
+        hint = "Give its `path`." if isinstance(model, Model) else "Give a folder, a GGUF file or a hub id."
+        raise UsageError(f"the model is {model!r}, not a name.", hint)
+    if isinstance(model, str):
+        _refuse_both(model)
+    if model is None or model == POCKET.name:
         if revision:
             raise UsageError("a revision needs a model.", "Name one with its hub id.")
         return POCKET
     from halfbyte.checkpoint import hub
 
     return hub.resolve(str(model), revision=revision, offline=offline)
+
+
+def _refuse_both(name: str) -> None:
+    """Refuse a short name that a folder has too: neither a large download nor another model should come unasked."""
+    from halfbyte.models.catalog import HUB_IDS
+
+    if name in (POCKET.name, *HUB_IDS) and Path(name).is_dir():
+        other = f"{HUB_IDS[name]!r} for the other" if name in HUB_IDS else "no model for that of the package"
+        raise UsageError(f"{name!r} is a short name, and a folder here.", f"Write './{name}' for the folder, {other}.")

@@ -10,6 +10,7 @@ from operator import index
 from pathlib import Path
 from typing import Any, TypedDict
 
+from halfbyte import display
 from halfbyte.errors import UsageError
 
 AUTO = "auto"
@@ -113,6 +114,9 @@ class RunOptions:
                 f"cache_tokens ({self.cache_tokens}) must not be less than context ({self.context}).",
                 "A conversation that fills its context must fit the cache: raise one, or lower the other.",
             )
+
+    def __repr__(self) -> str:
+        return display.given(self)
 
     @classmethod
     def of(cls, options: RunOptions | str | None = None, **changes: Any) -> RunOptions:

@@ -41,6 +41,16 @@ def choose_device(options: RunOptions) -> tuple[str, str]:
     return name, why
 
 
+def part(options: RunOptions, place: int, places: int) -> RunOptions:
+    """How the replica `place` of so many equal ones on this machine runs: on a GPU or on threads of its own.
+
+    Raises:
+        UsageError: The machine has not so many parts.
+    """
+    device = choose_device(options)[0]
+    return factory(device).part(replace(options, device=device), place, places)
+
+
 @dataclass(frozen=True)
 class Placed:
     """A model ready to run.

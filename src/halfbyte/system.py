@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_parts = 1
+
+
+def divide_memory(parts: int) -> None:
+    """Let this process count on one of so many equal parts of the memory that is free: others want the same."""
+    global _parts
+    _parts = parts
 
 
 def usable_cores() -> int:
@@ -58,11 +65,11 @@ def total_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that are free to use now, within what the container lends."""
+    """Bytes of memory that are free to use now, within what the container lends and others are to have."""
     free = _meminfo().get("MemAvailable", 0) or _sysconf("SC_AVPHYS_PAGES") or total_memory() // 2
     limits = _memory_limits("memory.max", "memory.limit_in_bytes")
     used = _memory_limits("memory.current", "memory.usage_in_bytes")
-    return max(0, min([free, *(limit - use for limit, use in zip(limits, used, strict=False))]))
+    return max(0, min([free, *(limit - use for limit, use in zip(limits, used, strict=False))])) // _parts
 
 
 def _memory_limits(*names: str) -> list[int]:

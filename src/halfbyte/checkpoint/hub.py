@@ -1,7 +1,7 @@
 """Models by name: a folder, a GGUF file, or a Hugging Face id, whose files are downloaded to the local cache.
 
 `org/name` means the repository's safetensors weights, or its GGUF file if it has no others; `org/name:Q4_K_M` names
-one of several GGUF files.
+one of several GGUF files. A short name of the catalog, such as `phi-4-mini`, stands for the id of its repository.
 
 A revision is turned into its commit once, and everything comes from that commit. Only the files that Halfbyte reads
 are downloaded: never pickles, never second copies of the weights. The cache is huggingface_hub's own
@@ -14,21 +14,24 @@ import errno
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from halfbyte.checkpoint.folder import CONFIG_NAME, SETTINGS
-from halfbyte.checkpoint.gguf.choice import choose, gguf_models, label, parts
+from halfbyte.checkpoint.gguf.choice import choose, gguf_models, named_models, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
-from halfbyte.checkpoint.open import OWN_FILES, is_gguf, open_checkpoint
+from halfbyte.checkpoint.open import OWN_FILES, is_gguf
 from halfbyte.checkpoint.shards import INDEX_NAME, PICKLES, WEIGHTS_NAME, shard_names
 from halfbyte.errors import DownloadError, HalfbyteError, ModelNotFoundError, UnsupportedModelError, UsageError
+from halfbyte.models.catalog import HUB_IDS, resembling
 
-logger = logging.getLogger("halfbyte")
+logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_WEB = re.compile(r"^(https?://)?(huggingface\.co|hf\.co)/")
+"""What stands before an id in a browser, and for Ollama."""
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECOND_COPIES = re.compile(r"(consolidated|adapter).*")
@@ -39,24 +42,35 @@ _TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class InstalledModel:
-    """A model in the cache that can be opened.
+class CachedModel:
+    """A model in the cache whose files are all there.
 
     Attributes:
-        repo: Its Hugging Face id.
+        id: By what it is named: `org/name`, or `org/name:Q4_K_M` for a GGUF file.
         revision: The commit.
-        path: The folder.
-        nbytes: Bytes of its files.
-        model_type: As in `config.json`.
-        formats: Names of the formats its tensors are stored in.
+        path: The folder, or the (first) GGUF file.
     """
 
-    repo: str
+    id: str
     revision: str
     path: Path
+
+
+@dataclass(frozen=True)
+class CachedRepository:
+    """What the cache holds of a hub id.
+
+    Attributes:
+        id: `org/name`.
+        path: The folder with all of it.
+        revisions: How many commits.
+        nbytes: Bytes of its files, each counted once.
+    """
+
+    id: str
+    path: Path
+    revisions: int
     nbytes: int
-    model_type: str
-    formats: tuple[str, ...]
 
 
 class _UnreachableError(DownloadError):
@@ -67,7 +81,8 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
     """The path of a model: the folder or GGUF file named, or the cached snapshot of a hub id, downloaded if need be.
 
     Args:
-        model: A folder, a GGUF file, or `org/name`, with `:Q4_K_M` or another GGUF file of it, and `@revision`.
+        model: A folder, a GGUF file, a short name, or `org/name`, with `:Q4_K_M` or another GGUF file of it, and
+            `@revision`.
         revision: Branch, tag or commit of a hub id; `main` by default.
         offline: Whether only the local cache may be used; so too with HF_HUB_OFFLINE=1.
 
@@ -101,19 +116,24 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
     except _UnreachableError as error:
         if cached is None:
             raise
-        logger.warning("%s Using the copy of %s in the cache (%s).", error.message, repo, _commit_of(cached)[:12])
+        logger.warning(
+            "%s Using the copy of %s in the cache (%s).", error.message, repo, (commit_of(cached) or "")[:12]
+        )
         return cached
 
 
-def pull(repo: str, *, revision: str | None = None) -> Path:
+def pull(repo: str, *, revision: str | None = None, pick: Callable[[Mapping[str, int]], str] | None = None) -> Path:
     """The folder or GGUF file of a hub id, after fetching what is missing; what is here is kept.
+
+    Args:
+        pick: Called where none of several GGUF models is named, with the bytes of each by its name; returns a name.
 
     Raises as `resolve` does.
     """
     repo, choice, wanted = _parse(repo, revision)
     if _offline():
         raise DownloadError(f"{repo} cannot be downloaded: HF_HUB_OFFLINE is set.", "Unset it, then pull again.")
-    return _download(repo, choice, wanted)
+    return _download(repo, choice, wanted, pick)
 
 
 def dataset_file(repo: str, name: str) -> Path:
@@ -130,78 +150,91 @@ def dataset_file(repo: str, name: str) -> Path:
         return Path(hf_hub_download(repo, name, repo_type="dataset", library_name="halfbyte", cache_dir=_cache()))
 
 
-def installed() -> list[InstalledModel]:
-    """Every model in the cache that is complete and can be opened, by id and commit."""
+def installed() -> list[CachedModel]:
+    """Every model in the cache that is complete, by id and commit; none of them is opened."""
     found = []
     for snapshot in sorted(_cache().glob("models--*--*/snapshots/*")):
         repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        models = {repo: [snapshot]} if _complete(snapshot) else {}
-        models |= {f"{repo}:{label(name)}": files for name, files in _gguf_files(snapshot).items()}
-        for name, files in models.items():
-            with suppress(HalfbyteError):
-                found.append(_describe(name, snapshot.name, files))
+        models = {repo: snapshot} if _complete(snapshot) else {}
+        models |= {f"{repo}:{name}": files[0] for name, files in _gguf_files(snapshot).items()}
+        found += [CachedModel(name, snapshot.name, path) for name, path in models.items()]
     return found
 
 
-def cached(repo: str) -> Path:
-    """The folder in the cache that holds every revision of a hub id.
+def cached(repo: str) -> CachedRepository:
+    """What the cache holds of a hub id, of every revision.
 
     Raises:
         ModelNotFoundError: It is not in the cache.
-        UsageError: One file of a repository is named.
+        UsageError: A folder or file is named that is not the cache's, or one file of a repository.
     """
+    if _looks_like_path(repo, Path(repo).expanduser()):
+        raise UsageError(f"{repo} is not in the Hugging Face cache.", "Name a hub id, or delete the files yourself.")
     repo, choice, _ = _parse(repo, None)
     if choice:
         raise UsageError(f"{repo} can only be removed as a whole.", f"Leave out :{choice}.")
     folder = _repo_folder(repo)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte models list` shows what is.")
-    return folder
+        raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte list` shows what is.")
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    commits = list(folder.glob("snapshots/*"))
+    return CachedRepository(repo, folder, len(commits), sum(file.stat().st_size for file in files))
 
 
 def remove(repo: str) -> int:
     """Delete every revision of a hub id from the cache; returns the bytes freed.
 
     Raises:
-        ModelNotFoundError: It is not in the cache.
-        HalfbyteError: Something could not be deleted.
+        HalfbyteError: Something could not be deleted; or as `cached` does.
     """
-    folder = cached(repo)
-    from huggingface_hub import scan_cache_dir
-
-    freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    scan = scan_cache_dir(_cache())
-    commits = [r.commit_hash for known in scan.repos if known.repo_path == folder.resolve() for r in known.revisions]
-    if commits:
-        strategy = scan.delete_revisions(*commits)
-        freed = strategy.expected_freed_size
-        strategy.execute()
+    found = cached(repo)
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(found.path)
     except OSError as error:
-        raise HalfbyteError(f"{folder} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
-    return freed
+        raise HalfbyteError(f"{found.path} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
+    return found.nbytes
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a folder or file of the cache belongs to; None for one that lies elsewhere."""
+    if not path.is_relative_to(_cache()):
+        return None
+    return next((part for part in reversed(path.parts) if _COMMIT.fullmatch(part)), None)
 
 
 def _looks_like_path(model: str, folder: Path) -> bool:
-    name = model.partition("@")[0].partition(":")[0]
+    name = _WEB.sub("", model).partition("@")[0].partition(":")[0]
     is_file = model.lower().endswith(".gguf") and ":" not in model
     return is_file or name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or folder.exists()
 
 
 def _parse(model: str, revision: str | None) -> tuple[str, str | None, str]:
     """The id, GGUF file and revision of `org/name:file@revision`, the last two optional."""
-    named, _, inline = model.partition("@")
+    named, _, inline = _WEB.sub("", model).partition("@")
     repo, _, choice = named.partition(":")
+    if repo in HUB_IDS and choice:
+        raise ModelNotFoundError(
+            f"{repo} has no variant {choice!r}: it is {HUB_IDS[repo]}, whose weights are not quantized.",
+            "To pack them while loading: weights='q4g32'. A GGUF file of a repository is named org/name-GGUF:Q4_K_M.",
+        )
+    repo = HUB_IDS.get(repo, repo)
     if not _ID.fullmatch(repo) or "--" in repo or ".." in repo:
-        raise ModelNotFoundError(f"{model!r} is neither a folder nor a Hugging Face id.", "An id looks like org/name.")
+        raise ModelNotFoundError(
+            f"{model!r} is neither a folder, a Hugging Face id nor a short name.", _names_meant(model)
+        )
     if revision is not None and inline and inline != revision:
         raise UsageError(f"{model} and revision {revision!r} contradict each other.", "Name one revision.")
     wanted = revision or inline or "main"
     if not _REVISION.fullmatch(wanted) or ".." in wanted:
         raise UsageError(f"{wanted!r} is not a revision.", "Name a branch, a tag or a commit.")
     return repo, choice or None, wanted
+
+
+def _names_meant(model: str) -> str:
+    """What may be meant by a name that is none."""
+    if similar := resembling(model):
+        return f"Did you mean {' or '.join(similar)}?"
+    return f"An id looks like org/name. Short names are {', '.join(HUB_IDS)}."
 
 
 def _offline() -> bool:
@@ -241,15 +274,10 @@ def _cached(repo: str, choice: str | None, revision: str) -> Path | None:
 
 
 def _gguf_files(snapshot: Path) -> dict[str, list[Path]]:
-    """The GGUF models of a snapshot that are complete, each with its files."""
+    """The GGUF models of a snapshot that are complete, each with its files, by its name."""
     names = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*.gguf") if file.is_file()]
-    models = gguf_models(names)
-    return {model: [snapshot / n for n in files] for model, files in models.items() if len(files) == parts(files[0])}
-
-
-def _commit_of(path: Path) -> str:
-    """The commit that a cached folder or file belongs to."""
-    return next(part for part in reversed(path.parts) if _COMMIT.fullmatch(part))
+    models = named_models(names)
+    return {name: [snapshot / n for n in files] for name, files in models.items() if len(files) == parts(files[0])}
 
 
 def _complete(snapshot: Path) -> bool:
@@ -268,28 +296,20 @@ def _complete(snapshot: Path) -> bool:
 
 
 def _not_cached(model: str, repo: str, revision: str) -> Path:
+    if here := sorted({found.id for found in installed() if found.id.startswith(f"{repo}:")}):
+        raise ModelNotFoundError(
+            f"{model} is none of the GGUF models of {repo} in the local cache.",
+            f"Name {' or '.join(here)}, or download it with `halfbyte pull {model}`.",
+        )
     raise DownloadError(
         f"{repo} at {revision} is not {'complete ' * _repo_folder(repo).is_dir()}in the local cache.",
-        f"Download it with `halfbyte models pull {model}`.",
+        f"Download it with `halfbyte pull {model}`.",
     )
 
 
-def _describe(repo: str, commit: str, files: list[Path]) -> InstalledModel:
-    """A folder, or the files of a GGUF model."""
-    checkpoint = open_checkpoint(files[0])
-    folder = files[0].is_dir()
-    every = [file for file in files[0].rglob("*") if file.is_file() and file.suffix != ".gguf"] if folder else files
-    return InstalledModel(
-        repo=repo,
-        revision=commit,
-        path=files[0],
-        nbytes=sum(file.stat().st_size for file in every),
-        model_type=str(checkpoint.config.get("model_type", "")),
-        formats=tuple(sorted({checkpoint.format(name).name for name in checkpoint.shapes})),
-    )
-
-
-def _download(repo: str, choice: str | None, revision: str) -> Path:
+def _download(
+    repo: str, choice: str | None, revision: str, pick: Callable[[Mapping[str, int]], str] | None = None
+) -> Path:
     """Fetch what is missing of a revision's needed files, one after the other; returns the snapshot or GGUF file.
 
     One at a time because an interrupt then stops at once; large files come in parallel chunks anyway,
@@ -305,6 +325,9 @@ def _download(repo: str, choice: str | None, revision: str) -> Path:
     commit = str(info.sha)
     snapshot = _repo_folder(repo) / "snapshots" / commit
     if choice is not None or _only_gguf(sizes):
+        models = named_models(sizes)
+        if choice is None and pick is not None and len(models) > 1:
+            choice = pick({name: sum(map(sizes.__getitem__, files)) for name, files in models.items()})
         files = choose(repo, sizes, choice)
         _fetch(repo, commit, files, sizes)
         if not _COMMIT.fullmatch(revision):

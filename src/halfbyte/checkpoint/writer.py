@@ -102,7 +102,7 @@ def check_target(target: Path, origin: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise UsageError(f"{target} already exists.", "Choose another name or pass --overwrite.")
+        raise UsageError(f"{target} already exists.", "Choose another name or pass overwrite=True.")
     if not (target / MANIFEST_NAME).is_file():
         raise UsageError(f"{target} is not a model folder written by Halfbyte.", "Choose another name.")
 

@@ -62,9 +62,7 @@ class Build:
 
 def this_build() -> Build:
     """The one that is running."""
-    import halfbyte
-
-    return Build(sys.executable, Path(halfbyte.__file__).parent.parent)
+    return Build(sys.executable, Path(__file__).parents[2])
 
 
 def find_build(other: Path) -> Build:

@@ -54,7 +54,12 @@ class Loaded:
         return {
             "check": asdict(self.agreement), "machine": {**host.machine(), **self.factory.describe(self.executor)},
             "versions": host.versions(),
-            "model": {**self.subject.about, "nbytes": self.subject.nbytes, "hashes": self.hashes},
+            "model": {
+                **self.subject.about,
+                "nbytes": self.subject.nbytes,
+                "parameters": self.subject.spec.parameters,
+                "hashes": self.hashes,
+            },
             "settings": self.settings.record(threads=self.executor.threads),
         }  # fmt: skip
 
@@ -88,7 +93,7 @@ def bench(
 
 def _check_hands_back(settings: Settings) -> None:
     if settings.each_token and not factory(settings.run.device).chooses_tokens:
-        raise UsageError(f"device {settings.run.device} hands back each token anyway.", "Leave out --each-token.")
+        raise UsageError(f"device {settings.run.device} hands back each token anyway.", "Leave out `each_token`.")
 
 
 def check_fits(subject: Subject, what: str, context: int) -> None:

@@ -74,7 +74,7 @@ def check(subject: Subject, settings: Settings) -> Agreement:
             f"{subject.name} is not timed: on {settings.run.device} it differs from the reference by "
             f"{found.kl:.3g} nats per token (at most {LARGEST_KL}), {found.nats_lost:.3g} at worst (at most "
             f"{MOST_NATS_LOST}), its logits by {found.error:.1%} (at most {LARGEST_ERROR:.0%}).",
-            "Please report it with the output of halfbyte doctor; --device reference gives right answers, slowly.",
+            "Please report it with the output of halfbyte doctor; device='reference' gives right answers, slowly.",
         )
     return found
 

@@ -107,7 +107,7 @@ class Subject:
 
 
 def stored(
-    model: str | None, *, revision: str | None = None, offline: bool = False, weights: str | None = None
+    model: str | Path | None, *, revision: str | None = None, offline: bool = False, weights: str | None = None
 ) -> Subject:
     """A model as `load` takes it. Raises what `load` raises."""
     from halfbyte.model import locate

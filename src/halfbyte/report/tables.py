@@ -10,10 +10,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from textwrap import fill
 from typing import Any, Protocol
 
+from halfbyte.columns import aligned, fitting
 from halfbyte.report.schema import Record, Sample
-from halfbyte.units import size
+from halfbyte.units import quantity, size
 
 NONE = "–"
 
@@ -79,6 +81,12 @@ def prefill_ms(record: Record) -> Figure | None:
     return _over(record.samples, lambda s: None if s.prefill_s is None else 1000 * s.prefill_s)
 
 
+def prefill_tokens_per_s(record: Record) -> Figure | None:
+    """Tokens per second of reading the prompts of all sequences."""
+    tokens = record.case.batch * record.case.prompt_tokens
+    return _over(record.samples, lambda s: None if s.prefill_s is None else tokens / s.prefill_s)
+
+
 def tokens_per_s(record: Record) -> Figure | None:
     """Tokens per second of decoding, of all sequences; the first tokens belong to the prefill."""
     return _over(record.samples, lambda s: record.case.batch * len(s.step_s) / sum(s.step_s) if s.step_s else None)
@@ -137,13 +145,14 @@ COLUMNS = (
     Column("new tokens", lambda r: Figure(r.case.new_tokens), 0),
     Column("depth", lambda r: Figure(r.case.depth), 0),
     Column("batch", lambda r: Figure(r.case.batch), 0),
+    Column("prefill tokens/s", prefill_tokens_per_s, 1, spread=True),
+    Column("tokens/s", tokens_per_s, 1, spread=True),
     Column("total s", lambda r: _over(r.samples, lambda s: s.total_s), 3),
     Column("prefill ms", prefill_ms, 1, spread=True),
     Column("first token ms", lambda r: _over(r.samples, lambda s: 1000 * s.first_token_s), 1),
     Column("ms/token p50", percentile_ms(50), 3),
     Column("p95", percentile_ms(95), 3),
     Column("p99", percentile_ms(99), 3),
-    Column("tokens/s", tokens_per_s, 1, spread=True),
     Column("load s", lambda r: Figure(r.load_s), 2),
     Column("MB/token", lambda r: Figure(r.bytes_per_token / 1e6), 1),
     Column("% of read bandwidth", bandwidth_share, 0),
@@ -156,11 +165,55 @@ COLUMNS = (
 )
 
 
-def terminal(records: Sequence[Record]) -> str:
-    """One row per figure, one column per case; above them a heading."""
-    rows = [["", *map(label, records)]]
-    rows += [[column.name, *(column.cell(record) for record in records)] for column in COLUMNS]
-    return f"{_heading(records)}\n\n{aligned(rows)}\n"
+_CASE = ("prompt tokens", "new tokens", "depth", "batch")
+"""Columns that only repeat what a case's label says."""
+
+
+def terminal(records: Sequence[Record], width: int | None = None) -> str:
+    """A heading; a line per test, as llama-bench has them; then a row per figure and a column per case.
+
+    Rows without a value are left out.
+
+    Args:
+        width: Of the terminal; None for no limit.
+    """
+    rows = [[column.name, *(column.cell(record) for record in records)] for column in COLUMNS]
+    known = [row for row in rows if row[0] not in _CASE and any(cell != NONE for cell in row[1:])]
+    head = _heading(records)
+    if width is not None:
+        head = "\n".join(fill(line, width, break_long_words=False, break_on_hyphens=False) for line in head.split("\n"))
+    tests = aligned(fitting(_tests(records), ("device", "params", "size"), width))
+    return f"{head}\n\n{tests}\n\n{aligned([['', *map(label, records)], *known], width=width)}\n"
+
+
+def _tests(records: Sequence[Record]) -> list[list[str]]:
+    """Prefill (`pp512`) and decoding (`tg128`) of each case in lines of their own; `@ d` is what the cache holds."""
+    rows = [["model", "size", "params", "device", "test", "tokens/s"]]
+    for record in records:
+        case = record.case
+        filled = case.depth + case.prompt_tokens
+        for test, found in (
+            (_test("pp", case.prompt_tokens, case.depth, case.batch), prefill_tokens_per_s(record)),
+            (_test("tg", case.new_tokens, filled, case.batch), tokens_per_s(record)),
+        ):
+            if found is not None:
+                spread = f" ± {found.half_range:,.1f}" * (len(record.samples) > 1)
+                rows.append([*_subject(record), test, f"{found.value:,.1f}{spread}"])
+    return rows
+
+
+def _test(kind: str, tokens: int, filled: int, batch: int) -> str:
+    return f"{kind}{tokens}{f' @ d{filled}' * (filled > 0)}{f' ×{batch}' * (batch > 1)}"
+
+
+def _subject(record: Record) -> list[str]:
+    model, settings = record.model, record.settings
+    name = " ".join([model["name"], settings.get("variant", "")]).strip()
+    parameters = quantity(model["parameters"], "") if "parameters" in model else NONE
+    device = (
+        record.machine.get("gpu") if settings["device"] == "gpu" else f"{settings['device']} ×{settings['threads']}"
+    )
+    return [name, size(model["nbytes"]), parameters, str(device)]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -232,13 +285,4 @@ def checked(record: Measured) -> str:
     return (
         f"{f'{variant}: ' * bool(variant)}{size(record.model['nbytes'])}; correctness check passed: {check['same']} of "
         f"{check['tokens']} tokens match the reference (KL {check['kl']:.2g} nats{part})."
-    )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from halfbyte.report.tables import NONE, aligned, checked, percentile, where
+from halfbyte.columns import aligned
+from halfbyte.report.tables import NONE, checked, percentile, where
 from halfbyte.report.throughput_schema import Request, ThroughputRecord
 
 PERCENTS = (50, 95, 99)

@@ -26,11 +26,14 @@ def variants(axes: Sequence[str], settings: Settings) -> list[Settings]:
             all but one kind).
 
     Raises:
-        UsageError: An axis has another name, or the device has none of it.
+        UsageError: An axis has another name, the device has none of it, or the settings fix it.
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is not a kind of variant.", f"Choose from {', '.join(AXES)}.")
+    for axis, field in (("formats", "weights"), ("activations", "activations")):
+        if axis in axes and getattr(settings.run, field) is not None:
+            raise UsageError(f"--{field} has no effect with --variants {axis}.", f"Leave out --{field} or that kind.")
     kernels = factory(settings.run.device).kernels(settings.run)
     made = [[_with(axis, value) for value in _values(axis, kernels)] for axis in dict.fromkeys(axes)]
     combined = []

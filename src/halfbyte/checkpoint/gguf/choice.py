@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 
 from halfbyte.errors import ModelNotFoundError
+
+PREFERRED = "Q4_K_M"
+"""Of several models the one that most people want: the usual compromise of size and quality."""
 
 _NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+\.gguf", re.ASCII | re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
@@ -34,7 +38,14 @@ def label(model: str) -> str:
     return kind[1].upper() if kind else model
 
 
-def choose(repo: str, names: Iterable[str], wanted: str | None) -> list[str]:
+def named_models(names: Iterable[str]) -> dict[str, list[str]]:
+    """The models among files, each with its files, by what it is asked for: its quantization if no other has that."""
+    models = gguf_models(names)
+    labels = Counter(map(label, models))
+    return {model if labels[label(model)] > 1 else label(model): files for model, files in models.items()}
+
+
+def choose(repo: str, names: Collection[str], wanted: str | None) -> list[str]:
     """The files of the one model that is meant.
 
     Args:
@@ -47,7 +58,6 @@ def choose(repo: str, names: Iterable[str], wanted: str | None) -> list[str]:
     models = gguf_models(names)
     if not models:
         raise ModelNotFoundError(f"{repo} has no GGUF file.", f"Name it without :{wanted}.")
-    labels = [label(model) for model in models]
     if wanted is None:
         found = list(models)
     else:
@@ -55,6 +65,7 @@ def choose(repo: str, names: Iterable[str], wanted: str | None) -> list[str]:
         found = [m for m in models if low in (label(m).lower(), m.lower(), m.lower().rpartition("/")[2])]
     if len(found) == 1:
         return models[found[0]]
-    unique = [name if labels.count(name) == 1 else model for name, model in zip(labels, models, strict=True)]
+    unique = list(named_models(names))
     what = f"has {len(models)} GGUF models" if wanted is None else f"has no one GGUF model called {wanted!r}"
-    raise ModelNotFoundError(f"{repo} {what}.", f"Name one as {repo}:{unique[0]}; there are {', '.join(unique)}.")
+    example = PREFERRED if PREFERRED in unique else unique[0]
+    raise ModelNotFoundError(f"{repo} {what}.", f"Name one as {repo}:{example}; there are {', '.join(unique)}.")

@@ -132,7 +132,7 @@ def write_gguf(
         HalfbyteError: The disk is full or the file cannot be written; nothing is left of the attempt.
     """
     if kind not in KINDS:
-        raise UsageError(f"{kind!r} is no kind of GGUF file.", f"Choose one of {', '.join(KINDS)}.")
+        raise UsageError(f"There is no kind of GGUF file {kind!r}.", f"Choose one of {', '.join(KINDS)}.")
     architecture = gguf_architecture(spec.model_type)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")

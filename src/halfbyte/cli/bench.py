@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from halfbyte.atomic import append, refuse_unwritable
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import FILES, RUN, Chosen, late_bar, takes_model
-from halfbyte.cli.output import note, print_json
+from halfbyte.cli.output import note, print_json, terminal_width
 from halfbyte.cli.subject import Layers, Synthetic, subject_of
 from halfbyte.cli.throughput import throughput
+from halfbyte.cli.usage import named_twice, refuse_before
+from halfbyte.cli.words import names_model
 from halfbyte.errors import DeviceError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="Append a line of JSON per case.", rich_help_panel=_OUTPUT),
 ]
 Before = Annotated[Path, typer.Argument(metavar="A", help="A file written by bench --output.")]
-After = Annotated[Path, typer.Argument(metavar="B", help="A second one.")]
+After = Annotated[Path, typer.Argument(metavar="B", help="Another one.")]
 
 Other = Annotated[
     Path, typer.Argument(metavar="OTHER", help="Folder of another checkout, or the Python of its environment.")
@@ -89,13 +90,25 @@ Keep = Annotated[
 
 
 class _Bench(Group):
-    """Measures without arguments too, where other groups show their help."""
+    """Measures without a command too, and takes the name of a model in the place of one."""
+
+    works_alone = True
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return TyperGroup.parse_args(self, ctx, args)
+        values, words, _ = self.make_parser(ctx).parse_args(list(args))
+        if not words or words[0] in self.commands or not names_model(words[0]):
+            return super().parse_args(ctx, args)
+        if "model" in values:
+            raise named_twice(values["model"], words[0])
+        return self.parse_args(ctx, [*args[: len(args) - len(words)], "--model", *words])
 
 
-app = typer.Typer(cls=_Bench, rich_markup_mode=None, help="Measure speed, or compare two measurements.")
+app = typer.Typer(
+    cls=_Bench,
+    rich_markup_mode=None,
+    help="Measure speed, or compare two measurements.",
+    subcommand_metavar="[MODEL | COMMAND [ARGS]...]",
+)
 app.command(cls=Command)(throughput)
 
 
@@ -122,6 +135,7 @@ def bench(
 ) -> None:
     """Measure how fast a model reads prompts and generates tokens, after a correctness check."""
     if ctx.invoked_subcommand is not None:
+        refuse_before(ctx, ctx.invoked_subcommand)
         return
     form = _form(markdown, csv, json)
     subject = subject_of(chosen, synthetic, layers)
@@ -246,6 +260,9 @@ def _show(done: list[Record], form: Form) -> None:
     """Print the finished cases, also after Ctrl-C; JSON is printed case by case."""
     from halfbyte.report import tables
 
-    texts = {"table": tables.terminal, "markdown": tables.markdown, "csv": tables.csv_text}
-    if done and form != "json":
-        print(texts[form](done), end="")
+    if not done or form == "json":
+        return
+    if form == "table":
+        print(tables.terminal(done, terminal_width()), end="")
+    else:
+        print(tables.markdown(done) if form == "markdown" else tables.csv_text(done), end="")

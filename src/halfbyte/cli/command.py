@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from halfbyte.cli.output import EXIT_FILE, accept_any_bytes, print_error
-from halfbyte.cli.usage import explained, in_terminal, refuse_extra
+from halfbyte.cli.exit_codes import EXIT_BUG, EXIT_FILE, EXIT_INTERRUPTED, EXIT_MEMORY
+from halfbyte.cli.habits import add_habits, refuse_command, refuse_habits
+from halfbyte.cli.output import accept_any_bytes, print_error
+from halfbyte.cli.settings import settle, tell_source, with_settings
+from halfbyte.cli.usage import explained, given, in_terminal, keep_typed, named_twice, refuse_extra
+from halfbyte.cli.words import refuse_prompt
 from halfbyte.errors import HalfbyteError
 
-EXIT_BUG = 70
-EXIT_MEMORY = 71
-EXIT_INTERRUPTED = 130
-
 _DEBUG = "halfbyte.debug"
+
+_BETTER = (
+    (r"default: \((.+?)\)(?=[];])", r"default: \1"),
+    (r"default: (\d+)\.0(?=[];])", r"default: \1"),
+    (r"(; |  \[)x>=[01]\]$", lambda found: "]" if found[1] == "; " else ""),
+    (r"x>=(\S+)\]$", r"at least \1]"),
+    (r"(\S+)<=x<=(\S+)\]$", r"\1 to \2]"),
+)
+"""Patterns of what the parser's library writes behind a line of help, and what is written instead."""
 
 
 def show_tracebacks(ctx: typer.Context, wanted: bool) -> None:
@@ -32,12 +43,33 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return with_debug(ctx, super().get_params(ctx))
 
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return settled(super().make_context, self, info_name, args, parent, extra)
+
+    def make_parser(self, ctx: Any) -> Any:
+        return with_habits(ctx, super().make_parser(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        check_habits(ctx, args)
+        keep_typed(ctx, args)
         wanted, ctx.allow_extra_args = ctx.allow_extra_args, True
         rest: list[str] = super().parse_args(ctx, args)
         if rest and not wanted:
             refuse_extra(ctx, rest)
+        argument = ctx.params.get("named")
+        if argument is not None and given(ctx, "model"):
+            raise named_twice(ctx.params["model"], argument)
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HalfbyteError as error:
+            tell_source(ctx, error)
+            raise
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", *(str(param.metavar) for param in self.params if param.param_type_name == "argument")]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         write_options(self.get_params(ctx), ctx, formatter)
@@ -46,11 +78,35 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands; without arguments it shows its help. The outermost one turns errors into exit codes."""
 
+    works_alone = False
+    """Whether it does something without arguments."""
+
     def get_params(self, ctx: Any) -> list[Any]:
         return with_debug(ctx, super().get_params(ctx))
 
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return settled(super().make_context, self, info_name, args, parent, extra)
+
+    def make_parser(self, ctx: Any) -> Any:
+        return with_habits(ctx, super().make_parser(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        if not args and not self.works_alone:
+            args = ["--help"]
+        check_habits(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        write_options(self.get_params(ctx), ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.parent is None and args[0] not in self.commands and not ctx.resilient_parsing:
+            refuse_command(args[0])
+            refuse_prompt(ctx, args[0])
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -70,6 +126,33 @@ class Group(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def asks_for_help(args: list[str]) -> bool:
+    """Whether a command is only to show its help, which tells what is built in."""
+    return not {"-h", "--help"}.isdisjoint(args)
+
+
+def with_habits(ctx: Any, parser: Any) -> Any:
+    """A command's parser, which knows what other programs call its options; not of one that passes options on."""
+    if not ctx.ignore_unknown_options:
+        add_habits(parser, ctx, ctx.command.params)
+    return parser
+
+
+def check_habits(ctx: Any, args: list[str]) -> None:
+    """Refuse options of other programs. Raises a UsageError that says what to write instead."""
+    if not ctx.resilient_parsing:
+        refuse_habits(ctx.command.make_parser(ctx).parse_args(list(args))[2])
+
+
+def settled(make: Callable[..., Any], command: Any, name: Any, args: list[str], parent: Any, extra: Any) -> Any:
+    """The context that `make` makes for arguments, with the user's defaults where no option was typed."""
+    if not asks_for_help(args):
+        extra = with_settings(command, name, parent, extra)
+    ctx = make(name, args, parent, **extra)
+    settle(ctx)
+    return ctx
+
+
 def with_debug(ctx: Any, params: list[Any]) -> list[Any]:
     """The parameters, and `--debug` of the outermost command before the `--help` that ends them."""
     root = ctx.find_root().command
@@ -78,16 +161,27 @@ def with_debug(ctx: Any, params: list[Any]) -> list[Any]:
 
 
 def write_options(params: list[Any], ctx: Any, formatter: Any) -> None:
-    """Write arguments and options under their headings, in the order in which these first appear."""
-    sections: dict[str, list[tuple[str, str]]] = {}
+    """Write arguments, then options under their headings, in the order in which these first appear."""
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
     for param in params:
         record = param.get_help_record(ctx)
         if record is not None:
-            plain = "Arguments" if param.param_type_name == "argument" else "Options"
-            sections.setdefault(getattr(param, "rich_help_panel", None) or plain, []).append(record)
+            name, text = record
+            heading = getattr(param, "rich_help_panel", None) or "Options"
+            if param.param_type_name == "argument":  # the usage line says whether it is required
+                name, text, heading = param.metavar, text.removesuffix("  [required]"), "Arguments"
+            sections.setdefault(heading, []).append((name, in_words(text)))
     for heading, records in sections.items():
-        with formatter.section(heading):
-            formatter.write_dl(records)
+        if records:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def in_words(text: str) -> str:
+    """A line of help with its default and range as a person writes them, without a range that goes without saying."""
+    for found, better in _BETTER:
+        text = re.sub(found, better, text)
+    return text
 
 
 def report(error: Exception) -> int:

@@ -26,7 +26,7 @@ Measure = Annotated[bool, typer.Option("--measure", help="Measure the limits aga
 
 
 def doctor(measure: Measure = False, json: opt.Json = False) -> None:
-    """Show what this machine has, how fast it can be, and what is used."""
+    """Show what this machine has, how fast it is, and what is used."""
     findings = examine(measure=measure)
     if json:
         print_json(findings, indent=2)

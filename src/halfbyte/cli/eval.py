@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from halfbyte.cli import completion
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
-from halfbyte.cli.loading import Chosen, takes_model
+from halfbyte.cli.loading import NAMED, Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_pairs
 from halfbyte.cli.progress import progress_bar
 from halfbyte.errors import HalfbyteError, UsageError
 
 if TYPE_CHECKING:
-    from halfbyte.evaluate.table import Table
-    from halfbyte.evaluate.windows import Protocol
+    from halfbyte.evaluation.table import Table
     from halfbyte.options import RunOptions
+    from halfbyte.tasks.evaluate import Evaluation
 
 ProtocolName = Literal["windows", "gptq", "llama.cpp", "sliding"]
 
 Text = Annotated[str, typer.Option(metavar="FILE", help="UTF-8 text, or wikitext-2.")]
-Base = Annotated[str | None, typer.Option(metavar="MODEL", help="The model it was made from.")]
+Base = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The model it was made from.", autocompletion=completion.models)
+]
 MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", min=2, help="Use only the first N tokens of the text.", show_default="all")
 ]
@@ -61,32 +63,11 @@ Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text to calibra
 GroupSize = Annotated[int, typer.Option(metavar="32|64|128", help="Group size of the decoder layers.")]
 Out = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="Write it as .md, .csv, .json or .svg; may be repeated."),
+    typer.Option(metavar="FILE", help="Write it as .md, .csv, .json; plot it as .svg, .png, .pdf; may be repeated."),
 ]
 
+Dark = Annotated[bool, typer.Option("--dark", help="Plot for a dark page.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files named with --out.")]
-
-_LABELS = {
-    "ppl": "perplexity",
-    "stderr": "standard error of the perplexity",
-    "ppl_stderr": "standard error of the perplexity",
-    "ppl_base": "perplexity of the base",
-    "ppl_base_stderr": "standard error of the base's perplexity",
-    "ppl_ratio": "perplexity over the base's",
-    "kl_mean": "mean KL divergence, in nats per token",
-    "kl_stderr": "standard error of that mean",
-    "kl_p99": "99th percentile of the KL divergence",
-    "kl_max": "largest KL divergence",
-    "top1": "share of tokens with the same first choice",
-    "tokens": "tokens scored",
-    "bos": "windows begin with the BOS token",
-    "right": "right answers",
-    "total": "questions asked",
-    "base_right": "right answers of the base",
-    "kept": "right answers of both",
-    "halfbyte": "Halfbyte version",
-}
-"""Names of figures in words; the others explain themselves."""
 
 _HOW = ("device", "gpu", "weights", "kv_dtype", "activations")
 
@@ -94,7 +75,7 @@ app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure perplexity, di
 
 
 @app.command(cls=Command)
-@takes_model("model", *_HOW)
+@takes_model(NAMED, "model", *_HOW)
 def perplexity(
     text: Text,
     *,
@@ -107,32 +88,25 @@ def perplexity(
     json: opt.Json = False,
 ) -> None:
     """Measure the perplexity of a text, with its standard error."""
-    from halfbyte.evaluate.perplexity import perplexity
-    from halfbyte.evaluate.record import about_text
-    from halfbyte.evaluate.scorer import Scorer, how_it_ran
-    from halfbyte.evaluate.texts import read_text, tokens_of
+    from halfbyte.tasks.evaluate import evaluate
 
-    if stride is not None and protocol != "sliding":
-        raise UsageError(f"--stride has no effect with --protocol {protocol}.", "Choose --protocol sliding as well.")
     run = chosen.run
     _check_store(store, run)
-    folder = _folder(chosen.model)
-    content = read_text(text, joined="\n\n" if protocol == "gptq" else "\n")
-    cut = _protocol(folder, protocol, window, stride)
-    scorer = Scorer(folder, cut.window, run)
-    ids = tokens_of(scorer.model.tokenizer, content, max_tokens)
     with progress_bar() as tick:
-        found = perplexity(scorer, ids, cut, tick)
-    conditions = about_text(content, Path(text).name) | how_it_ran(scorer.model)
-    stepped = {"stride": cut.stride} if protocol == "sliding" else {}
-    _finish(folder, "perplexity", asdict(found) | conditions | stepped, run, store, json)
+        found = evaluate(
+            chosen.model, text, protocol=protocol, window=window, stride=stride, max_tokens=max_tokens, options=run,
+            progress=tick,
+        )  # fmt: skip
+    _finish(found, "perplexity", run, store, json)
 
 
 @app.command(cls=Command)
-@takes_model("model", *_HOW)
+@takes_model(NAMED, "model", *_HOW)
 def divergence(
     text: Text,
-    base: Annotated[str, typer.Option(metavar="MODEL", help="The model it was made from.")],
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model it was made from.", autocompletion=completion.models)
+    ],
     *,
     chosen: Chosen,
     window: Window = None,
@@ -148,28 +122,19 @@ def divergence(
     With --kv-cache, and the model itself as --base, that is what the KV cache's number format costs; the base keeps its
     cache in f16.
     """
-    from halfbyte.evaluate.divergence import divergence
-    from halfbyte.evaluate.record import about_base, about_text
-    from halfbyte.evaluate.scorer import Scorer, how_it_ran
-    from halfbyte.evaluate.texts import read_text, tokens_of
+    from halfbyte.tasks.evaluate import evaluate
 
     run = chosen.run
     _check_store(store, run)
-    folder, base_folder = _folder(chosen.model), _folder(base)
-    content = read_text(text)
-    cut = _protocol(folder, "windows", window, None)
-    scorer = Scorer(folder, cut.window, run)
-    original = Scorer(base_folder, cut.window, device=run.device, gpu=run.gpu)
-    ids = tokens_of(original.model.tokenizer, content, max_tokens)
     with progress_bar() as tick:
-        found = divergence(scorer, original, ids, cut, tick)
-    figures = asdict(found) | about_text(content, Path(text).name) | {"protocol": cut.name, "window": cut.window}
-    figures |= about_base(base_folder) | how_it_ran(scorer.model)
-    _finish(folder, "divergence", figures, run, store, json)
+        found = evaluate(
+            chosen.model, text, base=base, window=window, max_tokens=max_tokens, options=run, progress=tick
+        )
+    _finish(found, "divergence", run, store, json)
 
 
 @app.command(cls=Command)
-@takes_model("model", *_HOW)
+@takes_model(NAMED, "model", *_HOW)
 def answers(
     questions: Questions,
     *,
@@ -179,27 +144,17 @@ def answers(
     json: opt.Json = False,
 ) -> None:
     """Count the questions answered right, word for word."""
-    from halfbyte.evaluate.answers import AT_ONCE, compare, read_questions, right_answers
-    from halfbyte.evaluate.record import about_base, about_text
-    from halfbyte.evaluate.scorer import how_it_ran
-    from halfbyte.model import load
+    from halfbyte.tasks.evaluate import evaluate
 
-    folder, run = _folder(chosen.model), chosen.run
+    run = chosen.run
     _check_store(store, run)
-    asked = read_questions(questions)
     with progress_bar() as tick:
-        original = load(_folder(base), device=run.device, gpu=run.gpu, sequences=AT_ONCE) if base else None
-        theirs = right_answers(original, asked, tick) if original else None
-        asking = load(folder, run, sequences=AT_ONCE)
-        right = right_answers(asking, asked, tick)
-    found = {name: value for name, value in asdict(compare(right, theirs)).items() if value is not None}
-    figures = found | about_text(questions.read_text("utf-8"), questions.name, kind="questions")
-    figures |= (about_base(_folder(base)) if base else {}) | how_it_ran(asking)
-    _finish(folder, "answers", figures, run, store, json)
+        found = evaluate(chosen.model, base=base, questions=questions, options=run, progress=tick)
+    _finish(found, "answers", run, store, json)
 
 
 @app.command(cls=Command)
-@takes_model("model", "device", "gpu")
+@takes_model(NAMED, "model", "device", "gpu")
 def table(
     text: Text,
     calibration: Calibration,
@@ -212,6 +167,7 @@ def table(
     questions: Asked = None,
     keep: Keep = Path("quantized"),
     out: Out = None,
+    dark: Dark = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Quantize by several methods and compare their quality.
@@ -219,11 +175,19 @@ def table(
     The table has perplexities at several window lengths, the divergence from the original, and right answers.
     """
     from halfbyte import atomic
-    from halfbyte.evaluate.answers import read_questions
-    from halfbyte.evaluate.sweep import Sweep
+    from halfbyte.evaluation.answers import read_questions
+    from halfbyte.evaluation.plot import check_plotting
+    from halfbyte.evaluation.sweep import Sweep
 
-    if unknown := [file for file in out or [] if file.suffix not in _FORMS]:
-        raise UsageError(f"--out {unknown[0]} does not name a kind of file.", f"End it in {', '.join(_FORMS)}.")
+    if unknown := [file for file in out or [] if file.suffix not in (*_TEXTS, *_PLOTS)]:
+        kinds = ", ".join((*_TEXTS, *_PLOTS))
+        raise UsageError(f"--out {unknown[0]} does not name a kind of file.", f"End it in {kinds}.")
+    if any(file.suffix in _PLOTS for file in out or []):
+        check_plotting()
+    elif dark:
+        raise UsageError("--dark has no effect without a plot.", "Leave it out, or name a file, as in --out table.png.")
+    if overwrite and not out:
+        raise UsageError("--overwrite has no effect without --out.", "Leave it out, or name a file.")
     for file in out or []:
         atomic.refuse_unwritable(file, overwrite=overwrite)
     asked = read_questions(questions) if questions else []
@@ -234,14 +198,15 @@ def table(
         ).run(tick)  # fmt: skip
     print(made.markdown(), end="", flush=True)
     for file in out or []:
-        atomic.write(file, _FORMS[file.suffix](made))
+        plotted = file.suffix in _PLOTS
+        atomic.write(file, made.plot(file.suffix[1:], dark=dark) if plotted else _TEXTS[file.suffix](made))
 
 
-_FORMS: dict[str, Callable[[Table], str]] = {
+_PLOTS = (".svg", ".png", ".pdf")
+_TEXTS: dict[str, Callable[[Table], str]] = {
     ".md": lambda table: table.markdown(),
     ".csv": lambda table: table.csv(),
     ".json": lambda table: table.json(),
-    ".svg": lambda table: table.svg(),
 }
 
 
@@ -261,16 +226,6 @@ def _folder(model: str | None) -> Path:
     return model_folder(model)
 
 
-def _protocol(folder: Path, name: ProtocolName, window: int | None, stride: int | None) -> Protocol:
-    """The protocol; its default window is at most the model's context."""
-    from halfbyte.cli.folder import open_model
-    from halfbyte.evaluate.windows import protocol
-
-    spec = open_model(str(folder))[1]
-    cut = protocol(name, window, stride, spec.bos_token_id)
-    return cut if window or cut.window <= spec.context else protocol(name, spec.context, stride, spec.bos_token_id)
-
-
 def _check_store(store: bool | None, run: RunOptions) -> None:
     """Refuse --store for a measurement of something other than the folder's own model."""
     if store and (run.weights or run.activations):
@@ -285,7 +240,7 @@ def _may_store(store: bool | None, run: RunOptions) -> bool | None:
     return False if run.weights or run.activations else store
 
 
-def _finish(folder: Path, what: str, figures: dict[str, Any], run: RunOptions, store: bool | None, json: bool) -> None:
+def _finish(found: Evaluation, what: str, run: RunOptions, store: bool | None, json: bool) -> None:
     """Print figures, then keep them beside the weights where that may be.
 
     Args:
@@ -296,26 +251,25 @@ def _finish(folder: Path, what: str, figures: dict[str, Any], run: RunOptions, s
     Raises:
         HalfbyteError: They were to be stored and could not be.
     """
-    from halfbyte.evaluate import record
+    from halfbyte.evaluation import record
 
     if json:
-        print_json(figures)
+        print_json(found.figures)
     else:
-        shown = {key: value for key, value in figures.items() if not key.endswith("_sha256")}
-        print_pairs([(_LABELS.get(key, key.replace("_", " ")), _shown(value)) for key, value in shown.items()])
+        print_pairs(found.labelled)
     if _may_store(store, run) is False:
         return
     try:
-        _store(folder, record.name_of(what, run.kv_dtype), figures, asked=bool(store))
+        _store(found.path, record.name_of(what, run.kv_dtype), found.figures, asked=bool(store))
     except (HalfbyteError, OSError) as error:
-        reason = error.message if isinstance(error, HalfbyteError) else f"{folder}: {error.strerror or error}."
+        reason = error.message if isinstance(error, HalfbyteError) else f"{found.path}: {error.strerror or error}."
         if store:
             raise HalfbyteError(f"the result was not stored: {reason}", "Leave out --store.") from error
         note(f"The result was not stored: {reason} (--no-store does not try.)")
 
 
 def _store(folder: Path, name: str, figures: dict[str, Any], *, asked: bool) -> None:
-    from halfbyte.evaluate import record
+    from halfbyte.evaluation import record
 
     why_not = record.why_not_stored(folder, name, figures)
     if not why_not or (asked and record.can_be_stored(folder)):
@@ -325,9 +279,3 @@ def _store(folder: Path, name: str, figures: dict[str, Any], *, asked: bool) -> 
     else:
         more = " --store does it anyway." * record.can_be_stored(folder)
         note(f"The result was not stored: {why_not}.{more}")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

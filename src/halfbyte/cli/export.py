@@ -7,11 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from halfbyte.cli import completion
 from halfbyte.cli.output import note, print_pairs
 from halfbyte.cli.progress import progress_bar
 from halfbyte.units import size
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Model folder, GGUF file, Hugging Face id or short name.",
+        autocompletion=completion.models,
+    ),
+]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="File (gguf) or folder to write.")]
 Layout = Annotated[
     Literal["gguf", "awq", "gptq", "gptq_v2"],
@@ -24,6 +32,7 @@ Kind = Annotated[
         help="Kind of GGUF file: f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k, q4_k_m, q5_k_m; stored keeps the "
         "formats of the source.",
         show_default="stored if quantized, else q4_k_m",
+        autocompletion=completion.kinds,
     ),
 ]
 Calibration = Annotated[
@@ -46,23 +55,13 @@ def export(
     allow_requantize: AllowRequantize = False,
 ) -> None:
     """Write a model as GGUF, or in the layout of AutoAWQ or GPTQ."""
-    from halfbyte.cli.folder import model_folder
-    from halfbyte.quantize.export import export
+    from halfbyte.tasks.export import export
 
-    folder = model_folder(source)
     with progress_bar() as progress:
-        notes = export(
-            folder,
-            target,
-            layout=layout,
-            kind=kind,
-            calibration=calibration,
-            name=source if folder != Path(source) else None,
-            overwrite=overwrite,
-            allow_requantize=allow_requantize,
-            progress=progress,
-        )
-    for text in notes:
+        made = export(
+            source, target, layout=layout, kind=kind, calibration=calibration, overwrite=overwrite,
+            allow_requantize=allow_requantize, progress=progress,
+        )  # fmt: skip
+    for text in made.notes:
         note(text)
-    files = [target] if target.is_file() else [file for file in target.iterdir() if file.is_file()]
-    print_pairs([("written", str(target)), ("size", size(sum(file.stat().st_size for file in files)))])
+    print_pairs([("written", str(target)), ("size", size(made.nbytes))])

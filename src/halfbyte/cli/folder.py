@@ -10,7 +10,7 @@ from halfbyte.models import build_spec
 from halfbyte.models.spec import ModelSpec
 
 
-def model_folder(model: str | None, *, revision: str | None = None, offline: bool = False) -> Path:
+def model_folder(model: str | Path | None, *, revision: str | None = None, offline: bool = False) -> Path:
     """The folder or GGUF file of a model; the pocket model's for None. Raises what `locate` raises."""
     from halfbyte.model import locate
 
@@ -18,7 +18,7 @@ def model_folder(model: str | None, *, revision: str | None = None, offline: boo
 
 
 def open_model(
-    model: str | None, *, revision: str | None = None, offline: bool = False
+    model: str | Path | None, *, revision: str | None = None, offline: bool = False
 ) -> tuple[Checkpoint, ModelSpec]:
     """A model's checkpoint and the spec from its `config.json`. Raises what reading them raises."""
     checkpoint = open_checkpoint(model_folder(model, revision=revision, offline=offline))

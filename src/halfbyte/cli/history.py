@@ -1,43 +1,44 @@
-"""Line editing for `chat`: the history and keys of `readline`, where Python has it."""
+"""What was typed in `chat` in earlier sessions: a file that only its user can read."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-_LINES_KEPT = 1000
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 
-@contextmanager
-def line_editing() -> Iterator[None]:
-    """Give `input()` editing keys and the lines of earlier conversations, and keep this one's.
-
-    The file is readable by its user only. Where it cannot be read or written, there is no history.
-    """
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
+def chat_history() -> History:
+    """The history over sessions; where its file cannot be written, that of this session."""
     path = history_path()
-    with suppress(OSError):
-        readline.read_history_file(path)
     try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            readline.set_history_length(_LINES_KEPT)
-            readline.write_history_file(path)
-            path.chmod(0o600)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return _PrivateHistory(path)
+
+
+class _PrivateHistory(FileHistory):
+    """Entries as prompt_toolkit writes them, newest first, and before them the bare lines that readline wrote."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        yield from super().load_history_strings()
+        with open(self.filename, encoding="utf-8", errors="replace") as file:
+            lines = [line.rstrip("\n") for line in file]
+        yield from reversed([line for line in lines if line and not line.startswith(("+", "#"))])
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):  # a full disk does not end the conversation
+            super().store_string(string)
 
 
 def history_path() -> Path:
-    """Where lines typed in `chat` are kept: the user's folder for state on this system."""
+    """Where it is kept: the user's folder for state on this system."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

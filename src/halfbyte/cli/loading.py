@@ -19,13 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.declare import Command, takes
+from halfbyte.cli.output import note
+from halfbyte.cli.usage import in_terminal
 from halfbyte.options import RunOptions
+from halfbyte.units import size
 
 if TYPE_CHECKING:
     from halfbyte.model import Model
 
 FILES = ("model", "revision", "offline")
 """Options that say where a model comes from."""
+
+NAMED = "named"
+"""The model as an argument, which does the same as `--model`."""
 
 _FILES: dict[str, tuple[Any, Any]] = {
     "model": (opt.Model, None), "revision": (opt.Revision, None), "offline": (opt.Offline, False),
@@ -61,14 +67,28 @@ class Chosen:
 
 
 def takes_model(*names: str) -> Callable[[Command], Command]:
-    """Give a command the options named, in the place of its parameter `chosen`; `FILES` and `RUN` have all of them."""
+    """Give a command the options named, in the place of its parameter `chosen`.
+
+    `FILES` and `RUN` have all of them; `NAMED` is an argument.
+    """
     defaults = {name: option.default for name, option in RunOptions.__dataclass_fields__.items()}
 
     def chosen(values: dict[str, Any]) -> Chosen:
         files = {name: values.get(name, default) for name, (_, default) in _FILES.items()}
+        if values.get(NAMED) is not None:
+            files["model"] = values[NAMED]
         return Chosen(**files, run=RunOptions(**{name: value for name, value in values.items() if name in _RUN}))
 
-    return takes("chosen", {name: _FILES.get(name) or (_RUN[name], defaults[name]) for name in names}, chosen)
+    known = {NAMED: (opt.NamedModel, None), **_FILES, **{name: (_RUN[name], defaults[name]) for name in RUN}}
+    return takes("chosen", {name: known[name] for name in names}, chosen)
+
+
+def say_loaded(model: Model) -> None:
+    """Note what was loaded, how long that took, and where it runs."""
+    note(f"{model.name}: {size(model.nbytes)}, loaded in {model.load_s:.2f} s")
+    note(in_terminal(f"running on {model.device}: {model.why_device}"))
+    for line in model.notes:
+        note(line)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from halfbyte.cli import completion
+
 _MODEL = "Model"
 _TEXT = "Text"
 _SAMPLING = "Sampling"
@@ -17,13 +19,6 @@ KvCache = Literal["f16", "f32", "q8", "q4"]
 Activations = Literal["int8", "f32"]
 
 
-def installed_models(incomplete: str) -> list[str]:
-    """Completions of `--model`: the ids of downloaded models."""
-    from halfbyte.checkpoint.hub import installed
-
-    return [model.repo for model in installed() if model.repo.startswith(incomplete)]
-
-
 Model = Annotated[
     str | None,
     typer.Option(
@@ -31,10 +26,27 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         show_default="the pocket model",
-        help="Folder, GGUF file or Hugging Face id.",
-        autocompletion=installed_models,
+        help="Folder, GGUF file, Hugging Face id, or short name such as phi-4-mini.",
+        autocompletion=completion.models,
         rich_help_panel=_MODEL,
     ),
+]
+NamedModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="The model, as for --model.", show_default=False, autocompletion=completion.models
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] PROMPT", help="The model, if it is not the default one, and the prompt.", show_default=False
+    ),
+]
+PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", hidden=True)]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="Put the text of FILE after the prompt.", rich_help_panel=_TEXT),
 ]
 Revision = Annotated[
     str | None,
@@ -50,8 +62,8 @@ Gpu = Annotated[
         "--gpu",
         metavar="N",
         min=0,
-        help="Number of the GPU, as doctor counts them.",
-        show_default="the first real one",
+        help="Number of the GPU, as `halfbyte doctor` counts.",
+        show_default="the first hardware GPU",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -60,6 +72,7 @@ Weights = Annotated[
     typer.Option(
         metavar="FORMAT",
         help="Convert the weights while loading, e.g. to q4g32, q4g128z, f16.",
+        autocompletion=completion.formats,
         show_default="as stored",
         rich_help_panel=_MODEL,
     ),
@@ -92,7 +105,11 @@ Threads = Annotated[
 BatchTokens = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="Prompt tokens computed together.", show_default="the device's", rich_help_panel=_MODEL
+        metavar="N",
+        min=1,
+        help="How many prompt tokens are computed together.",
+        show_default="the device's",
+        rich_help_panel=_MODEL,
     ),
 ]
 CacheTokens = Annotated[
@@ -124,10 +141,19 @@ IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Do not stop at end tokens; for measuring.", rich_help_panel=_TEXT)
 ]
 
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer with JSON that is valid by the schema in FILE.", rich_help_panel=_TEXT),
+]
+
 Temperature = Annotated[
     float,
     typer.Option(
-        "--temperature", "-t", metavar="X", help="0 always takes the most likely token.", rich_help_panel=_SAMPLING
+        "--temperature",
+        "-t",
+        metavar="X",
+        help="How random the choice is; 0 always takes the most likely token.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 DynatempRange = Annotated[
@@ -136,7 +162,7 @@ DynatempRange = Annotated[
 ]
 DynatempExponent = Annotated[
     float,
-    typer.Option(metavar="X", help="How the temperature follows the entropy: its power.", rich_help_panel=_SAMPLING),
+    typer.Option(metavar="X", help="Power with which the temperature follows the entropy.", rich_help_panel=_SAMPLING),
 ]
 TopNSigma = Annotated[
     float,
@@ -173,14 +199,16 @@ XtcThreshold = Annotated[
     float,
     typer.Option(
         metavar="X",
-        help="Probability that makes a token a top choice; the least likely of them stays.",
+        help="Probability from which a token is a top choice; the least likely of them stays.",
         rich_help_panel=_SAMPLING,
     ),
 ]
 Mirostat = Annotated[
     int,
     typer.Option(
-        metavar="0|2", help="2 keeps the surprise of the answer near --mirostat-tau.", rich_help_panel=_SAMPLING
+        metavar="0|2",
+        help="2 turns mirostat on, which keeps the surprise near --mirostat-tau.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 MirostatTau = Annotated[
@@ -243,7 +271,7 @@ DrySequenceBreaker = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that no repetition reaches over, \\n for a line break; may be repeated; none for no such text.",
+        help="Text at which a repetition ends, \\n for a line break; may be repeated; none for no such text.",
         show_default='\\n : " *',
         rich_help_panel=_SAMPLING,
     ),
@@ -257,14 +285,17 @@ Samplers = Annotated[
     typer.Option(
         metavar="NAMES",
         help="The order of the samplers, separated by commas; those left out do nothing.",
-        show_default="penalties,logit_bias,dry,temperature,top_n_sigma,top_k,typical_p,top_p,min_p,xtc",
+        show_default="penalties, logit_bias, dry, temperature, top_n_sigma, top_k, typical_p, top_p, min_p, xtc",
         rich_help_panel=_SAMPLING,
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="The same seed gives the same text.", show_default="random", rich_help_panel=_SAMPLING
+        metavar="N",
+        help="Seed of the random choices: the same seed gives the same text.",
+        show_default="random",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 
@@ -277,7 +308,9 @@ Logprobs = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help='JSON lines, each {"prompt": …}, answered in their order.', rich_help_panel=_OUTPUT
+        metavar="FILE",
+        help='Answer lines of JSON, each {"prompt": …} with settings of its own; - is standard input.',
+        rich_help_panel=_TEXT,
     ),
 ]
 Sequences = Annotated[
@@ -285,6 +318,19 @@ Sequences = Annotated[
     typer.Option(
         metavar="N", min=1, help="With --prompts: compute N answers at once.", show_default="8", rich_help_panel=_OUTPUT
     ),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="With --prompts: write JSON lines to FILE; given again, go on where it stopped.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="With --output: begin anew if FILE exists.", rich_help_panel=_OUTPUT)
 ]
 PromptCache = Annotated[
     Path | None,

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from halfbyte.cli import options as opt
-from halfbyte.cli.loading import FILES, Chosen, takes_model
+from halfbyte.cli.loading import FILES, NAMED, Chosen, takes_model
 from halfbyte.cli.output import print_json
 
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Largest batch, in tokens.")]
 Fused = Annotated[bool, typer.Option("--fused/--unfused", help="Merge steps that one kernel can do, or not.")]
 
 
-@takes_model(*FILES, "kv_dtype", "context", "cache_tokens")
+@takes_model(NAMED, *FILES, "kv_dtype", "context", "cache_tokens")
 def plan(
     *,
     chosen: Chosen,

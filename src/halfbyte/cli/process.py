@@ -1,4 +1,4 @@
-"""What the process needs before anything else: standard streams that are open, and signals that end it well."""
+"""What the process needs before anything else: standard streams that are open, signals that end it well, warnings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 import tempfile
 from typing import NoReturn
 
-from halfbyte.cli.output import EXIT_FILE, print_error
-
-EXIT_SIGNAL = 128
-"""Plus the signal's number: 143 for SIGTERM."""
+from halfbyte.cli.exit_codes import EXIT_FILE, EXIT_SIGNAL
+from halfbyte.cli.logs import show_warnings
+from halfbyte.cli.output import print_error
 
 
 def prepare() -> None:
     """Make the process ready; exits with a sentence if there is nowhere to print to."""
     closed = _open_streams()
+    show_warnings()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,13 @@ import typer
 from halfbyte.cli import options as opt
 from halfbyte.cli.loading import FILES, RUN, Chosen, takes_model
 from halfbyte.cli.output import note, one_line
+from halfbyte.cli.words import no_prompt, told_apart
+from halfbyte.errors import UsageError
 
 if TYPE_CHECKING:
     from halfbyte.model import Model
     from halfbyte.report.profile import Profile
 
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a timeline as a page for the browser.")]
 Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace (JSON) for Perfetto.")]
 
@@ -25,8 +27,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files 
 
 @takes_model(*FILES, *RUN)
 def profile(
-    prompt: Prompt,
+    ctx: typer.Context,
+    words: opt.Words = None,
     *,
+    prompt: opt.PromptOption = None,
     chosen: Chosen,
     raw: opt.Raw = False,
     max_tokens: opt.MaxTokens = 32,
@@ -36,21 +40,26 @@ def profile(
 ) -> None:
     """Answer a prompt, print the answer, and show where the time went."""
     from halfbyte.atomic import refuse_unwritable
+    from halfbyte.columns import aligned
     from halfbyte.report.profile import profile as measure
     from halfbyte.report.profile_tables import about, tables
-    from halfbyte.report.tables import aligned
 
+    model, asked = told_apart(ctx, words or (), prompt)
+    if asked is None:
+        raise no_prompt(model, ctx.command_path)
+    if overwrite and html is None and trace is None:
+        raise UsageError("--overwrite has no effect without --html or --trace.", "Leave it out, or name a file.")
     for file in (html, trace):
         if file is not None:
             refuse_unwritable(file, overwrite=overwrite)
-    loaded = chosen.load()
-    found = measure(loaded, loaded.encode(prompt, raw=raw), max_tokens=max_tokens)
+    loaded = replace(chosen, model=model or chosen.model).load()
+    found = measure(loaded, loaded.encode(asked, raw=raw), max_tokens=max_tokens)
     print(f"{answer_text(loaded, found)}\n")
     for title, rows in tables(found):
         print(f"{title}\n{aligned(rows)}\n")
     for line in about(found):
         print(line)
-    _write(loaded, prompt, found, html, trace)
+    _write(loaded, asked, found, html, trace)
 
 
 def answer_text(loaded: Model, found: Profile) -> str:

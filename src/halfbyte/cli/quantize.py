@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from halfbyte.cli.command import EXIT_INTERRUPTED
+from halfbyte.cli import completion
+from halfbyte.cli.exit_codes import EXIT_INTERRUPTED
 from halfbyte.cli.output import note, print_pairs
-from halfbyte.cli.progress import progress_bar
+from halfbyte.cli.progress import progress_bar, timed
 from halfbyte.units import size
 
 if TYPE_CHECKING:
-    from halfbyte.checkpoint.manifest import Manifest
+    from halfbyte.tasks.quantize import Quantized
 
 _METHOD = "Method"
 _FORMAT = "Formats"
 _CALIBRATION = "Calibration"
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Model folder, GGUF file or Hugging Face id, in bf16, f16 or f32.")
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Model folder, GGUF file or Hugging Face id, in bf16, f16 or f32.",
+        autocompletion=completion.models,
+    ),
 ]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")]
 Method = Annotated[
@@ -144,40 +148,17 @@ def quantize(
 
     If interrupted, run the same command again to resume.
     """
-    from halfbyte.cli.folder import model_folder
-    from halfbyte.errors import UsageError
-    from halfbyte.quantize import quantize
-    from halfbyte.quantize.calibration import TOKENS
-    from halfbyte.quantize.options import Options
+    from halfbyte.tasks.quantize import quantize
 
-    if budget is not None and any(value is not None for value in (bits, group_size, zero_points)):
-        raise UsageError("--budget chooses the formats itself.", "Leave out --budget, or the bits and group sizes.")
-    if calibration_tokens is not None and calibration is None:
-        raise UsageError("--calibration-tokens has no effect without --calibration.", "Name a text file as well.")
-    options = Options(
-        method=method,
-        clip=clip,
-        awq_scales=awq_scales,
-        refine=refine,
-        bits=4 if bits is None else bits,
-        group_size=(128 if method == "awq+" else 32) if group_size is None else group_size,
-        zero_points=method != "rtn" if zero_points is None else zero_points,
-        embed_bits=embed_bits,
-        head_bits=head_bits,
-        embed_group_size=embed_group_size,
-        head_group_size=head_group_size,
-        budget=budget,
-        calibration=calibration,
-        calibration_tokens=TOKENS if calibration_tokens is None else calibration_tokens,
-    )
-    folder = model_folder(source)
-    name = source if folder != Path(source) else None
-    began = time.monotonic()
     with _resumable(target), progress_bar() as progress:
-        manifest = quantize(
-            folder, target, name=name, overwrite=overwrite, restart=restart, progress=progress, **vars(options)
-        )
-    print_pairs(_summary(target, manifest, time.monotonic() - began))
+        made = quantize(
+            source, target, method=method, bits=bits, group_size=group_size, zero_points=zero_points,
+            embed_bits=embed_bits, head_bits=head_bits, embed_group_size=embed_group_size,
+            head_group_size=head_group_size, budget=budget, clip=clip, awq_scales=awq_scales, refine=refine,
+            calibration=calibration, calibration_tokens=calibration_tokens, overwrite=overwrite, restart=restart,
+            progress=timed(progress),
+        )  # fmt: skip
+    print_pairs(_summary(made))
 
 
 @contextmanager
@@ -186,20 +167,18 @@ def _resumable(target: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
-        from halfbyte.quantize.work import is_resumable, work_path
+        from halfbyte.quantization.work import is_resumable, work_path
 
-        again = " Run the same command again to resume." * is_resumable(work_path(target))
+        again = " The finished work is kept: run the same command again to resume." * is_resumable(work_path(target))
         note(f"Interrupted.{again}")
         code = stopped.code if isinstance(stopped, SystemExit) else EXIT_INTERRUPTED
         raise typer.Exit(int(code or EXIT_INTERRUPTED)) from stopped
 
 
-def _summary(target: Path, manifest: Manifest, seconds: float) -> list[tuple[str, str]]:
-    formats = Counter(record.format for record in manifest.tensors.values())
-    nbytes = sum(file.stat().st_size for file in target.iterdir())
+def _summary(made: Quantized) -> list[tuple[str, str]]:
     return [
-        ("written", f"{target} ({size(nbytes)}, in {seconds:.1f} s)"),
-        ("weights", f"{manifest.bits_per_weight:.3f} bits per weight"),
-        ("formats", ", ".join(f"{count} tensors in {name}" for name, count in formats.most_common())),
-        ("try it", f'halfbyte run -m {target} "How do I extract a tar archive?"'),
+        ("written", f"{made.path} ({size(made.nbytes)}, in {made.seconds:.1f} s)"),
+        ("weights", f"{made.bits_per_weight:.3f} bits per weight"),
+        ("formats", ", ".join(f"{count} tensors in {name}" for name, count in made.formats.items())),
+        ("try it", f'halfbyte run -m {made.path} "How do I extract a tar archive?"'),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.declare import Command, takes
+from halfbyte.cli.output import note
 from halfbyte.errors import UsageError
 from halfbyte.prompts import sequence_breakers
 
@@ -28,7 +29,10 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 _NOT_ALWAYS = ("logprobs",)
 
-_DRAWING = (
+SETTABLE = tuple(name for name in _OPTIONS if name not in ("logit_bias", "dry_sequence_breaker", "logprobs"))
+"""Options that may have a default of the user: not lists, and not what concerns one model or one prompt."""
+
+DRAWING = (
     "dynatemp_range", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc_probability", "mirostat", "seed",
 )  # fmt: skip
 """Options that only matter where tokens are drawn."""
@@ -36,7 +40,7 @@ _DRAWING = (
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 _NEED: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(_DRAWING, ("temperature",)),
+    **dict.fromkeys(DRAWING, ("temperature",)),
     "dynatemp_exponent": ("dynatemp_range",),
     "xtc_threshold": ("xtc_probability",),
     **dict.fromkeys(("mirostat_tau", "mirostat_eta"), ("mirostat",)),
@@ -46,6 +50,9 @@ _NEED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Options that have no effect unless one of some others is set."""
+
+HOT = 2.0
+"""Above it nobody wants to sample; where `-t 8` is typed, threads are meant, as in llama.cpp."""
 
 _HARMLESS = {"top_k": 1}
 """Values that mean what greedy choice does anyway."""
@@ -78,26 +85,34 @@ def _arguments(values: dict[str, Any]) -> Sampling:
     values["logit_bias"] = dict(map(_bias, values["logit_bias"] or ()))
     if order is not None:
         values["samplers"] = [name.strip() for name in order.replace(";", ",").split(",")]
-    greedy = SamplingParams(**values).greedy
-    _check_needs({**values, "dry_sequence_breaker": breakers}, greedy=greedy)
+    SamplingParams(**values)  # refuses what is out of range
+    if values["temperature"] > HOT:
+        note(f"At temperature {values['temperature']:g} an answer is almost random. For CPU threads: --threads N.")
+    _check_needs({**values, "dry_sequence_breaker": breakers})
     if breakers is not None:
         texts = [] if breakers == ["none"] else list(map(_unescaped, breakers))
         values["dry_sequence_breakers"] = sequence_breakers(texts)
     return values
 
 
-def _check_needs(values: Mapping[str, Any], *, greedy: bool) -> None:
+def without_effect(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Options that are set and have no effect, each with one that it needs."""
+    from halfbyte.sampling.params import GREEDY_BELOW
+
     def is_set(name: str) -> bool:
         if name == "temperature":
-            return not greedy
+            return bool(values[name] >= GREEDY_BELOW)
         return name in values and values[name] not in (_OPTIONS[name][1], _HARMLESS.get(name))
 
-    for name, needed in _NEED.items():
-        if is_set(name) and not any(map(is_set, needed)):
-            flag, other = _flag(name), _flag(needed[0])
-            value = " ".join(values[name]) if isinstance(values[name], list) else values[name]
-            lacking = f"at temperature {values['temperature']:g}" if needed == ("temperature",) else f"without {other}"
-            raise UsageError(f"{flag} {value} has no effect {lacking}.", f"Set {other} as well, or leave out {flag}.")
+    return [(name, needed[0]) for name, needed in _NEED.items() if is_set(name) and not any(map(is_set, needed))]
+
+
+def _check_needs(values: Mapping[str, Any]) -> None:
+    for name, needed in without_effect(values):
+        flag, other = _flag(name), _flag(needed)
+        value = " ".join(values[name]) if isinstance(values[name], list) else values[name]
+        lacking = f"at temperature {values['temperature']:g}" if needed == "temperature" else f"without {other}"
+        raise UsageError(f"{flag} {value} has no effect {lacking}.", f"Set {other} as well, or leave out {flag}.")
 
 
 def _flag(name: str) -> str:

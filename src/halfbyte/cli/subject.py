@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from halfbyte.cli import completion
 from halfbyte.cli.loading import Chosen
 from halfbyte.errors import UsageError
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 Synthetic = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Measure random weights in the shapes of this model.", rich_help_panel="Model"),
+    typer.Option(
+        metavar="NAME",
+        help="Measure random weights in the shapes of this model.",
+        autocompletion=completion.short_names,
+        rich_help_panel="Model",
+    ),
 ]
 Layers = Annotated[
     int | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfbyte.atomic import append, refuse_unwritable
-from halfbyte.cli.loading import FILES, RUN, Chosen, late_bar, takes_model
+from halfbyte.cli.loading import FILES, NAMED, RUN, Chosen, late_bar, takes_model
 from halfbyte.cli.output import note
 from halfbyte.cli.subject import Layers, Synthetic, subject_of
 from halfbyte.errors import UsageError
@@ -29,7 +29,7 @@ PromptLengths = Annotated[
         "--prompt-tokens",
         "-p",
         metavar="N[-N]",
-        help="Length of the prompts, in tokens: the least and the most, each length as likely.",
+        help="Prompt length in tokens, or a range to draw lengths from.",
         rich_help_panel=_REQUESTS,
     ),
 ]
@@ -39,7 +39,7 @@ AnswerLengths = Annotated[
         "--new-tokens",
         "-n",
         metavar="N[-N]",
-        help="Tokens to generate per request, in the same way.",
+        help="Tokens to generate per request, or a range.",
         rich_help_panel=_REQUESTS,
     ),
 ]
@@ -89,7 +89,7 @@ OutputRecord = Annotated[
 ]
 
 
-@takes_model(*FILES, *(name for name in RUN if name != "context"))
+@takes_model(NAMED, *FILES, *(name for name in RUN if name != "context"))
 def throughput(
     *,
     chosen: Chosen,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from halfbyte.cli import completion
 from halfbyte.cli import options as opt
-from halfbyte.cli.loading import FILES, Chosen, takes_model
+from halfbyte.cli.loading import FILES, NAMED, Chosen, takes_model
 from halfbyte.cli.output import note, print_json
 from halfbyte.errors import DeviceError, UsageError
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 Synthetic = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Tune for the shapes of this model, without its weights.", rich_help_panel="Model"
+        metavar="NAME",
+        help="Tune for the shapes of this model, without its weights.",
+        autocompletion=completion.short_names,
+        rich_help_panel="Model",
     ),
 ]
 Where = Annotated[
@@ -37,7 +41,7 @@ Show = Annotated[bool, typer.Option("--show", help="Show earlier results, withou
 CPU = "CPU kernels need no tuning. `halfbyte tune` is for GPUs."
 
 
-@takes_model(*FILES, "gpu", "weights", "kv_dtype", "activations", "batch_tokens")
+@takes_model(NAMED, *FILES, "gpu", "weights", "kv_dtype", "activations", "batch_tokens")
 def tune(
     *,
     chosen: Chosen,
@@ -64,6 +68,10 @@ def tune(
         raise UsageError(f"--seconds has no effect with {option}.", f"Leave out --seconds or {option}.")
     if short and show:
         raise UsageError("--short has no effect with --show.", "Leave out --short or --show.")
+    if device == "cpu" and chosen.run.gpu is not None:
+        raise UsageError("--gpu cannot be combined with --device cpu.", "Leave out one of the two.")
+    if show and chosen.run.batch_tokens is not None:
+        raise UsageError("--batch-tokens has no effect with --show.", "Leave out --batch-tokens or --show.")
     if synthetic is not None:
         subject = subjects.synthetic(synthetic, weights=chosen.run.weights)
     else:
@@ -127,10 +135,10 @@ def _measure(device: Device, subject: Subject, run: RunOptions, seconds: float, 
 
 
 def _show(device: Device, subject: Subject, run: RunOptions, json: bool) -> None:
+    from halfbyte.columns import aligned
     from halfbyte.gpu.tuning.harness import DECODE
     from halfbyte.gpu.tuning.store import load_choices, model_key
     from halfbyte.report.limits import known_read_bandwidth
-    from halfbyte.report.tables import aligned
     from halfbyte.report.tuning import estimates, kernel_rows, limit_line, to_json, verdict_line
 
     choices = load_choices(device)

@@ -86,7 +86,7 @@ H200 = (
     Results("nvidia-h200/bench-2026-11-22.jsonl", ("5399b72",)),
     Results("nvidia-h200/bench-2026-11-21.jsonl", ("7389829", "87625bd")),
 )
-H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("78f19a3",))
+H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("8aadbaa",))
 ZEN5 = Results("amd-epyc-zen5-2-cores/bench-2026-11-21.jsonl", ("7b7bfd4",))
 ZEN5_PEERS = Results("amd-epyc-zen5-2-cores/peers-2026-11-21.jsonl", ("d53094c", "d12c6bc"))
 ZEN4_PEERS = Results("amd-epyc-zen4-2-cores/peers-2026-11-21.jsonl", ("6301fa0",))
@@ -226,7 +226,8 @@ def h200_together() -> tuple[str, Sequence[Results]]:
     """Several sequences at once on an H200: all new tokens by the time of decoding, and by all the time."""
     sizes = (1, 8, 32, 64)
     rows = []
-    for title, own in _named(H200_TOGETHER.records()):
+    for title, records in _named(H200_TOGETHER.records()):
+        own = [record for record in records if not record.case.depth]
         by_size = {record.case.batch: record for record in own}
         rows.append([title, *(_of(SPEED, by_size[n], 0) for n in sizes)])
         rows.append(["… with the reading of prompts", *(f"{_whole_speed(by_size[n]):,.0f}" for n in sizes)])

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.scale import THOUSAND
+
+settings.register_profile("thousand", THOUSAND)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +28,14 @@ def shell_29m(shared: Path) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several test processes a processor of its own, so that their threads do not wait for each other."""
+    """Keep the developer's own settings away, and give each of several test processes a processor of its own.
+
+    Their threads would wait for each other.
+    """
+    for name in [name for name in os.environ if name.startswith("HALFBYTE_")]:
+        del os.environ[name]
+    os.environ.pop("OMP_NUM_THREADS", None)
+    os.environ["HALFBYTE_CONFIG"] = os.devnull
     worker = getattr(config, "workerinput", {}).get("workerid", "")
     if worker and hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from halfbyte.gpu.device.device import Device, enumerate_adapters, open_device
+from halfbyte.gpu.run.pipelines import Pipelines
 from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.plan import Batch, Draw, Executor, Plan
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
@@ -20,6 +21,12 @@ GREEDY = SamplingParams()
 def software_gpu(*, baseline: bool = False) -> Device:
     """The software adapter, all it offers or a browser's default limits without subgroups."""
     return open_device(software=True, subgroups=not baseline, limits=BASELINE if baseline else None)
+
+
+@cache
+def software_pipelines() -> Pipelines:
+    """The kernels of the software adapter: each compiled once, whoever uses it."""
+    return Pipelines(software_gpu())
 
 
 @cache

@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, get_format
 from halfbyte.plan import Batch, Plan, Tensor
 from halfbyte.plan.cache import head_nbytes
+from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.ops import (
     Add,
     Attention,
@@ -537,7 +538,7 @@ def test_a_cache_whose_rows_fit_no_format_is_refused() -> None:
         "heads": 1, "kv_heads": 1, "head_dim": 32,
     }  # fmt: skip
     with pytest.raises(ValueError, match="the cache 'k_cache' has rows of 33 items, which fit no type"):
-        program.step("KvWrite", False, fields)
+        program.step("KvWrite", "tokens", fields)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8", "q4"])
@@ -665,7 +666,7 @@ def test_half_precision_rounds_as_numpy_does(isa: str) -> None:
         "heads": 1, "kv_heads": 1, "head_dim": len(values), "qkv": qkv,
         "positions": state, "sequences": state, "blocks": state[None], "k_cache": caches[0], "v_cache": caches[1],
     }  # fmt: skip
-    program.step("KvWrite", False, fields)
+    program.step("KvWrite", "tokens", fields)
     program.run(1, 0)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(caches[0].reshape(-1, 8)[:, 0], values.astype(np.float16))
@@ -678,7 +679,7 @@ def test_angles_of_far_positions() -> None:
     table = np.empty((5, 64), np.float32)
     program = _native.Program(2, 131_072)
     state = {"positions": positions, "sets": np.zeros(5, np.int32)}
-    program.step("RopeTable", False, {**state, "inv_freq": frequencies, "out": table, "factor": 1.0})
+    program.step("RopeTable", "tokens", {**state, "inv_freq": frequencies, "out": table, "factor": 1.0})
     program.run(5, 0)
     angles = (positions[:, None].astype(np.float32) * frequencies).astype(np.float64)
     np.testing.assert_allclose(table, np.hstack([np.cos(angles), np.sin(angles)]), rtol=0, atol=1e-6)
@@ -726,6 +727,25 @@ def test_no_rows_no_work_after_the_last_layer() -> None:
     assert (executor.step_ns() > 0).all()
 
 
+def test_the_norm_of_hidden_states_runs_where_they_are_wanted_and_is_no_step_of_the_plan() -> None:
+    case = Case(4)
+    x = case.activation(hostile(4, 64))
+    chosen, normed = (case.tensor(name, (4, 64)) for name in ("chosen", "normed"))
+    case.add(Rows(x, STATE_ROWS, chosen))
+    case.add(RmsNorm(chosen, case.weight("norm", hostile(1, 64)[0]), normed, 1e-5))
+    case.tensor(LOGITS, (4, 33), "output")
+    case.add(Linear(normed, (case.weight("w", hostile(33, 64)),), LOGITS))
+    plan = plan_memory(Plan(4, 4, 1, 128, 8, case.tensors, tuple(case.steps), (), {}))
+    executor, reference = CpuExecutor(plan, Source(case), threads=2), ReferenceExecutor(plan, Source(case))
+    wanted = replace(batch(4, rows=0), hidden=True)
+    got, expected = (each.submit(wanted, []).hidden() for each in (executor, reference))
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    assert [ns > 0 for ns in executor.step_ns()] == [True, False, False, False]
+    both = replace(batch(4, rows=2), hidden=True)
+    assert np.abs(executor.run(both) - reference.run(both)).max() < 1e-5 * np.abs(reference.run(both)).max()
+    assert (executor.step_ns() > 0).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -770,7 +790,7 @@ def test_arrays_that_disagree_are_refused() -> None:
     weights = [program.matrix("f32", np.zeros(8 * 32 * 4, np.uint8), None, None, 8, 32, 0)]
 
     def linear(**fields: object) -> None:
-        program.step("Linear", False, {"x": x, "weights": weights, "out": out, **fields})
+        program.step("Linear", "tokens", {"x": x, "weights": weights, "out": out, **fields})
 
     linear(bias=np.zeros(8, np.float32), residual=None)
     with pytest.raises(ValueError, match="width of the output is 32, expected 8"):
@@ -792,7 +812,9 @@ def test_arrays_that_disagree_are_refused() -> None:
     with pytest.raises(TypeError, match=r"Linear\.x is of a type"):
         linear(x=np.zeros((4, 64), np.float32)[:, ::2])
     with pytest.raises(ValueError, match="no op 'Convolution'"):
-        program.step("Convolution", False, {})
+        program.step("Convolution", "tokens", {})
+    with pytest.raises(ValueError, match="there is no axis layers"):
+        program.step("Linear", "layers", {})
 
 
 def test_parts_that_do_not_fit_their_matrix_are_refused() -> None:

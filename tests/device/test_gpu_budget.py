@@ -85,6 +85,19 @@ def test_without_a_context_the_model_gets_what_fits(monkeypatch: pytest.MonkeyPa
     assert planned(model, monkeypatch, context=128).context == 128, "all of it, when asked for"
 
 
+def test_more_sequences_than_blocks_are_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfbyte.gpu.factory.OpenGpu.build", lambda *_: None)
+    model = tiny("llama-3.1-8b")
+    needed = budget.needs(model.plan(sequences=50, context=64))
+    have(monkeypatch, needed.weights + needed.scratch + needed.cache // 4)
+    options = RunOptions("gpu", gpu=software_index(), context=64, sequences=50)
+    with pytest.raises(
+        DeviceError, match=r"^50 conversations at once need at least .*B of cache, .* 32 tokens .* room for \d+ blocks"
+    ) as raised:
+        place(options, model.spec, model)
+    assert re.fullmatch(r"Use sequences=\d+ or fewer\.", raised.value.hint)
+
+
 def test_a_binding_too_small_for_a_batch_makes_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(BASELINE, max_binding=40_000, max_buffer=1 << 20)
     monkeypatch.setattr(device_module, "open_device", lambda _: open_device(software=True, limits=small))

@@ -1,9 +1,8 @@
-"""Blocks on a GPU: shared, given up, taken out and put back, while batches are ahead of what was read."""
+"""Blocks on a GPU: taken out, put back, read and written."""
 
 from __future__ import annotations
 
 from functools import cache
-from random import Random
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.reference.executor import ReferenceExecutor
-from halfbyte.runtime import Engine, SamplingParams, Sequence
+from halfbyte.runtime import Engine, SamplingParams
 from tests.device.gpu import software_gpu
 from tests.models.tiny import VOCABULARY, tiny
 
@@ -30,13 +29,12 @@ def engine_of(family: str) -> Engine:
     return Engine(gpu_of(family), rope_switch=tiny(family).spec.rope_switch, prefill_chunk=5)
 
 
-@cache
-def alone(family: str, prompt: tuple[int, ...], temperature: float, seed: int, count: int) -> list[int]:
-    """The reference's answer."""
+def alone(family: str, prompt: tuple[int, ...], count: int) -> list[int]:
+    """The reference's greedy answer."""
     model = tiny(family)
     reference = ReferenceExecutor(model.plan(tokens=16, rows=1, block_size=4, context=64), model)
     engine = Engine(reference, rope_switch=model.spec.rope_switch)
-    sequence = engine.submit(prompt, SamplingParams(temperature=temperature, seed=seed), max_tokens=count)
+    sequence = engine.submit(prompt, SamplingParams(), max_tokens=count)
     finish(engine)
     return sequence.generated_ids
 
@@ -44,29 +42,6 @@ def alone(family: str, prompt: tuple[int, ...], temperature: float, seed: int, c
 def finish(engine: Engine) -> None:
     while not engine.idle:
         engine.step()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_random_schedules_change_no_token(family: str) -> None:
-    chance, engine = Random(family), engine_of(family)
-    asked: list[Sequence] = []
-    for _ in range(40):
-        if chance.random() < 0.5:
-            prompt = [*TEXT[: chance.randrange(30)], chance.randrange(3, 9)]
-            sampling = SamplingParams(temperature=chance.choice([0, 1.0]), seed=chance.randrange(3))
-            made = engine.requests(prompt, sampling, chance.randrange(1, 3), max_tokens=chance.randrange(1, 20))
-            for sequence in made:
-                engine.add(sequence)
-            asked += made
-        if asked and chance.random() < 0.15:
-            engine.cancel(chance.choice(asked))
-        for _ in range(chance.randrange(4)):
-            engine.step()
-    finish(engine)
-    assert sum(s.num_cached_tokens for s in asked) > 0
-    for s in asked:
-        expected = alone(family, s.prompt_ids, s.sampling.temperature, s.sampling.seed or 0, s.max_tokens)
-        assert s.generated_ids == (expected[: len(s.generated_ids)] if s.finish_reason == "cancelled" else expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,7 +59,7 @@ def test_a_prompt_is_taken_out_and_put_back_elsewhere(family: str) -> None:
     sequence = second.submit(prompt, SamplingParams(), max_tokens=12)
     finish(second)
     assert sequence.num_cached_tokens == 28
-    assert sequence.generated_ids == alone(family, tuple(prompt), 0.0, 0, 12)
+    assert sequence.generated_ids == alone(family, tuple(prompt), 12)
 
 
 def test_blocks_are_read_as_they_were_written_wherever_they_lie() -> None:

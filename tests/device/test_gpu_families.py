@@ -22,7 +22,7 @@ from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear
 from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from tests.device.gpu import block_tables, drawn, one, software_gpu
-from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
+from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, batch_of, feed, feed_hidden, tiny
 
 FLOAT = ("int8",)
 Pair = tuple[GpuExecutor, ReferenceExecutor]
@@ -53,6 +53,31 @@ def test_prefill_and_decode_agree_across_the_context(family: str) -> None:
         assert np.abs(expected).max() > 0.5
         assert np.abs(got - expected).max() < TOLERANCE, (start, length)
         start += length
+    for length in (40, 5):
+        got, expected = (feed_hidden(e, ids[:length], rope_set=rope_set(model, 90)) for e in (gpu, reference))
+        assert np.abs(expected).max() > 1
+        assert np.abs(got - expected).max() < TOLERANCE, length
+
+
+@pytest.mark.parametrize("family", ["llama-3.2-1b", "gemma-3-1b"])
+def test_hidden_states_come_beside_drawn_tokens(family: str) -> None:
+    """Of all tokens, whatever rows of logits there may be; of one token, and of as many as a batch may have."""
+    model, ids, start = tiny(family), prompt(64), 0
+    gpu, reference = executors(model, rows=1)
+    for length in (1, 63):
+        both, tokens = [], []
+        for executor in (gpu, reference):
+            batch = batch_of(executor.plan, ids[start : start + length], start)
+            batch = replace(batch, hidden=True, logit_rows=np.array([length - 1], np.int32))
+            pending = executor.submit(batch, [Draw(0, Sampler(SamplingParams()), (), ())])
+            tokens += [token.id for token in pending.tokens()[0] if isinstance(token, Sampled)]
+            both.append(pending.hidden())
+        assert np.abs(both[0] - both[1]).max() < TOLERANCE
+        assert len(tokens) == 2
+        assert tokens[0] == tokens[1]
+        start += length
+    with pytest.raises(TypeError, match="did not ask for hidden states"):
+        gpu.submit(one(gpu.plan, 5, 64), []).hidden()
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)

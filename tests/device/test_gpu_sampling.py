@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from halfbyte.errors import GrammarError
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.family import Tuning
 from halfbyte.plan import Batch, Draw
+from halfbyte.runtime import Engine, Sequence
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from tests.constraints import Rule, Rules, alternating, even, mask_of, script
 from tests.device.gpu import block_tables, drawn, one, software_gpu
 from tests.models.tiny import feed, tiny
 
@@ -86,6 +90,8 @@ def test_draws_follow_the_filtered_distribution(gpu: GpuExecutor, settings: dict
         {"min_p": 0.1},
         {"top_p": 0.9, "min_p": 0.2},
         {"temperature": 3.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.05},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.0, "top_k": 9, "top_p": 0.9},
     ],
 )
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
@@ -165,6 +171,161 @@ def test_the_host_draws_for_the_rows_that_the_gpu_cannot(gpu: GpuExecutor) -> No
     assert [len(first.top), len(second.top)] == [0, 3]
 
 
+SLOTS = [2, 0, 3]
+
+
+@pytest.fixture(scope="module", params=["all limits", "default limits"])
+def several(request: pytest.FixtureRequest) -> GpuExecutor:
+    """Room for four sequences, three of which have read the prompt."""
+    model, device = tiny("llama-3.1-8b"), software_gpu(baseline=request.param == "default limits")
+    executor = GpuExecutor(model.plan(sequences=4, rows=4), model, device=device, off=("int8",), tuning=Tuning())
+    for slot in SLOTS:
+        feed(executor, PROMPT[:-1], sequence=slot)
+    return executor
+
+
+MASKED = [
+    {},
+    {"repetition_penalty": 1.4, "logit_bias": {3: 9.0, 8: 2.0}},
+    {"temperature": 0.8, "top_k": 4, "seed": 7},
+    {"temperature": 1.5, "top_p": 0.8, "min_p": 0.02, "frequency_penalty": 1.0, "seed": 2**63 + 5},
+    {"temperature": 1.0, "min_p": 0.1, "seed": 9},
+]
+
+
+@pytest.mark.parametrize("settings", MASKED)
+def test_only_what_is_allowed_is_chosen_and_as_the_host_does(
+    gpu: GpuExecutor, several: GpuExecutor, settings: dict[str, object]
+) -> None:
+    """In rows of which two are constrained; log-probabilities are those of the model."""
+    vocab, ids = gpu.plan.vocab_size, [list[int]() for _ in SLOTS]
+    rules = [alternating(vocab).rule, lambda _: range(vocab), even(vocab).rule]
+    constraints = [Rules(rules[0], vocab).start(), None, Rules(rules[2], vocab).start()]
+    samplers = [Sampler(SamplingParams(**settings)) for _ in SLOTS]
+    for done in range(8):
+        batch = Batch(
+            token_ids=np.array([-1 - slot if done else PROMPT[-1] for slot in SLOTS], np.int32),
+            positions=np.full(len(SLOTS), len(PROMPT) - 1 + done, np.int32),
+            sequences=np.array(SLOTS, np.int32),
+            rope_sets=np.zeros(len(SLOTS), np.int32),
+            block_tables=block_tables(several.plan),
+            logit_rows=np.arange(len(SLOTS), dtype=np.int32),
+            num_decodes=len(SLOTS),
+        )
+        draws = [Draw(*each) for each in zip(SLOTS, samplers, [PROMPT] * 3, ids, constraints, strict=True)]
+        [tokens] = several.submit(batch, draws).tokens()
+        for mine, constraint, token in zip(ids, constraints, tokens, strict=True):
+            assert isinstance(token, Sampled)
+            mine.append(token.id)
+            if constraint:
+                constraint.accept(token.id)
+            if done == 0:
+                assert token.logprob == pytest.approx(np.log(probabilities(logits(gpu))[token.id]), abs=1e-3)
+    for mine, rule in zip(ids, rules, strict=True):
+        assert mine == expected_under(gpu, rule, 8, **settings)
+    assert len({*map(tuple, ids)}) == 3
+
+
+def expected_under(gpu: GpuExecutor, rule: Rule, limit: int, **settings: object) -> list[int]:
+    """What the host chooses from the GPU's logits, of what a rule allows."""
+    host, found = Sampler(SamplingParams(**settings)), list[int]()
+    for i in range(limit):
+        row = gpu.run(one(gpu.plan, (PROMPT[-1:] + found)[-1], len(PROMPT) - 1 + i))[0]
+        found.append(host.sample(row, PROMPT, found, mask_of(rule(found), row.size)).id)
+    return found
+
+
+def test_draws_wait_until_it_is_known_what_may_come(gpu: GpuExecutor) -> None:
+    constraint = script([17, 3], gpu.plan.vocab_size).start()
+    found = list[int]()
+    draw = Draw(0, Sampler(SamplingParams()), PROMPT, found, constraint)
+    first = gpu.submit(one(gpu.plan, PROMPT[-1], len(PROMPT) - 1), [draw])
+    assert constraint.asked == []
+    first.choose()
+    second = gpu.submit(one(gpu.plan, -1, len(PROMPT)), [draw])
+    for pending in (first, second):
+        [[token]] = pending.tokens()
+        assert isinstance(token, Sampled)
+        constraint.accept(token.id)
+        found.append(token.id)
+    assert found == [17, 3]
+    assert constraint.asked == [0, 1]
+
+
+def test_where_nothing_is_allowed_only_that_row_has_an_error(several: GpuExecutor) -> None:
+    vocab, numbers = several.plan.vocab_size, np.arange(2, dtype=np.int32)
+    batch = Batch(
+        token_ids=np.full(2, PROMPT[-1], np.int32),
+        positions=np.full(2, len(PROMPT) - 1, np.int32),
+        sequences=np.array(SLOTS[:2], np.int32),
+        rope_sets=np.zeros(2, np.int32),
+        block_tables=block_tables(several.plan),
+        logit_rows=numbers,
+        num_decodes=2,
+    )
+    grammars = [script([], vocab), even(vocab)]
+    draws = [
+        Draw(slot, Sampler(SamplingParams()), PROMPT, [], grammar.start())
+        for slot, grammar in zip(SLOTS, grammars, strict=False)
+    ]
+    [[error, token]] = several.submit(batch, draws).tokens()
+    assert isinstance(error, GrammarError)
+    assert isinstance(token, Sampled)
+    assert token.id % 2 == 0
+
+
+def test_a_mask_goes_with_its_sequence(gpu: GpuExecutor) -> None:
+    """The next one in its slot, which has none, is free."""
+    batch, free = one(gpu.plan, PROMPT[-1], len(PROMPT) - 1), decode(gpu, 1)
+    grammar = Rules(lambda _: {*range(gpu.plan.vocab_size)} - {*free}, gpu.plan.vocab_size)
+    [[held]] = gpu.submit(batch, [Draw(0, Sampler(SamplingParams()), PROMPT, [], grammar.start())]).tokens()
+    assert isinstance(held, Sampled)
+    assert held.id != free[0]
+    assert decode(gpu, 1) == free
+
+
+@pytest.mark.parametrize("settings", [{"logprobs": 3}, {"temperature": 1.0, "typical_p": 0.9, "seed": 3}])
+def test_rows_that_the_host_draws_are_masked_there(gpu: GpuExecutor, settings: dict[str, float]) -> None:
+    constraint = script([11], gpu.plan.vocab_size).start()
+    draw = Draw(0, Sampler(SamplingParams(**settings)), PROMPT, [], constraint)
+    [[token]] = gpu.submit(one(gpu.plan, PROMPT[-1], len(PROMPT) - 1), [draw]).tokens()
+    assert isinstance(token, Sampled)
+    assert (token.id, len(token.top)) == (11, int(settings.get("logprobs", 0)))
+
+
+ASKED: list[tuple[dict[str, float], Callable[[int], Rules] | None]] = [
+    ({}, None),
+    ({"temperature": 1.0, "seed": 4, "presence_penalty": 0.5}, None),
+    ({}, alternating),
+    ({"temperature": 0.9, "seed": 8, "top_p": 0.9}, even),
+    ({"logprobs": 2}, even),
+]
+
+
+@pytest.mark.parametrize("several", ["all limits"], indirect=True)
+def test_an_engine_answers_constrained_sequences_beside_others(several: GpuExecutor) -> None:
+    """One waits for its turn, and each gets what it gets alone."""
+
+    def answers(wanted: list[int]) -> list[list[int]]:
+        engine = Engine(several)
+        begun = [begin(engine, *ASKED[i], max_tokens=9 + i) for i in wanted]
+        while not engine.idle:
+            engine.step()
+        return [sequence.generated_ids for sequence in begun]
+
+    together = answers([0, 1, 2, 3, 4])
+    assert together == [answers([i])[0] for i in range(5)]
+    assert [len(ids) for ids in together] == [9, 10, 11, 12, 13]
+    assert all(token % 2 == 0 for ids in together[3:] for token in ids)
+
+
+def begin(
+    engine: Engine, settings: dict[str, float], grammar: Callable[[int], Rules] | None, max_tokens: int
+) -> Sequence:
+    made = grammar(tiny("llama-3.1-8b").plan().vocab_size) if grammar else None
+    return engine.submit(PROMPT, SamplingParams(**settings), max_tokens=max_tokens, grammar=made)
+
+
 def test_tokens_that_nobody_reads_leave_the_gpu_ready(gpu: GpuExecutor) -> None:
     draw = Draw(0, Sampler(SamplingParams()), (), [])
     for _ in range(10):
@@ -172,8 +333,13 @@ def test_tokens_that_nobody_reads_leave_the_gpu_ready(gpu: GpuExecutor) -> None:
     assert decode(gpu, 5) == decode(gpu, 12)[:5]
 
 
+XTC_FIRST = ["temperature", "xtc", "top_p"]
+
+
 def test_what_the_gpu_cannot_choose_it_says(gpu: GpuExecutor) -> None:
     assert gpu.draws(SamplingParams(temperature=1.0, top_k=5, seed=1))
+    assert gpu.draws(SamplingParams(temperature=1.0, xtc_probability=0.5, top_p=0.9))
+    assert not gpu.draws(SamplingParams(temperature=1.0, xtc_probability=0.5, top_p=0.9, samplers=XTC_FIRST))
     assert not gpu.draws(SamplingParams(temperature=1.0, typical_p=0.9))
     assert not gpu.draws(SamplingParams(temperature=1.0, top_n_sigma=1.0))
     assert not gpu.draws(SamplingParams(presence_penalty=1.0, repeat_last_n=64))

@@ -25,8 +25,8 @@ def chain(threads: int, steps: int, size: int = 64, *, spin: bool = True) -> _na
     weights = program.matrix("f32", values, None, None, size, size, 0)
     x, y = np.ones((4, size), np.float32), np.empty((4, size), np.float32)
     for _ in range(steps):
-        program.step("Linear", False, {"x": x, "weights": [weights], "out": y})
-        program.step("Softcap", False, {"x": y, "out": x, "cap": 1.0})
+        program.step("Linear", "tokens", {"x": x, "weights": [weights], "out": y})
+        program.step("Softcap", "tokens", {"x": y, "out": x, "cap": 1.0})
     return program
 
 
@@ -167,6 +167,15 @@ def test_threads_never_exceed_cores_or_quota(
 ) -> None:
     monkeypatch.setattr(system, "usable_cores", lambda: 4)
     monkeypatch.setattr(system, "cpu_quota", lambda: quota)
+    assert machine.default_threads() == expected
+
+
+@pytest.mark.parametrize(("said", "expected"), [("3", 3), ("2,1", 2), ("99", 6), ("0", 4), ("", 4), ("many", 4)])
+def test_openmp_variable_says_how_many_threads(monkeypatch: pytest.MonkeyPatch, said: str, expected: int) -> None:
+    monkeypatch.setattr(system, "usable_cores", lambda: 4)
+    monkeypatch.setattr(system, "cpu_quota", lambda: None)
+    monkeypatch.setattr(machine, "processors", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert machine.default_threads() == expected
 
 

@@ -221,11 +221,17 @@ def test_ctrl_c_keeps_what_was_printed(shell_29m: Path) -> None:
 
 
 def test_the_pocket_model_answers_within_a_second_of_processor_time() -> None:
-    """The whole answer, from process start: what a quiet machine needs at most, whoever else uses this one."""
+    """The whole answer, from process start; on a slow machine eight times what Python takes to import NumPy."""
+    numpy = processor_time(lambda: subprocess.run([sys.executable, "-c", "import numpy"], check=True))
+    assert processor_time(lambda: halfbyte("run", QUESTION)) <= max(1.0, 8 * numpy)
+
+
+def processor_time(of: Callable[[], subprocess.CompletedProcess[Any]]) -> float:
+    """Seconds that a process and its children took of the processors."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert halfbyte("run", QUESTION).returncode == 0
+    assert of().returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 1.0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_the_plan_as_json_names_every_step() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from halfbyte.cpu import CpuExecutor
+from halfbyte.plan import Draw
 from halfbyte.reference.executor import ReferenceExecutor
-from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, feed, tiny
+from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, batch_of, feed, feed_hidden, tiny
 
 EXECUTORS = {"reference": ReferenceExecutor, "cpu": CpuExecutor}
 TOLERANCE = 1e-4
@@ -57,3 +60,29 @@ def test_fusions_change_nothing(family: str, device: str) -> None:
     model, ids = tiny(family), prompt(33)
     plain, fused = (run(device, model, [ids], fused=fused) for fused in (False, True))
     assert np.abs(plain - fused).max() < 1e-5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_hidden_states_are_those_before_the_output_matrix(family: str, device: str, fused: bool) -> None:
+    """Of all tokens, however few rows of logits there may be."""
+    model, ids, start, found = tiny(family), prompt(40), 0, []
+    executor = EXECUTORS[device](model.plan(rows=1, fused=fused), model)
+    for count in (25, 1, 14):
+        found.append(feed_hidden(executor, ids[start : start + count], start=start, rope_set=rope_set(model, 40)))
+        start += count
+    expected = model.hidden(ids)
+    assert np.abs(expected).max() > 1
+    assert np.abs(np.concatenate(found) - expected).max() < TOLERANCE
+
+
+def test_hidden_states_come_beside_logits(family: str, device: str) -> None:
+    model, ids = tiny(family), prompt(20)
+    executor = EXECUTORS[device](model.plan(rows=1), model)
+    batch = replace(batch_of(executor.plan, ids), hidden=True, logit_rows=np.array([19], np.int32))
+    pending = executor.submit(batch, [Draw(0, Sampler(SamplingParams()), (), ())])
+    ((token,),) = pending.tokens()
+    assert isinstance(token, Sampled)
+    assert token.id == int(model.logits(ids)[19].argmax())
+    assert np.abs(pending.hidden() - model.hidden(ids)).max() < TOLERANCE
+    with pytest.raises(TypeError, match="did not ask for hidden states"):
+        executor.submit(replace(batch, hidden=False, logit_rows=np.empty(0, np.int32)), []).hidden()

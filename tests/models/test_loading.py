@@ -14,7 +14,7 @@ from halfbyte.checkpoint.gguf.writer import write_gguf
 from halfbyte.checkpoint.layouts.writer import write_foreign
 from halfbyte.errors import ModelNotFoundError, UsageError
 from halfbyte.models import build_spec
-from halfbyte.quantize import quantize
+from halfbyte.quantization import quantize
 from tests.unit.cli_fakes import halfbyte as command
 
 QUESTION = "How do I extract a tar archive?"

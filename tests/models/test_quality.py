@@ -13,14 +13,14 @@ import pytest
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.checkpoint.writer import Outgoing, write_folder
 from halfbyte.cli import main
-from halfbyte.evaluate.divergence import divergence, divergences
-from halfbyte.evaluate.perplexity import perplexity
-from halfbyte.evaluate.scorer import Scorer
-from halfbyte.evaluate.texts import read_text, tokens_of
-from halfbyte.evaluate.windows import Ids, Protocol
+from halfbyte.evaluation.divergence import divergence, divergences
+from halfbyte.evaluation.perplexity import perplexity
+from halfbyte.evaluation.scorer import Scorer
+from halfbyte.evaluation.texts import read_text, tokens_of
+from halfbyte.evaluation.windows import Ids, Protocol
 from halfbyte.formats import get_format
 from halfbyte.plan import cache
-from halfbyte.quantize import quantize
+from halfbyte.quantization import quantize
 
 MOST_OF_A_CACHE = {"q8": 0.001, "q4": 0.02}
 """What a rounded KV cache may cost, in nats of KL divergence per token."""
@@ -188,8 +188,8 @@ def test_figures_are_kept_beside_the_weights(
     assert manifest is not None
     assert manifest.quality == printed
     open_checkpoint(tmp_path / "q").verify()
-    run(monkeypatch, "models", "show", str(tmp_path / "q"))
-    assert f"divergence: kl_mean {printed['divergence']['kl_mean']:.4g}" in capsys.readouterr().out
+    run(monkeypatch, "show", str(tmp_path / "q"))
+    assert f"mean KL divergence, in nats per token: {printed['divergence']['kl_mean']:.6g}" in capsys.readouterr().out
 
 
 def test_what_a_rounded_cache_costs(shell_29m: Path, ids: Ids) -> None:
@@ -231,5 +231,6 @@ def test_what_a_cache_costs_is_kept_beside_the_figures_of_the_weights(
     manifest = open_checkpoint(tmp_path / "q").manifest
     assert manifest is not None
     assert manifest.quality == {"divergence": of_weights, f"divergence_{dtype}_cache": of_cache}
-    run(monkeypatch, "models", "show", model)
-    assert f"divergence_{dtype}_cache: kl_mean {of_cache['kl_mean']:.4g}" in capsys.readouterr().out
+    run(monkeypatch, "show", model)
+    shown = capsys.readouterr().out.partition("cache")[2]
+    assert f"mean KL divergence, in nats per token: {of_cache['kl_mean']:.6g}" in shown

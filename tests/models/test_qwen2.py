@@ -19,7 +19,7 @@ from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.models import build_spec
 from halfbyte.models.catalog import catalog_config
 from halfbyte.models.spec import ModelSpec
-from halfbyte.quantize import quantize
+from halfbyte.quantization import quantize
 from tests.models.test_config_variants import QWEN, logits_of_transformers, opened, save, tensors_for
 from tests.models.test_interchange import IDS, logits
 

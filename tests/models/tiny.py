@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -160,6 +160,11 @@ class Tiny:
         with torch.no_grad():
             return np.asarray(self.model(torch.tensor([ids])).logits[0])
 
+    def hidden(self, ids: list[int]) -> np.ndarray:
+        """What transformers has before its output matrix, for every position of a full pass."""
+        with torch.no_grad():
+            return np.asarray(self.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0])
+
 
 @cache
 def tiny(family: str) -> Tiny:
@@ -180,23 +185,30 @@ def tiny(family: str) -> Tiny:
 
 
 def feed(executor: Any, ids: list[int], *, start: int = 0, rope_set: int = 0, sequence: int = 0) -> np.ndarray:
-    """Run `ids` as positions `start`… of one sequence; the logits of each.
+    """Run `ids` as positions `start`… of one sequence; the logits of each."""
+    return executor.run(batch_of(executor.plan, ids, start, rope_set, sequence)).copy()
 
-    The sequence's blocks are simply its own share of each pool, in order.
-    """
-    plan: Plan = executor.plan
+
+def feed_hidden(executor: Any, ids: list[int], *, start: int = 0, rope_set: int = 0) -> np.ndarray:
+    """Run `ids` as positions `start`… of one sequence; the hidden states of each, and no logits."""
+    batch = replace(batch_of(executor.plan, ids, start, rope_set), hidden=True, logit_rows=np.empty(0, np.int32))
+    pending = executor.submit(batch, [])
+    assert pending.tokens() == [[]]
+    return pending.hidden().copy()
+
+
+def batch_of(plan: Plan, ids: list[int], start: int = 0, rope_set: int = 0, sequence: int = 0) -> Batch:
+    """`ids` as positions `start`… of one sequence, whose blocks are its own share of each pool, in order."""
     n = len(ids)
     tables = {}
     for group in plan.groups:
         table = np.arange(plan.sequences * group.columns, dtype=np.int32).reshape(plan.sequences, -1)
         tables[group.blocks] = table
-    return executor.run(
-        Batch(
-            token_ids=np.array(ids, np.int32),
-            positions=np.arange(start, start + n, dtype=np.int32),
-            sequences=np.full(n, sequence, np.int32),
-            rope_sets=np.full(n, rope_set, np.int32),
-            block_tables=tables,
-            logit_rows=np.arange(n, dtype=np.int32),
-        )
-    ).copy()
+    return Batch(
+        token_ids=np.array(ids, np.int32),
+        positions=np.arange(start, start + n, dtype=np.int32),
+        sequences=np.full(n, sequence, np.int32),
+        rope_sets=np.full(n, rope_set, np.int32),
+        block_tables=tables,
+        logit_rows=np.arange(n, dtype=np.int32),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ class FakeModel:
     device: str = "cpu"
     why_device: str = "you asked for it"
     nbytes: int = 17_400_000
+    load_s: float = 0.25
     notes: tuple[str, ...] = ()
 
     def stream(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> FakeStream:
@@ -77,6 +79,7 @@ class FakeModel:
 
 def use_fake(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> FakeModel:
     """Make `halfbyte.model.load` give a model that plays these scripts, one a prompt."""
+    import_module("halfbyte.evaluation.sweep")  # keeps the `load` that it finds when it is first imported
     model = FakeModel(list(scripts))
 
     def load(name: Any, options: RunOptions, *, progress: Any, **source: Any) -> FakeModel:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from halfbyte.errors import DeviceError
 from halfbyte.plan.batch import Batch, block_bytes
-from halfbyte.plan.drawing import Draw, Finished, Pending, Token, drawn_on_host
+from halfbyte.plan.drawing import Draw, Pending, Token, drawn_on_host
 from halfbyte.plan.plan import LOGITS, CacheGroup, Plan, Tensor
 from halfbyte.runtime import Engine, EngineLoop, SamplingParams, Sequence, TokenOutput
 
@@ -181,6 +182,7 @@ class LateExecutor(FakeExecutor):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self.drawn: dict[int, int] = {}
+        self.waiting: _Late | None = None
         self.unread = self.most_unread = self.most_together = 0
 
     def draws(self, sampling: SamplingParams) -> bool:
@@ -189,30 +191,45 @@ class LateExecutor(FakeExecutor):
     def submit(self, batch: Batch, draws: Many[Draw], *, steps: int = 1) -> Pending:
         late = all(self.draws(draw.sampler.params) for draw in draws)
         assert steps == 1 or (late and len(draws) == len(batch.token_ids) == batch.num_decodes)
-        found: list[list[Token]] = []
+        assert self.waiting is None, "the draws of an earlier batch wait"
+        pending = _Late(self, draws, late)
         for step in range(steps):
             ids = [self.drawn[-1 - token] if token < 0 else token for token in batch.token_ids.tolist()]
             if step:
                 ids = [self.drawn[slot] for slot in batch.sequences.tolist()]
             positions = batch.positions + np.int32(step)
-            logits = self.run(replace(batch, token_ids=np.array(ids, np.int32), positions=positions))
-            found += drawn_on_host(logits, draws).found
-            for draw, token in zip(draws, found[-1], strict=True):
-                assert not isinstance(token, Exception) or self.spoiled
-                if late and not isinstance(token, Exception):
-                    self.drawn[draw.slot] = token.id
+            pending.logits = self.run(replace(batch, token_ids=np.array(ids, np.int32), positions=positions))
+            if any(draw.allowed for draw in draws if self.draws(draw.sampler.params)):
+                assert steps == 1
+                self.waiting = pending
+            else:
+                pending.draw()
         self.unread += steps
         self.most_unread, self.most_together = max(self.most_unread, self.unread), max(self.most_together, steps)
-        return _Late(self, found)
+        return pending
 
 
-class _Late(Finished):
-    def __init__(self, executor: LateExecutor, found: list[list[Token]]) -> None:
-        super().__init__(found)
-        object.__setattr__(self, "executor", executor)
+class _Late:
+    def __init__(self, executor: LateExecutor, draws: Many[Draw], late: bool) -> None:
+        self.executor, self.draws, self.late = executor, draws, late
+        self.logits = np.empty((0, VOCAB), np.float32)
+        self.found: list[list[Token]] = []
+
+    def draw(self) -> None:
+        self.found += drawn_on_host(self.logits, self.draws).found
+        for draw, token in zip(self.draws, self.found[-1], strict=True):
+            assert not isinstance(token, DeviceError) or self.executor.spoiled
+            if self.late:
+                self.executor.drawn[draw.slot] = 0 if isinstance(token, Exception) else token.id
+
+    def choose(self) -> None:
+        if self.executor.waiting is self:
+            self.executor.waiting = None
+            self.draw()
 
     def tokens(self) -> list[list[Token]]:
-        self.executor.unread -= len(self.found)  # type: ignore[attr-defined]
+        assert self.executor.waiting is not self, "the draws still wait"
+        self.executor.unread -= len(self.found)
         return self.found
 
 

@@ -63,7 +63,7 @@ def test_figures_follow_from_the_samples(record: Record) -> None:
     assert cells(replace(record, samples=record.samples[:1]))["prefill ms"] == "200.0"
     assert "±" not in tables.terminal([replace(record, samples=record.samples[:1])])
     alone, both = (tables.csv_text([replace(record, samples=record.samples[:n])]).splitlines()[1] for n in (1, 2))
-    assert alone.count(",,") == both.count(",,") + 2
+    assert alone.count(",,") == both.count(",,") + 3
     assert (shown["ms/token p50"], shown["p95"], shown["p99"]) == ("10.000", "30.000", "30.000")
     assert shown["% of read bandwidth"] == f"{100 * 20e6 * (8 / 0.06) / 10e9:.0f}"
     assert shown["host ms/token"] == "1.000"
@@ -85,8 +85,29 @@ def test_tables_have_a_cell_a_figure_and_case(record: Record) -> None:
     lines = tables.markdown([record, record]).splitlines()
     assert "random weights" in lines[0]
     assert len({line.count("|") for line in lines[3:]}) == 1
-    assert len(tables.terminal([record, record]).splitlines()) == len(tables.COLUMNS) + 4
     assert len(tables.csv_text([record, record]).splitlines()) == 3
+
+
+def test_the_terminal_shows_tests_as_llama_bench_then_what_is_known(record: Record) -> None:
+    model = {**record.model, "parameters": 28_900_000}
+    lines = tables.terminal([replace(record, model=model)]).splitlines()
+    assert lines[3].split() == ["model", "size", "params", "device", "test", "tokens/s"]
+    subject = ["test", "20", "MB", "28.9", "M", "cpu", "×2"]
+    assert lines[4].split() == [*subject, "pp100", "@", "d7", "×2", "954.5", "±", "45.5"]
+    assert lines[5].split() == [*subject, "tg5", "@", "d107", "×2", "133.3", "±", "0.0"]
+    bare = replace(record, samples=tuple(replace(s, counters={}) for s in record.samples), gpu_s=None)
+    first = [line.split("  ")[0] for line in lines[8:]]
+    left = [line.split("  ")[0] for line in tables.terminal([bare]).splitlines()[8:]]
+    assert first[:2] == ["prefill tokens/s", "tokens/s"]
+    assert [name for name in first if name not in left] == ["dispatches/token", "GPU ms/token"]
+
+
+def test_a_narrow_terminal_gets_every_case_and_no_longer_lines(record: Record) -> None:
+    many = [replace(record, case=replace(record.case, prompt_tokens=tokens)) for tokens in (8, 16, 32, 64, 128, 256)]
+    shown = tables.terminal(many, 60)
+    assert max(map(len, shown.splitlines())) <= 60
+    assert all(each.case.label in " ".join(shown.split()) for each in many)
+    assert max(map(len, tables.terminal(many).splitlines())) > 60
 
 
 def test_every_variant_has_its_own_size_and_check_above_the_table(record: Record) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from halfbyte.cli.history import history_path, line_editing
-from halfbyte.errors import ContextFullError, TemplateError
-from tests.unit.cli_fakes import error_lines, halfbyte, use_fake
+from halfbyte.cli.chat_commands import commands
+from halfbyte.errors import ContextFullError, TemplateError, UsageError
+from tests.unit.cli_fakes import FakeStream, error_lines, halfbyte, use_fake
+
+finished = FakeStream.result
 
 
 def user(text: str) -> dict[str, str]:
@@ -65,12 +68,208 @@ def test_a_path_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_lines(result) == ["error: there is no command /nonsense.", "/help lists them."]
 
 
-def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", ["/help", "/?"])
+def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     use_fake(monkeypatch)
-    result = halfbyte("chat", stdin="/help\n")
+    result = halfbyte("chat", stdin=f"{asked}\n")
     assert result.stdout == ""
-    for command in ("/system", "/reset", "/save", "/quit", "/help"):
-        assert command in result.stderr
+    assert set(re.findall(r"/[\w?]+", result.stderr)) == {f"/{name}" for name in commands()}
+
+
+@pytest.mark.parametrize("leave", ["/bye", "/exit", "/quit"])
+def test_all_ways_to_leave(monkeypatch: pytest.MonkeyPatch, leave: str) -> None:
+    model = use_fake(monkeypatch)
+    assert halfbyte("chat", stdin=f"{leave}\nhi\n").exit_code == 0
+    assert model.asked == []
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("/sav a.json", "/save"), ("/regen", "/regenerate"), ("/clea", "/clear")])
+def test_an_unknown_command_is_answered_with_the_near_one(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    use_fake(monkeypatch)
+    result = halfbyte("chat", stdin=f"{typed}\n")
+    assert result.exit_code == UsageError.exit_code
+    assert error_lines(result)[0].endswith(f"Did you mean {meant}?")
+
+
+def test_what_stands_in_quotation_marks_is_never_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["a"])
+    halfbyte("chat", stdin='"""/tmp is full"""\n')
+    assert model.asked[0][0] == [user("/tmp is full")]
+
+
+def test_a_saved_conversation_is_taken_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = use_fake(monkeypatch, ["a"], ["b"], ["c"])
+    file = tmp_path / "chat.json"
+    halfbyte("chat", "--system", "S", stdin=f"one\n/save {file}\n")
+    halfbyte("chat", "--system", "another", stdin=f"lost\n/load {file}\ntwo\n")
+    assert model.asked[-1][0] == [system("S"), user("one"), assistant("a"), user("two")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no JSON", "{}", "[1]", '[{"role": "user"}]', '[{"role": "user", "content": "x"}]',
+     '[{"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]'],
+)  # fmt: skip
+def test_a_file_that_is_no_conversation_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    model = use_fake(monkeypatch, ["a"], ["b"])
+    file = tmp_path / "chat.json"
+    file.write_text(content)
+    result = halfbyte("chat", stdin=f"one\n/load {file}\n/load {file}.none\ntwo\n")
+    assert f"error: {str(file)!r} is not a conversation." in error_lines(result)
+    assert "No such file" in result.stderr
+    assert model.asked[-1][0] == [user("one"), assistant("a"), user("two")]
+
+
+@pytest.mark.parametrize("again", ["/regenerate", "/retry"])
+def test_regenerate_replaces_the_last_answer(monkeypatch: pytest.MonkeyPatch, again: str) -> None:
+    model = use_fake(monkeypatch, ["a"], ["b"], ["c"])
+    halfbyte("chat", stdin=f"one\n{again}\ntwo\n")
+    assert model.asked[1][0] == [user("one")]
+    assert model.asked[2][0] == [user("one"), assistant("b"), user("two")]
+
+
+def test_an_answer_stays_when_no_other_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["a"], [KeyboardInterrupt()], ["c"])
+    result = halfbyte("chat", stdin="/retry\none\n/retry\ntwo\n")
+    assert "error: there is no answer to replace." in error_lines(result)
+    assert model.asked[-1][0] == [user("one"), assistant("a"), user("two")]
+
+
+def test_a_file_goes_with_the_next_message_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = use_fake(monkeypatch, ["a"], ["b"])
+    file = tmp_path / "my notes.md"
+    file.write_text("Run:\n```\nls\n```\n")
+    halfbyte("chat", stdin=f"/file {file}\nexplain\nthanks\n")
+    assert model.asked[0][0] == [user("explain\n\nmy notes.md:\n````\nRun:\n```\nls\n```\n````")]
+    assert model.asked[1][0][-1] == user("thanks")
+
+
+def test_what_is_no_text_file_is_not_attached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = use_fake(monkeypatch, ["a"])
+    for name, content in {"bytes": b"\xff\xfe", "zero": b"a\0b", "large": b"x" * ((1 << 20) + 1)}.items():
+        (tmp_path / name).write_bytes(content)
+    names = ("bytes", "zero", "large", ".", "none", "n" * 300)
+    lines = "".join(f"/file {tmp_path / name}\n" for name in names)
+    result = halfbyte("chat", stdin=f"{lines}/file ~nobody-has-this-name/x\n/file\nhi\n")
+    errors = [line for line in error_lines(result) if line.startswith("error:")]
+    reasons = (
+        "not UTF-8", "zero bytes", "at most", "is not a file", "No such file", "name too long", "No such file",
+        "needs the name",
+    )  # fmt: skip
+    assert all(reason in line for reason, line in zip(reasons, errors, strict=True))
+    assert model.asked[0][0] == [user("hi")]
+
+
+def test_set_changes_what_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["a"])
+    lines = ("temperature 0.7", "top_k 40", "seed 3", "samplers temperature, top_k", "max_tokens 9")
+    result = halfbyte("chat", stdin="".join(f"/set {line}\n" for line in lines) + "/set\nhi\n")
+    options = model.asked[0][1]
+    assert {name: options[name] for name in ("temperature", "top_k", "seed", "samplers", "max_tokens")} == {
+        "temperature": 0.7, "top_k": 40, "seed": 3, "samplers": ["temperature", "top_k"], "max_tokens": 9,
+    }  # fmt: skip
+    listed = dict(line.split(maxsplit=1) for line in result.stderr.splitlines() if ":" not in line)
+    assert (listed["temperature"], listed["seed"], listed["min_p"], listed["when_full"]) == ("0.7", "3", "0", "stop")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("temperature high", "temperature must be a number between 0 and 100 (got 'high')."),
+        ("top_k 0.5", "top_k must be a whole number"),
+        ("max_tokens 0", "max_tokens must be a whole number of at least 1 (got '0')."),
+        ("when_full never", "when_full must be stop or drop (got 'never')."),
+        ("samplers dice", "there is no sampler 'dice'."),
+        ("temp 1", "there is no setting 'temp'."),
+    ],
+)
+def test_set_refuses_what_the_library_does(monkeypatch: pytest.MonkeyPatch, line: str, sentence: str) -> None:
+    model = use_fake(monkeypatch, ["a"])
+    result = halfbyte("chat", stdin=f"/set {line}\nhi\n")
+    assert error_lines(result)[0].startswith(f"error: {sentence}")
+    assert (model.asked[0][1]["temperature"], model.asked[0][1]["max_tokens"]) == (0.0, 1024)
+
+
+def test_a_setting_without_effect_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch)
+    result = halfbyte("chat", stdin="/set top_p 0.5\n/set temperature 1\n/set top_p 0.6\n")
+    assert result.stderr.splitlines() == [
+        "top_p: 0.5", "(this has no effect at temperature 0)", "temperature: 1", "top_p: 0.6",
+    ]  # fmt: skip
+
+
+def test_an_answer_without_room_for_its_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch, ["a"])
+    monkeypatch.setattr(FakeStream, "result", lambda self: replace(finished(self), finish_reason="length"))
+    assert "/set max_tokens" in halfbyte("chat", stdin="hi\n").stderr
+
+
+def test_another_model_goes_on_with_the_conversation(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    result = halfbyte(
+        "chat", "-v", stdin=f"What does ls do?\n/model ./none\n/model pocket\n/model\nAnd pwd?\n/save {file}\n"
+    )
+    assert result.exit_code == 0
+    assert "error: ./none does not exist." in error_lines(result)
+    assert "loaded in" in result.stderr
+    assert result.stderr.count("pocket on cpu") == 2
+    assert [message["role"] for message in json.loads(file.read_text())] == ["user", "assistant"] * 2
+
+
+def test_the_model_before_goes_on_where_another_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    result = halfbyte("chat", stdin=f"/model {tmp_path}\nWhat does ls do?\n")
+    assert (result.exit_code, result.stdout) == (0, "List directory contents.\n")
+    assert "error:" in result.stderr
+
+
+def test_figures_of_answers_and_of_the_context() -> None:
+    result = halfbyte("chat", "--context", "256", stdin="/stats\nWhat does ls do?\n/stats\n/reset\n/stats\n")
+    shown = [line.split(maxsplit=1) for line in result.stderr.splitlines() if not line.startswith("(")]
+    assert [label for label, _ in shown] == ["context", "answer", "speed", "first", "context", "context"]
+    assert [value for label, value in shown if label == "context"][::2] == ["0 of 256 tokens used, 256 free"] * 2
+    used = int(shown[4][1].split()[0])
+    assert shown[4][1] == f"{used} of 256 tokens used, {256 - used} free"
+    assert used > 5
+
+
+def test_stats_follow_each_answer() -> None:
+    result = halfbyte("chat", "--stats", stdin="What does ls do?\n/set\nWhat does pwd do?\n")
+    assert result.stderr.count("tokens/s") == 2
+
+
+FILLED = "What does ls do?\n" * 3
+
+
+def test_a_full_context_stops_unless_asked_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    result = halfbyte("chat", "--context", "64", stdin=f"{FILLED * 3}/save {file}\n")
+    assert "/set when_full drop" in result.stderr
+    assert json.loads(file.read_text())[0] == user("What does ls do?")
+
+
+@pytest.mark.parametrize(("options", "first"), [(["--when-full", "drop"], ""), ([], "/set when_full drop\n")])
+def test_a_full_context_may_drop_the_oldest_turns(tmp_path: Path, options: list[str], first: str) -> None:
+    file = tmp_path / "chat.json"
+    lines = f"{first}What does cd do?\n{FILLED * 2}/save {file}\n"
+    result = halfbyte("chat", "--context", "64", "--system", "Be brief.", *options, stdin=lines)
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 7
+    assert "(the context is full: forgot the oldest 1 of " in result.stderr
+    messages = json.loads(file.read_text())
+    assert messages[0] == system("Be brief.")
+    assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * (len(messages) // 2)
+    assert user("What does cd do?") not in messages
+
+
+def test_a_message_larger_than_the_context_says_what_to_do() -> None:
+    result = halfbyte("chat", "--context", "32", "--when-full", "drop", stdin="ls " * 100 + "\n")
+    assert result.exit_code == ContextFullError.exit_code
+    assert error_lines(result)[1] == "Write a shorter message, or start with a larger --context."
 
 
 def test_save_writes_the_messages_and_never_over_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,27 +329,3 @@ def test_input_that_is_no_text_does_not_end_it(monkeypatch: pytest.MonkeyPatch) 
     model = use_fake(monkeypatch, ["x"])
     assert halfbyte("chat", stdin=b"caf\xe9\n").exit_code == 0
     assert model.asked[0][0] == [user("caf\ufffd")]
-
-
-def test_the_history_is_for_its_user_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import readline
-
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    readline.clear_history()
-    with line_editing():
-        readline.add_history("a question")
-    assert history_path().is_relative_to(tmp_path)
-    assert "a question" in history_path().read_text()
-    assert history_path().stat().st_mode & 0o777 == 0o600
-    readline.clear_history()
-    with line_editing():
-        assert readline.get_history_item(1) == "a question"
-
-
-def test_no_place_for_a_history_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("halfbyte.cli.history.history_path", lambda: tmp_path / "file" / "chat_history")
-    with line_editing():
-        pass
-    assert (tmp_path / "file").is_file()

@@ -13,9 +13,9 @@ import pytest
 
 from halfbyte import __version__
 from halfbyte.checkpoint.manifest import read_manifest
-from halfbyte.evaluate import record
+from halfbyte.evaluation import record
 from halfbyte.model import POCKET
-from halfbyte.quantize import quantize
+from halfbyte.quantization import quantize
 from tests.unit.cli_fakes import error_lines, halfbyte
 
 
@@ -139,7 +139,7 @@ def test_a_result_that_cannot_be_stored_is_printed(
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("halfbyte.evaluate.record.atomic.write", refused)
+    monkeypatch.setattr("halfbyte.evaluation.record.atomic.write", refused)
     result = perplexity(model, text, *options)
     assert result.exit_code == code
     assert "perplexity" in result.stdout
@@ -177,4 +177,4 @@ def test_tables_ask_before_they_replace_a_file(tmp_path: Path, text: Path) -> No
     assert (result.exit_code, result.stdout, out.read_text()) == (2, "", "mine")
     assert f"{out} already exists" in error_lines(result)[0]
     assert halfbyte(*arguments[:-1], str(tmp_path / "none" / "t.svg")).exit_code == 74
-    assert "does not name a kind of file" in error_lines(halfbyte(*arguments[:-1], "t.png"))[0]
+    assert "does not name a kind of file" in error_lines(halfbyte(*arguments[:-1], "t.gif"))[0]

@@ -1,63 +1,55 @@
-"""`halfbyte models`, `plan` and `quantize` on a real small checkpoint and an empty cache."""
+"""`halfbyte list`, `show`, `verify`, `plan` and `quantize` on a real small checkpoint and an empty cache."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from halfbyte.checkpoint.hub import InstalledModel
-from halfbyte.errors import DownloadError, ModelNotFoundError, UsageError
+from halfbyte.checkpoint.hub import CachedModel, CachedRepository
+from halfbyte.checkpoint.safetensors import SafetensorsFile
+from halfbyte.errors import DownloadError, InvalidModelError, ModelNotFoundError, UsageError
+from halfbyte.model import POCKET
 from tests.unit.cli_fakes import error_lines, halfbyte
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def one_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = InstalledModel("org/name", COMMIT, tmp_path, 1_234_000_000, "llama", ("bf16",))
+def one_installed(monkeypatch: pytest.MonkeyPatch, shell_29m: Path) -> None:
+    model = CachedModel("org/name", COMMIT, shell_29m)
     monkeypatch.setattr("halfbyte.checkpoint.hub.installed", lambda: [model])
+    monkeypatch.setattr("halfbyte.checkpoint.hub.commit_of", lambda path: COMMIT if path == shell_29m else None)
 
 
 @pytest.mark.usefixtures("one_installed")
-def test_list_shows_what_is_downloaded(tmp_path: Path) -> None:
-    header, row = halfbyte("models", "list").stdout.splitlines()
-    assert header.split() == ["ID", "REVISION", "SIZE", "ARCHITECTURE", "FORMATS"]
-    assert row.split() == ["org/name", COMMIT[:12], "1.23", "GB", "llama", "bf16"]
-    assert json.loads(halfbyte("models", "list", "--json").stdout) == [
-        {
-            "repo": "org/name", "revision": COMMIT, "path": str(tmp_path), "nbytes": 1_234_000_000,
-            "model_type": "llama", "formats": ["bf16"],
-        }
-    ]  # fmt: skip
+@pytest.mark.parametrize("command", [["list"], ["models", "list"]], ids=" ".join)
+def test_list_shows_the_pocket_model_and_what_is_downloaded(command: list[str]) -> None:
+    header, pocket, row = halfbyte(*command).stdout.splitlines()
+    assert header.split() == ["ID", "REVISION", "SIZE", "BITS", "ARCHITECTURE"]
+    assert pocket.split() == ["pocket", "16.9", "MB", "4.59", "phi3"]
+    assert row.split() == ["org/name", COMMIT[:8], "58.7", "MB", "16", "phi3"]
 
 
 @pytest.mark.usefixtures("one_installed")
-def test_models_are_completed_by_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_HALFBYTE_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "halfbyte run -m or")
-    monkeypatch.setenv("COMP_CWORD", "3")
-    assert halfbyte().stdout.split() == ["org/name"]
-
-
-def test_an_empty_list_is_empty_json_and_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfbyte.checkpoint.hub.installed", list)
-    assert json.loads(halfbyte("models", "list", "--json").stdout) == []
-    result = halfbyte("models", "list")
-    assert result.stdout == ""
-    assert "no models are downloaded" in result.stderr
+def test_list_and_show_tell_the_same(shell_29m: Path) -> None:
+    pocket, downloaded = json.loads(halfbyte("list", "--json").stdout)
+    assert pocket == json.loads(halfbyte("show", "--json").stdout)
+    assert downloaded == json.loads(halfbyte("show", str(shell_29m), "--json").stdout) | {"id": "org/name"}
+    assert downloaded["revision"] == COMMIT
 
 
 def test_pull_prints_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def pull(repo: str, *, revision: str | None = None) -> Path:
+    def pull(repo: str, *, revision: str | None = None, pick: object) -> Path:
         asked.append((repo, revision))
         return tmp_path
 
     monkeypatch.setattr("halfbyte.checkpoint.hub.pull", pull)
-    assert halfbyte("models", "pull", "org/name", "--revision", "v2").stdout == f"{tmp_path}\n"
+    assert halfbyte("pull", "org/name", "--revision", "v2").stdout == f"{tmp_path}\n"
     assert asked == [("org/name", "v2")]
 
 
@@ -69,30 +61,50 @@ def test_remove_asks_first(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str, code: int, removed: bool
 ) -> None:
     gone: list[str] = []
-    monkeypatch.setattr("halfbyte.checkpoint.hub.cached", Path)
+    found = CachedRepository("org/name", Path("/cache"), 2, 17_000_000)
+    monkeypatch.setattr("halfbyte.checkpoint.hub.cached", lambda repo: found)
     monkeypatch.setattr("halfbyte.checkpoint.hub.remove", lambda repo: gone.append(repo) or 17_000_000)
     result = halfbyte("models", "remove", "org/name", *arguments, stdin=answer)
     assert (result.exit_code, bool(gone)) == (code, removed)
     assert ("17 MB freed" in result.stderr) == removed
-    assert ("Delete all downloaded revisions of org/name?" in result.stderr) == (not arguments)
+    assert ("Delete org/name (2 revisions, 17 MB)?" in result.stderr) == (not arguments)
 
 
 def test_show_tells_what_a_folder_holds(shell_29m: Path) -> None:
-    facts = json.loads(halfbyte("models", "show", str(shell_29m), "--json").stdout)
+    facts = json.loads(halfbyte("show", str(shell_29m), "--json").stdout)
     assert facts == {
-        "path": str(shell_29m), "architecture": "phi3", "parameters": 29_368_832, "layers": 8, "hidden_size": 512,
+        "id": str(shell_29m), "revision": None, "path": str(shell_29m),
+        "architecture": "phi3", "parameters": 29_368_832, "layers": 8, "hidden_size": 512,
         "heads": 8, "kv_heads": 4, "head_dim": 64, "vocabulary": 8192, "context": 2048, "bytes": 58_737_664,
         "bits_per_weight": 16.0, "formats": {"bf16": 50}, "quality": {}, "license": None,
     }  # fmt: skip
-    text = halfbyte("models", "show", str(shell_29m)).stdout
+    text = halfbyte("show", str(shell_29m)).stdout
     assert "29,368,832" in text
     assert "58.7 MB, 16 bits per weight" in text
 
 
 def test_show_never_downloads() -> None:
-    result = halfbyte("models", "show", "nobody/nothing-of-this-name")
+    result = halfbyte("show", "nobody/nothing-of-this-name")
     assert result.exit_code == DownloadError.exit_code
     assert "nobody/nothing-of-this-name at main is not in the local cache." in error_lines(result)[0]
+
+
+def test_verify_names_the_tensor_that_changed(tmp_path: Path) -> None:
+    copy = shutil.copytree(POCKET, tmp_path / "copy")
+    assert "is intact: 50 tensors have the right checksums (16.9 MB)" in halfbyte("verify", str(copy)).stdout
+    entry = SafetensorsFile(copy / "model.safetensors").entries["model.norm.weight"]
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(entry.start)
+        file.write(b"\x01\x02\x03")
+    result = halfbyte("verify", str(copy))
+    assert result.exit_code == InvalidModelError.exit_code
+    assert "the bytes of the tensor 'model.norm.weight'" in error_lines(result)[0]
+
+
+def test_verify_says_where_there_is_nothing_to_compare_with(shell_29m: Path) -> None:
+    assert halfbyte("verify", str(shell_29m)).stdout == (
+        f"{shell_29m} has no checksums to compare with. Its headers are in order.\n"
+    )
 
 
 def test_plan_prints_every_step_and_totals(shell_29m: Path) -> None:
@@ -120,12 +132,12 @@ def test_quantize_writes_a_folder_that_show_understands(shell_29m: Path, tmp_pat
     target = tmp_path / "packed"
     result = halfbyte("quantize", str(shell_29m), str(target), "--group-size", "64", "--zero-points")
     assert result.exit_code == 0
-    facts = json.loads(halfbyte("models", "show", str(target), "--json").stdout)
+    facts = json.loads(halfbyte("show", str(target), "--json").stdout)
     assert facts["formats"] == {"q4g64z": 33, "bf16": 17}
     assert f"{facts['bits_per_weight']:.3f} bits per weight" in result.stdout
     assert "already exists" in error_lines(halfbyte("quantize", str(shell_29m), str(target)))[0]
     assert halfbyte("quantize", str(shell_29m), str(target), "--overwrite").exit_code == 0
-    assert json.loads(halfbyte("models", "show", str(target), "--json").stdout)["formats"] == {"q4g32": 33, "bf16": 17}
+    assert json.loads(halfbyte("show", str(target), "--json").stdout)["formats"] == {"q4g32": 33, "bf16": 17}
 
 
 def test_quantize_refuses_what_is_packed_or_missing(shell_29m: Path, tmp_path: Path) -> None:

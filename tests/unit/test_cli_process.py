@@ -33,8 +33,8 @@ def run(*arguments: str, streams: str = "", **environment: str) -> subprocess.Co
     )
 
 
-def on_terminal(*arguments: str, width: int = 80, **environment: str) -> str:
-    """What a command prints on a terminal of a width."""
+def on_terminal(*arguments: str, width: int = 80, typed: str = "", **environment: str) -> str:
+    """What a command prints on a terminal of a width, where something is typed."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "TERM")}
@@ -43,9 +43,15 @@ def on_terminal(*arguments: str, width: int = 80, **environment: str) -> str:
         env={**kept, "TERM": "xterm-256color", **environment},
     )  # fmt: skip
     os.close(theirs)
+    os.write(ours, typed.encode())
     printed = b"".join(_chunks(ours))
     process.wait(PATIENCE_S)
     return printed.decode().replace("\r\n", "\n")
+
+
+def too_wide(lines: list[str], width: int) -> list[str]:
+    """Lines that do not fit a terminal, but for those of a label and a path."""
+    return [line for line in lines if len(line) > width and not re.fullmatch(r"\S+ +/\S+", line)]
 
 
 def _chunks(handle: int) -> Iterator[bytes]:
@@ -98,6 +104,12 @@ def test_errors_are_coloured_only_where_that_is_wanted(environment: dict[str, st
     assert "./none does not exist." in printed
 
 
+def test_a_prompt_that_looks_like_a_model_is_asked_about() -> None:
+    printed = on_terminal("run", "and/or", "-n", "4", "--threads", "1", typed="n\n")
+    assert "'and/or' looks like a model. Chat with it?" in printed
+    assert "(stopped after 4 tokens: --max-tokens 4)" in printed
+
+
 @pytest.mark.parametrize(
     ("command", "width"),
     [(["plan"], 80), (["plan"], 120), (["plan"], 240), (["models", "show"], 80), (["doctor"], 80), (["doctor"], 120)],
@@ -106,7 +118,7 @@ def test_nothing_is_cut_or_broken_on_a_terminal(command: list[str], width: int) 
     printed = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(*command, width=width))
     piped = halfbyte(*command).stdout
     assert "…" not in printed
-    assert max(map(len, printed.splitlines())) <= width
+    assert too_wide(printed.splitlines(), width) == []
     words = set(re.findall(r"\S{9,}", piped)) - set(re.findall(r"\S*\d\S*", piped))
     assert words <= set(printed.split())
 
@@ -145,7 +157,7 @@ def gptq(model: Path, target: Path, text: Path, tokens: int = 1024) -> list[str]
 
 STOPPED = """
 import os, signal, sys, time
-from halfbyte.quantize import work
+from halfbyte.quantization import work
 finish = work.WorkFolder.finish
 def once(self, layers):
     finish(self, layers)
@@ -183,7 +195,7 @@ def test_stopped_work_is_resumed_and_nothing_is_left(
 ) -> None:
     done = stopped(number, gptq(tiny_model, tmp_path / "out", text))
     assert done.returncode == code, done
-    assert ("Interrupted. Run the same command again to resume." in done.stderr) == said
+    assert ("Interrupted. The finished work is kept: run the same command again to resume." in done.stderr) == said
     assert ".out.work" in files(tmp_path)
     if said:
         assert files(tmp_path) == [".out.work"]
@@ -280,7 +292,7 @@ def test_a_disk_that_fills_up_is_a_sentence_with_sizes_and_the_work_stays(
         path.write_text(str(data))
 
     with monkeypatch.context() as patch:
-        patch.setattr("halfbyte.quantize.work.atomic.write", full)
+        patch.setattr("halfbyte.quantization.work.atomic.write", full)
         result = halfbyte(*asked)
     message, hint = error_lines(result)
     assert result.exit_code == 1

@@ -15,7 +15,6 @@ import pytest
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.prompts import single_request
-from halfbyte.errors import ContextFullError, DeviceError
 from halfbyte.options import RunOptions
 from halfbyte.prompts import BREAKERS
 from halfbyte.sampling.params import SAMPLERS, SamplingParams
@@ -78,6 +77,34 @@ def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     }  # fmt: skip
 
 
+def test_an_answer_is_held_to_the_schema_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
+    result = halfbyte("run", "x", "--threads", "1", "--device", "cpu", "--json-schema", str(file))
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("{", "is not JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"type": "array", "uniqueItems": true}', "uniqueItems"),
+    ],
+)
+def test_a_file_that_is_no_schema_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    file = tmp_path / "schema.json"
+    if text is not None:
+        file.write_text(text)
+    result = halfbyte("run", "x", "--threads", "1", "--device", "cpu", "--json-schema", str(file))
+    assert result.exit_code == 2
+    message, hint = error_lines(result)
+    assert words in message
+    assert hint
+
+
 def test_none_is_no_sequence_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     assert halfbyte("run", "x", "--dry-multiplier", "1", "--dry-sequence-breaker", "none").exit_code == 0
@@ -92,7 +119,7 @@ def test_sampling_options_left_out_are_the_librarys_defaults(monkeypatch: pytest
     for _, options in model.asked:
         assert SamplingParams(**{name: options[name] for name in known & options.keys()}) == SamplingParams()
         assert not {"samplers", "dry_sequence_breakers"} & options.keys()
-    assert opt.Samplers.__metadata__[0].show_default == ",".join(SAMPLERS)
+    assert opt.Samplers.__metadata__[0].show_default == ", ".join(SAMPLERS)
     assert opt.DrySequenceBreaker.__metadata__[0].show_default == " ".join(BREAKERS).replace("\n", "\\n")
 
 
@@ -127,30 +154,6 @@ def test_the_null_device_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(os.devnull) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert single_request("Explain:", system=None, max_tokens=1).prompt == "Explain:"
-
-
-@pytest.mark.parametrize("name", ["org/model", "microsoft/Phi-4-mini-instruct", "org/name:Q4_K_M", "x.gguf", "FOLDER"])
-def test_a_model_in_the_place_of_the_prompt_is_refused(
-    monkeypatch: pytest.MonkeyPatch, shell_29m: Path, name: str
-) -> None:
-    model = use_fake(monkeypatch, ["x"])
-    name = name.replace("FOLDER", str(shell_29m))
-    result = halfbyte("run", name)
-    message, hint = error_lines(result)
-    assert result.exit_code == 2
-    assert message == f"error: {name!r} looks like a model, not like a prompt."
-    assert f"halfbyte run -m {name}" in hint
-    assert model.loads == []
-    assert halfbyte("run", name, "-m", "pocket").exit_code == 0
-
-
-def test_a_file_in_the_place_of_the_prompt_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["x"])
-    file = tmp_path / "notes.txt"
-    file.touch()
-    result = halfbyte("run", str(file))
-    assert (result.exit_code, result.stdout) == (0, "x\n")
-    assert f"halfbyte run - < {file}" in result.stderr
 
 
 @pytest.mark.parametrize(("raw", "why"), [([], True), (["--raw"], False)])
@@ -206,123 +209,6 @@ def test_verbose_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cpu: you asked for it" in result.stderr
 
 
-def test_a_file_is_answered_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = use_fake(monkeypatch, ["one"], ["two"])
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "p1", "id": 4}\n\n{"prompt": "p2", "system": "s", "max_tokens": 3}\n')
-    result = halfbyte("run", "--prompts", str(file), "--json", "-n", "8")
-    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one", "two"]
-    assert [(prompt, options["system"], options["max_tokens"]) for prompt, options in model.asked] == [
-        ("p1", None, 8),
-        ("p2", "s", 3),
-    ]
-
-
-def test_answers_to_a_file_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["one"], ["two"])
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "p1"}\n{"prompt": "p2"}')
-    result = halfbyte("run", "--prompts", str(file))
-    assert result.stdout == "one\n\ntwo\n"
-    assert result.stderr == "> p1\n> p2\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        (b"{", "it is not JSON"),
-        (b"[1]", "it is not a JSON object"),
-        (b'{"text": "x"}', 'there is no "prompt"'),
-        (b'{"prompt": 3}', 'there is no "prompt"'),
-        (b'{"prompt": ""}', "the prompt is empty"),
-        (b'{"prompt": "\\ud800"}', "the prompt is not UTF-8"),
-        (b'{"prompt": "x", "max_tokens": 0}', '"max_tokens" is 0'),
-        (b'{"prompt": "x", "max_tokens": true}', '"max_tokens" is True'),
-        (b'{"prompt": "x", "system": 1}', '"system" is 1'),
-        (b'{"prompt": "\xff"}', "it is not UTF-8"),
-        (b"[" * 100_000, "it is not JSON"),
-    ],
-)
-def test_a_bad_line_is_named_and_the_others_are_answered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: bytes, complaint: str
-) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b'\n{"prompt": "good"}\n')
-    use_fake(monkeypatch, ["one"], ["two"])
-    result = halfbyte("run", "--prompts", str(file), "--json")
-    first, bad, last = map(json.loads, result.stdout.splitlines())
-    assert (result.exit_code, first["text"], last["text"]) == (2, "one", "two")
-    assert (first["line"], bad["line"], last["line"]) == (1, 3, 4)
-    assert bad["error"]["type"] == "UsageError"
-    assert f"{file}, line 3: {complaint}" in bad["error"]["message"]
-    assert f"error: {file}, line 3: {complaint}" in result.stderr
-    use_fake(monkeypatch, ["one"], ["two"])
-    result = halfbyte("run", "--prompts", str(file))
-    assert (result.exit_code, result.stdout) == (2, "one\n\n\ntwo\n")
-    assert f"error: {file}, line 3: {complaint}" in result.stderr
-
-
-def test_a_file_without_any_request_is_refused_before_anything_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = use_fake(monkeypatch)
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"text": "x"}\n[1]\n')
-    result = halfbyte("run", "--prompts", str(file))
-    assert (result.exit_code, model.loads) == (2, [])
-    assert f'{file}, line 1: there is no "prompt"' in error_lines(result)[0]
-
-
-def test_a_prompt_that_fails_is_an_error_of_its_line_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["one"], [ContextFullError("the prompt has 9 tokens.", "Shorten it.")], ["three"])
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "1", "id": "a"}\n{"prompt": "2", "id": "b"}\n{"prompt": "3"}\n')
-    result = halfbyte("run", "--prompts", str(file), "--json", "--stats")
-    lines = list(map(json.loads, result.stdout.splitlines()))
-    assert [line.get("text") for line in lines] == ["one", None, "three"]
-    assert lines[1] == {
-        "line": 2, "id": "b",
-        "error": {
-            "type": "ContextFullError", "message": f"{file}, line 2: the prompt has 9 tokens.", "hint": "Shorten it.",
-        },
-    }  # fmt: skip
-    assert result.exit_code == ContextFullError.exit_code
-    assert "tokens_per_s" in result.stderr
-
-
-def test_a_device_that_fails_ends_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["one"], [DeviceError("the GPU was lost.")], ["never"])
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "1"}\n{"prompt": "2"}\n{"prompt": "3"}\n')
-    result = halfbyte("run", "--prompts", str(file), "--json")
-    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one"]
-    assert result.exit_code == DeviceError.exit_code
-    assert f"error: {file}, line 2: the GPU was lost." in error_lines(result)
-
-
-def test_lines_may_hold_messages_or_questions_and_keep_their_id(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = use_fake(monkeypatch, ["one"], ["two"], ["three"])
-    messages = [{"role": "user", "content": "hi"}]
-    own = [{"role": "system", "content": "own"}, *messages]
-    file = tmp_path / "prompts.jsonl"
-    lines: list[dict[str, object]] = [
-        {"messages": messages, "id": 7},
-        {"messages": own},
-        {"question": "why?", "id": None},
-    ]
-    file.write_text("\n".join(map(json.dumps, lines)))
-    result = halfbyte("run", "--prompts", str(file), "--json", "--system", "S")
-    given = [{"role": "system", "content": "S"}, *messages]
-    assert [prompt for prompt, _ in model.asked] == [given, own, "why?"]
-    assert [options["system"] for _, options in model.asked] == [None, None, "S"]
-    first, second, third = map(json.loads, result.stdout.splitlines())
-    assert (first["line"], first["id"], first["messages"], first["finish_reason"]) == (1, 7, given, "stop")
-    assert "id" not in second
-    assert (third["line"], third["id"], third["prompt"]) == (3, None, "why?")
-
-
 def test_a_full_context_is_said_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["cut"])
     model.plan = SimpleNamespace(context=64)  # type: ignore[attr-defined]
@@ -339,15 +225,6 @@ def test_ctrl_c_keeps_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stdout) == (130, "half an answer\n")
     assert error_lines(result) == []
     assert model.streams[0].closed
-
-
-def test_ctrl_c_keeps_finished_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, ["one"], ["tw", KeyboardInterrupt()])
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "1"}\n{"prompt": "2"}\n')
-    result = halfbyte("run", "--prompts", str(file), "--json")
-    assert result.exit_code == 130
-    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one"]
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:

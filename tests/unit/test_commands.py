@@ -20,15 +20,19 @@ def cache() -> Buffer:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, cache: Buffer) -> BoundProgram:
     """One dispatch whose grid follows the tokens, and one that changes over 100 keys; nothing is on a device."""
-    monkeypatch.setattr(bound, "bind_group", lambda _, dispatch: dispatch.buffers["x"].handle)
+    monkeypatch.setattr(bound, "bind_group", _bound)
     monkeypatch.setattr(bound.ffi, "handle_of", lambda thing: thing)
     monkeypatch.setattr(bound.ffi, "address", id)
     short, long, other = (_kernel(name) for name in ("short", "long", "other"))
     few = BoundDispatch(
         short, {"x": cache}, grid(1), "attend", long=BoundDispatch(long, {"x": cache}, grid(2)), long_keys=100
     )
-    many = BoundDispatch(other, {"x": cache}, grid(Axis(count="tokens")), "gemm")
+    many = BoundDispatch(other, {"x": cache}, grid(Axis(count="tokens")), "store")
     return BoundProgram(SimpleNamespace(), [few, many])  # type: ignore[arg-type]
+
+
+def _bound(_device: Any, dispatch: BoundDispatch) -> Any:
+    return SimpleNamespace(handle=dispatch.buffers["x"].handle)
 
 
 def _kernel(name: str) -> Any:
@@ -82,6 +86,19 @@ def test_a_cache_that_has_grown_is_bound_anew(program: BoundProgram, cache: Buff
     after = program.commands(Extent(1, 1, 16))
     assert [command[0] for command in before] == [command[0] for command in after]
     assert before[0][1] != after[0][1]
+
+
+def test_what_does_not_grow_stays_bound(program: BoundProgram, cache: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = BoundDispatch(_kernel("gemm"), {"x": Buffer("weights")}, grid(1), "gemm")
+    mixed = BoundProgram(SimpleNamespace(), [*program.dispatches, weights])  # type: ignore[arg-type]
+    bound_now: list[str] = []
+    monkeypatch.setattr(
+        bound, "bind_group", lambda device, dispatch: bound_now.append(dispatch.label) or _bound(device, dispatch)
+    )
+    mixed.commands(Extent(1, 1, 16))
+    cache.replace("a larger cache")
+    mixed.commands(Extent(1, 1, 16))
+    assert bound_now == ["attend", "store", "gemm", "attend", "store"]
 
 
 def test_only_memory_that_may_grow_is_replaced() -> None:

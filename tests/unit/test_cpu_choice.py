@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from halfbyte.cpu import CpuExecutor, _native
-from halfbyte.cpu.choose import choose
-from halfbyte.errors import DeviceError
+from halfbyte.cpu.choose import _row, choose
+from halfbyte.errors import DeviceError, GrammarError
 from halfbyte.plan.drawing import Draw, Token
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from halfbyte.sampling.noise import noise
+from tests.constraints import Fixed, mask_of
 from tests.device.test_cpu_ops import Case as Rows
 from tests.device.test_cpu_ops import Source, batch, hostile
 
@@ -37,13 +38,22 @@ class Case:
     logits: Float32
     prompt: list[int]
     answer: list[int]
+    allowed: NDArray[np.uint32] | None = None
 
     @property
     def draw(self) -> Draw:
-        return Draw(0, Sampler(self.params), self.prompt, self.answer)
+        allowed = None if self.allowed is None else Fixed(self.allowed)
+        return Draw(0, Sampler(self.params), self.prompt, self.answer, allowed)
 
     def expected(self) -> int:
-        return Sampler(self.params).sample(self.logits, self.prompt, self.answer).id
+        return Sampler(self.params).sample(self.logits, self.prompt, self.answer, self.allowed).id
+
+    def ruled_out(self) -> Case:
+        """The same without a mask: what may not come has no chance."""
+        if self.allowed is None:
+            return self
+        free = [bool(self.allowed[i // 32] >> i % 32 & 1) for i in range(self.logits.size)]
+        return replace(self, logits=np.where(free, self.logits, np.float32(-np.inf)), allowed=None)
 
 
 def program(threads: int = 2, isa: str = "") -> _native.Program:
@@ -103,11 +113,25 @@ def cases(count: int, seed: int, vocabulary: int, *, greedy: bool) -> Iterator[C
         )
 
 
+def masked(case: Case, rng: np.random.Generator) -> Case:
+    """A case of which few, half or most tokens may come, whole words of them alike; one has a finite logit at least."""
+    count = case.logits.size
+    free = rng.random(count) < rng.choice([0.01, 0.5, 0.99])
+    for start in range(0, count, 32):
+        if rng.random() < 0.5:
+            free[start : start + 32] = rng.random() < 0.5
+    free[rng.choice(np.flatnonzero(np.isfinite(case.logits)))] = True
+    return replace(case, allowed=mask_of(np.flatnonzero(free).tolist(), count))
+
+
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_greedy_choices_are_equal(vocabulary: int, isa: str) -> None:
     core = program(isa=isa)
+    rng = np.random.default_rng([vocabulary, 1])
     for case in cases(100, 1, vocabulary, greedy=True):
         assert chosen_by(core, [case]) == [case.expected()]
+        held = masked(case, rng)
+        assert chosen_by(core, [held]) == [held.expected()]
 
 
 def kept_after_rounding(case: Case) -> list[set[int]]:
@@ -150,12 +174,15 @@ def differ_by_rounding(case: Case, chosen: int, expected: int) -> bool:
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
-def test_drawn_tokens_are_equal(vocabulary: int, isa: str) -> None:
+@pytest.mark.parametrize("constrained", [False, True])
+def test_drawn_tokens_are_equal(vocabulary: int, constrained: bool, isa: str) -> None:
     core, count, different = program(isa=isa), 250, 0
+    rng = np.random.default_rng([vocabulary, 1])
     for case in cases(count, 2, vocabulary, greedy=False):
-        (chosen,) = chosen_by(core, [case])
-        if chosen != (expected := case.expected()):
-            assert differ_by_rounding(case, chosen, expected), (case.params, chosen, expected)
+        asked = masked(case, rng) if constrained else case
+        (chosen,) = chosen_by(core, [asked])
+        if chosen != (expected := asked.expected()):
+            assert differ_by_rounding(asked.ruled_out(), chosen, expected), (case.params, chosen, expected)
             different += 1
     assert different <= FEW_IN_A_THOUSAND * count
 
@@ -164,6 +191,7 @@ def test_drawn_tokens_are_equal(vocabulary: int, isa: str) -> None:
 def test_a_row_is_chosen_alike_alone_in_company_and_by_any_number_of_threads(threads: int) -> None:
     core, single = program(threads), program(1)
     rows = [*cases(10, 3, 5000, greedy=False), *cases(7, 4, 5000, greedy=True)]
+    rows += [masked(case, np.random.default_rng(i)) for i, case in enumerate(rows[::2])]
     wanted = [replace(case, params=replace(case.params, logprobs=3)) for case in rows]
     alone = [choose(single, case.logits[None], [case.draw])[0] for case in wanted]
     together = choose(core, np.stack([case.logits for case in wanted]), [case.draw for case in wanted])
@@ -227,6 +255,45 @@ def test_the_first_nan_is_reported_even_beside_infinity(isa: str) -> None:
 def test_logits_that_rule_every_token_out_are_reported(isa: str) -> None:
     logits = np.full((1, 100), -np.inf, np.float32)
     assert is_fault(*choose(program(isa=isa), logits, [Draw(0, Sampler(SamplingParams()), [0], [])]), -np.inf, 0)
+
+
+def test_allowed_tokens_without_a_finite_logit_are_reported(isa: str) -> None:
+    logits = np.zeros((1, 100), np.float32)
+    logits[0, 40:] = -np.inf
+    for params in (SamplingParams(), SamplingParams(temperature=1, seed=3, top_k=4)):
+        draw = Draw(0, Sampler(params), [0], [], Fixed(mask_of(range(70, 90), 100)))
+        assert is_fault(*choose(program(isa=isa), logits, [draw]), -np.inf, 70)
+        assert is_fault(draw.on_host(logits[0]), -np.inf, 70)
+
+
+def test_where_nothing_may_come_that_row_has_an_error_and_no_other() -> None:
+    logits = logits_of(np.random.default_rng(3), 70)[None].repeat(3, axis=0)
+    masks = [None, Fixed(mask_of([], 70)), Fixed(mask_of([69], 70))]
+    draws = [Draw(i, Sampler(SamplingParams()), [0], [], mask) for i, mask in enumerate(masks)]
+    first, none, last = choose(program(), logits, draws)
+    assert isinstance(first, Sampled)
+    assert isinstance(none, GrammarError)
+    assert isinstance(last, Sampled)
+    assert (first.id, last.id) == (int(logits[0].argmax()), 69)
+
+
+def test_log_probabilities_do_not_depend_on_what_may_come(isa: str) -> None:
+    for case in cases(20, 5, 1000, greedy=True):
+        asked = replace(case, params=replace(case.params, logprobs=3))
+        rng = np.random.default_rng(1)
+        (free,), (held,) = (choose(program(isa=isa), case.logits[None], [c.draw]) for c in (asked, masked(asked, rng)))
+        assert isinstance(free, Sampled)
+        assert isinstance(held, Sampled)
+        assert free.top == held.top
+        difference = float(case.logits[held.id]) - float(case.logits[free.id])
+        assert held.logprob - free.logprob == pytest.approx(difference, abs=1e-5)
+
+
+def test_a_mask_of_another_vocabulary_is_refused() -> None:
+    draw = Draw(0, Sampler(SamplingParams()), [0], [])
+    row = (*_row(draw, None)[:4], np.ones(3, np.uint32))
+    with pytest.raises(ValueError, match="number of words of a mask"):
+        program().choose(np.zeros((1, 50), np.float32), [row])
 
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import pytest
+import typer
 
 from benchmarks import tables
 from benchmarks.peers import report
+from halfbyte.cli.app import app
 from halfbyte.report import schema, throughput_schema
 
 ROOT = Path(__file__).parents[2]
+HALFBYTE: Any = typer.main.get_command(app)
 LAB = sorted((ROOT / "docs" / "lab").glob("[0-9]*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = sorted(tables.RESULTS.rglob("*.jsonl"))
@@ -56,82 +61,123 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_to_other_sites_are_whole_and_encrypted(page: Path) -> None:
+    for target in re.findall(r"\]\((\w+://[^)\s]+)\)", page.read_text(encoding="utf-8")):
+        assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[\w./#?=&%~+-]*)?", target), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_lines_of_prose_can_be_read_side_by_side(page: Path) -> None:
     longest = LONGEST.get(name(page), 140)
     assert [line for line in prose(page) if len(line) > longest] == []
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """Every command of Halfbyte or of the benchmarks that a page shows, in words."""
+def shown(page: Path) -> Iterator[list[str]]:
+    """The words of every line of code that calls Halfbyte or the benchmarks, without what a shell does with them."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    shown = re.findall(r"^    (?:\$ )?((?:halfbyte|python) .*)$", text, re.MULTILINE)
-    shown += re.findall(r"`((?:halfbyte|python) [^`]*)`", text)
-    yield from (shlex.split(command, comments=True) for command in shown)
+    text = re.sub(r"^```sh\n(.*?)^```", lambda found: indent(found[1], "    "), text, flags=re.DOTALL | re.MULTILINE)
+    for line in re.findall(r"^    (?:.*[|$] )?(?:\.venv/bin/)?((?:halfbyte|python) .*)$", text, re.MULTILINE):
+        yield list(takewhile(lambda word: word not in ("|", "<", ">", ">>"), shlex.split(line, comments=True)))
+
+
+def named(page: Path) -> Iterator[list[str]]:
+    """The words of every command that a sentence names."""
+    for command in re.findall(r"`((?:halfbyte|python) [^`]*)`", page.read_text(encoding="utf-8")):
+        yield shlex.split(command)
+
+
+def called(words: list[str]) -> tuple[Any, list[str]]:
+    """The context of the command that words call, and the words that it is given."""
+    found, given = typer.Context(HALFBYTE, info_name="halfbyte", **HALFBYTE.context_settings), words[1:]
+    while given and given[0] in getattr(found.command, "commands", ()):
+        found = typer.Context(found.command.commands[given[0]], info_name=given[0], parent=found)
+        given = given[1:]
+    return found, given
+
+
+def options(command: Any) -> set[str]:
+    """The options that a command's help shows."""
+    return {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"-h", "--help"}
 
 
 @cache
-def help_of(*command: str) -> str:
-    """What a command prints with --help; empty if there is no such command."""
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    asked = [sys.executable, "-m", *command, "--help"]
-    done = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=ROOT)
+def help_of(module: str) -> str:
+    """What a module of the benchmarks prints with --help; empty if there is none."""
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
     return done.stdout if done.returncode == 0 else ""
-
-
-def subcommands(*command: str) -> set[str]:
-    listed = help_of(*command).partition("Commands:")[2]
-    return set(re.findall(r"^  ([a-z]\S*)", listed, re.MULTILINE))
-
-
-def parsed(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The command that words call, and the options they give it."""
-    command = [words[0]] if words[0] == "halfbyte" else [words[2]]
-    for word in words[1:] if words[0] == "halfbyte" else ():
-        if word not in subcommands(*command):
-            break
-        command.append(word)
-    return tuple(command), [word.split("=")[0] for word in words[len(command) :] if re.match(r"--?[a-z]", word)]
 
 
 def has(text: str, option: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) is not None
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", [page for page in PAGES if next(commands(page), None)], ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_and_their_options_exist(page: Path) -> None:
-    for words in commands(page):
-        if words[0] == "python" and words[1] != "-m":
+    for words in (*shown(page), *named(page)):
+        asked = [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        if words[0] == "halfbyte":
+            found, given = called(words)
+            assert found.parent or re.match("-|help$", given[0]), f"{words}: there is no such command"
+            known = options(found.command) | options(HALFBYTE)
+            if found.info_name == "against":
+                known |= options(found.parent.command)
+            assert set(asked) <= known, words
+        elif words[1] == "-m":
+            text = help_of(words[2])
+            assert text, words
+            assert [option for option in asked[1:] if not has(text, option)] == [], words
+        else:
             assert (ROOT / words[1]).is_file(), words
-            continue
-        if words[0] == "python" and words[2] != "halfbyte":
-            assert importlib.util.find_spec(words[2]) is not None, words
-        command, options = parsed(words)
-        text = help_of(*command)
-        assert text, words
-        if command[0] == "halfbyte" and len(words) > 1 and not words[1].startswith("-"):
-            assert len(command) > 1, f"{words}: there is no such command"
-        if command[1:] == ("bench", "against"):
-            text += help_of("halfbyte", "bench")
-        assert [option for option in options if not has(text, option)] == [], words
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_are_given_what_they_take(page: Path) -> None:
+    for words in shown(page):
+        if words[0] == "halfbyte":
+            found, given = called(words)
+            with suppress(typer.Exit):
+                found.command.make_context(found.info_name, given, parent=found.parent)
+
+
 def test_options_named_in_prose_belong_to_some_command() -> None:
-    tree: list[tuple[str, ...]] = [("halfbyte",)]
+    tree = [HALFBYTE]
     for command in tree:
-        tree += [(*command, each) for each in sorted(subcommands(*command))]
-    everything = "".join(help_of(*command) for command in tree)
-    everything += help_of("benchmarks.peers") + help_of("benchmarks.tables")
+        tree += getattr(command, "commands", {}).values()
+    known = set[str]().union(*map(options, tree))
+    others = help_of("benchmarks.peers") + help_of("benchmarks.tables")
     for page in PAGES:
         for line in prose(page):
             for option in re.findall(r"`(--[a-z][\w-]*)", line):
-                assert has(everything, option), f"{name(page)}: {option}"
+                assert option in known or has(others, option), f"{name(page)}: {option}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/python.md"])
+def test_python_on_pages_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "./folder" not in block:  # nothing that this machine may not have
+            exec(block, names)
+    assert "tar xf path/to/archive.tar.gz" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=name)
 def test_tables_are_what_the_results_give(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == tables.filled(page), "run python -m benchmarks.tables"
+
+
+def test_the_readme_says_of_llama_cpp_what_its_table_shows() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (NVIDIA|two CPU).*, (decode|prefill)[^|]* \| ([\d.,]+) \| ([\d.,]+) \|$", text, re.MULTILINE
+    )
+    times = {(machine, phase): list[float]() for machine, phase, *_ in rows}
+    for machine, phase, ours, theirs in rows:
+        times[machine, phase].append(float(ours.replace(",", "")) / float(theirs.replace(",", "")))
+    decode, prefill = times["NVIDIA", "decode"], times["two CPU", "prefill"]
+    said = f"decodes one conversation {min(decode):.1f} to {max(decode):.1f} times as fast on an H200"
+    assert f"{said}, and reads prompts {min(prefill):.1f} times as fast on two CPU cores" in " ".join(text.split())
+    assert max(times["NVIDIA", "prefill"]) < 1, "llama.cpp reads prompts faster with CUDA"
 
 
 def test_every_table_stands_on_a_page() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from halfbyte.sampling.noise import BITS, MOST, noise, uniform_bits
+from halfbyte.sampling.noise import BITS, MOST, coin, coins_below, noise, uniform_bits
 
 
 def pcg3d(x: int, y: int, z: int) -> tuple[int, int, int]:
@@ -42,6 +42,13 @@ def test_noise_is_gumbel_distributed_for_every_seed_position_and_token() -> None
         for probability in (0.001, 0.1, 0.5, 0.9, 0.999):
             quantile = -np.log(-np.log(probability))
             assert (values < quantile).mean() == pytest.approx(probability, abs=0.004)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.25, 0.3, 0.5, 1 - 1e-9, 1.0])
+def test_coins_are_counted_as_they_fall(probability: float) -> None:
+    for position in range(500):
+        bits = int(uniform_bits(5 ^ 9, position, np.zeros(1, np.int64))[0])
+        assert (coin(5, position, 9) < probability) == (bits < coins_below(probability))
 
 
 def test_noise_reaches_no_further_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

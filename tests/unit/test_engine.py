@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from halfbyte.errors import ContextFullError, DeviceError, UsageError
 from halfbyte.plan.plan import Plan
 from halfbyte.runtime import Engine, SamplingParams, Sequence
+from tests.scale import examples
 from tests.unit.engine_fakes import (
     EXECUTORS,
     GREEDY,
@@ -73,7 +74,7 @@ ACTIONS = st.lists(
     switch=st.one_of(st.none(), st.integers(1, 30)),
     prefill_chunk=st.one_of(st.none(), st.integers(1, 4)),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_every_sequence_gets_what_it_would_get_alone(
     executor: type[FakeExecutor], plan: Plan, actions: list, switch: int | None, prefill_chunk: int | None
 ) -> None:

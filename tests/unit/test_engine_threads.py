@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import pytest
 
 import halfbyte
 from halfbyte.errors import DeviceError, UsageError
+from halfbyte.plan.drawing import Token
 from halfbyte.runtime import Engine, EngineLoop, SamplingParams
 from halfbyte.runtime.outbox import FULL
 from tests.unit.engine_fakes import (
@@ -96,7 +96,6 @@ def test_streams_that_are_closed_dropped_or_interleaved_harm_no_other(executor: 
             if chance.random() < 0.5:
                 streams[0].close()
             del streams, stream
-            gc.collect()
 
     in_threads(ask)
     assert engine.idle
@@ -239,18 +238,35 @@ def test_the_thread_ends_when_nothing_is_asked_for_and_begins_again() -> None:
             time.sleep(0.05)
 
 
-def test_a_lost_device_ends_every_answer_with_the_same_error() -> None:
+class LostPending:
+    """Tokens of a batch that a lost device had been given."""
+
+    def choose(self) -> None:
+        pass
+
+    def tokens(self) -> list[list[Token]]:
+        raise DeviceError("the device is lost")
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("noticed", ["as a batch is submitted", "as its tokens are read"])
+def test_a_lost_device_ends_every_answer_with_the_same_error(noticed: str, executor: type[FakeExecutor]) -> None:
+    """Those that run and those that wait."""
     plan = plan_of(context=400)
-    engine, executor = loop_of(plan)
+    engine, device = loop_of(plan, executor)
+    submit = device.submit
     streams = [engine.stream([i, 3], GREEDY, max_tokens=300) for i in range(6)]
     for stream in streams:
         stream.start()
     next(streams[0])
-    executor.fail_after, executor.failure = 0, DeviceError("the device is lost")
+    if noticed == "as a batch is submitted":
+        device.fail_after, device.failure = 0, DeviceError("the device is lost")
+    else:
+        device.submit = lambda *_, **__: LostPending()  # type: ignore[method-assign]
     for stream in streams:
         with pytest.raises(DeviceError, match="the device is lost"):
             list(stream)
-    executor.fail_after = None
+    device.fail_after, device.submit = None, submit  # type: ignore[method-assign]
     assert engine.idle
     assert set(blocks_unaccounted_for(engine, plan).values()) == {0}
     assert generated(engine, PROMPT, max_tokens=4) == answer(PROMPT, plan, max_tokens=4)

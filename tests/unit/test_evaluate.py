@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from halfbyte.errors import UsageError
-from halfbyte.evaluate.answers import Answers, compare, read_questions
-from halfbyte.evaluate.divergence import Divergence, _compare, _summary
-from halfbyte.evaluate.perplexity import mean_perplexity
-from halfbyte.evaluate.plot import plot
-from halfbyte.evaluate.scorer import log_probabilities
-from halfbyte.evaluate.table import Row, Table
-from halfbyte.evaluate.windows import Protocol, protocol
+from halfbyte.evaluation.answers import Answers, compare, read_questions
+from halfbyte.evaluation.divergence import Divergence, _compare, _summary
+from halfbyte.evaluation.perplexity import mean_perplexity
+from halfbyte.evaluation.plot import plot
+from halfbyte.evaluation.scorer import log_probabilities
+from halfbyte.evaluation.table import Row, Table
+from halfbyte.evaluation.windows import Protocol, protocol
 
 IDS = np.arange(100, 1100, dtype=np.int32)
 
@@ -99,24 +102,61 @@ def test_a_table_in_every_form() -> None:
     assert "| a<b | 4.500 | 0.0200 | 0.200 | 90.0% | 1.0233 | 8 | 7 of 9 |" in table.markdown()
     assert "a<b,4.5,74.0,0.5,33.0,0.2,0.02,0.001,0.2,1.5,0.9,1.02326,8,10,7,9" in table.csv()
     assert json.loads(table.json())["rows"][0]["ppl"] == [72.5, 32.25]
-    drawn = ElementTree.fromstring(table.svg())
-    assert len(drawn.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    assert table.plot().count(b'id="line-') == 2
+    assert (table.plot("png")[:4], table.plot("pdf", dark=True)[:4]) == (b"\x89PNG", b"%PDF")
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def box(drawn: ElementTree.Element, name: str) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the first path of a part."""
+    path = drawn.find(f".//*[@id='{name}']//{SVG}path")
+    assert path is not None
+    numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", path.attrib["d"])]
+    across, down = numbers[::2], numbers[1::2]
+    return min(across), min(down), max(across), max(down)
+
+
+def place(text: ElementTree.Element) -> tuple[float, float]:
+    """Where a text stands."""
+    found = re.search(r"translate\((-?[\d.]+) (-?[\d.]+)\)", text.attrib.get("transform", ""))
+    return (float(found[1]), float(found[2])) if found else (float(text.attrib["x"]), float(text.attrib["y"]))
 
 
 def test_a_plots_legend_lies_beside_its_curves_and_its_axes_are_named() -> None:
-    windows = (16, 256, 1024, 2048)
+    windows = (16, 96, 256, 1024, 2048)
     names = ["bf16", "a model with quite a long name, 5.85 bits"]
-    drawn = ElementTree.fromstring(plot(names, [[1.0] * 4, [1.061, 1.04, 0.99, 0.986]], windows, "A & B"))
-    space = "{http://www.w3.org/2000/svg}"
-    points = [p.split(",") for line in drawn.findall(f"{space}polyline") for p in line.attrib["points"].split()]
-    texts = {text.text: text.attrib for text in drawn.findall(f"{space}text")}
-    assert {"window, in tokens (logarithmic)", "perplexity / original's", "A & B"} <= texts.keys()
-    assert max(float(x) for x, _ in points) < min(float(texts[name]["x"]) for name in names)
-    ticks = {float(texts[t]["y"]): float(t) for t in texts if t and "." in t and t.replace(".", "").isdigit()}
-    assert {0.98, 1.0, 1.06, 1.08} <= set(ticks.values())
-    one = next(height for height, value in ticks.items() if value == 1.0)
-    assert {float(y) for x, y in points[:4]} == {one - 4}
-    assert [str(window) in texts for window in windows] == [True] * 4
-    assert "prefers-color-scheme: dark" in drawn.findtext(f"{space}style", "")
-    right = float(drawn.attrib["viewBox"].split()[2])
-    assert float(texts[names[1]]["x"]) + 6.5 * len(names[1]) < right
+    drawn = ElementTree.fromstring(plot(names, [[1.0] * 5, [1.061, 1.05, 1.04, 0.99, 0.986]], windows, "A & B"))
+    texts = {text.text: place(text) for text in drawn.iter(f"{SVG}text")}
+    assert {
+        "window length (tokens)",
+        "perplexity / original's perplexity",
+        "A & B",
+        "1.0: as the original",
+    } <= texts.keys()
+    left, top, right, bottom = box(drawn, "patch_2")
+    curves = [box(drawn, "line-0"), box(drawn, "line-1")]
+    assert all(left <= curve[0] < curve[2] <= right and top <= curve[1] <= curve[3] <= bottom for curve in curves)
+    legend = [texts[name] for name in (*names, "1.0: as the original")]
+    assert all(x > right for x, _ in legend)
+    assert [b - a > 12 for (_, a), (_, b) in pairwise(legend)] == [True, True]
+    assert float(drawn.attrib["viewBox"].split()[2]) > legend[1][0] + 5 * len(names[1])
+    powers = [texts[f"{2**i:,}"][0] for i in range(4, 12)]
+    steps = [after - before for before, after in pairwise(powers)]
+    assert steps == pytest.approx([steps[0]] * 7, rel=0.05)
+    assert "96" not in texts
+
+
+def test_a_plot_is_light_or_dark_as_its_page() -> None:
+    light, dark = (plot(["bf16"], [[1.0, 1.0]], (16, 32), "A", dark=dark).decode() for dark in (False, True))
+    assert "prefers-color-scheme: dark" in light
+    assert "fill: #0d1117" in dark
+    assert "#ffffff" not in dark
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError) as raised:
+        plot(["bf16"], [[1.0]], (16,), "A")
+    assert raised.value.hint == "Install it: pip install 'halfbyte[plot]'"

@@ -22,9 +22,11 @@ from huggingface_hub import constants, file_download
 
 from halfbyte.checkpoint import hub
 from halfbyte.checkpoint.gguf.writer import write_gguf
-from halfbyte.errors import DownloadError, ModelNotFoundError, UnsupportedModelError, UsageError
+from halfbyte.errors import DownloadError, InvalidModelError, ModelNotFoundError, UnsupportedModelError, UsageError
 from tests.models.test_interchange import small_tokenizer
 from tests.models.tiny import tiny
+from tests.unit.cli_fakes import error_lines, halfbyte
+from tests.unit.test_gguf import write_llama
 
 REPO = "acme/tiny"
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -65,6 +67,7 @@ class Hub:
         files: Commit → file name → contents.
         refusals: Start of a path → (status, X-Error-Code) it is answered with.
         cuts: File name → how many answers break off half-way.
+        small: Names of files that are not kept as large ones: Git's SHA-1 is their ETag.
         requests: (method, path, Range header) of every request.
     """
 
@@ -73,6 +76,7 @@ class Hub:
         self.files: dict[str, dict[str, bytes]] = {FIRST: dict(SINGLE)}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.cuts: dict[str, int] = {}
+        self.small: set[str] = set()
         self.requests: list[tuple[str, str, str | None]] = []
 
     def downloads(self) -> list[str]:
@@ -121,7 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self.hub.files[commit].get(name)
         if data is None:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        checksum = git_sha1(data) if name in self.hub.small else hashlib.sha256(data).hexdigest()
+        headers = {"ETag": f'"{checksum}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
         if asked:
             start = int(asked.removeprefix("bytes=").rstrip("-").split("-")[0])
@@ -320,7 +325,7 @@ def test_a_cached_branch_is_only_looked_up(server: Hub) -> None:
 def test_offline_uses_the_cache_alone(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DownloadError, match=rf"{REPO} at main is not in the local cache") as caught:
         hub.resolve(REPO, offline=True)
-    assert f"halfbyte models pull {REPO}" in caught.value.hint
+    assert f"halfbyte pull {REPO}" in caught.value.hint
     folder = hub.pull(REPO)
     server.requests.clear()
     assert hub.resolve(REPO, offline=True) == folder
@@ -464,14 +469,27 @@ def test_too_little_space_is_known_before_the_download(server: Hub, monkeypatch:
     assert server.downloads() == []
 
 
-def test_installed_lists_what_can_be_opened(server: Hub, cache: Path) -> None:
+def test_installed_lists_what_is_complete(server: Hub, cache: Path) -> None:
     assert hub.installed() == []
     folder = hub.pull(REPO)
+    assert hub.installed() == [hub.CachedModel(REPO, FIRST, folder)]
+    (folder / "model.safetensors").unlink()
+    assert hub.installed() == []
+
+
+def test_list_passes_over_what_cannot_be_opened(server: Hub) -> None:
+    hub.pull(REPO)
     server.revisions["broken"] = SECOND
     server.files[SECOND] = SINGLE | {"model.safetensors": b"nonsense"}
     hub.pull(REPO, revision="broken")
-    nbytes = sum(len(data) for data in SINGLE.values())
-    assert hub.installed() == [hub.InstalledModel(REPO, FIRST, folder, nbytes, "llama", ("bf16",))]
+    result = halfbyte("list", "--json")
+    pocket, model = json.loads(result.stdout)
+    assert f"{REPO} cannot be opened" in result.stderr
+    assert (pocket["id"], pocket["revision"]) == ("pocket", None)
+    assert {name: model[name] for name in ("id", "revision", "architecture", "bytes", "formats", "parameters")} == {
+        "id": REPO, "revision": FIRST, "architecture": "llama", "bytes": 128, "formats": {"bf16": 2},
+        "parameters": None,
+    }  # fmt: skip
 
 
 def test_remove_frees_every_revision(server: Hub, cache: Path) -> None:
@@ -480,11 +498,84 @@ def test_remove_frees_every_revision(server: Hub, cache: Path) -> None:
     server.files[SECOND] = SINGLE | {"config.json": b'{"model_type": "phi3"}'}
     hub.pull(REPO, revision="next")
     expected = sum(len(data) for data in SINGLE.values()) + len(b'{"model_type": "phi3"}')
+    expected += sum(len(revision.read_bytes()) for revision in cache.glob("models--*/refs/*"))
+    found = hub.cached(REPO)
+    assert (found.id, found.revisions, found.nbytes) == (REPO, 2, expected)
     assert hub.remove(REPO) == expected
     assert hub.installed() == []
     assert not (cache / "models--acme--tiny").exists()
     with pytest.raises(ModelNotFoundError, match="not in the local cache"):
         hub.remove(REPO)
+
+
+def test_rm_names_what_it_deletes_and_who_else_uses_it(server: Hub, cache: Path) -> None:
+    hub.pull(REPO)
+    result = halfbyte("rm", REPO, stdin="n\n")
+    assert (result.exit_code, hub.installed() == []) == (1, False)
+    folder = cache / "models--acme--tiny"
+    assert f"{folder} is part of the Hugging Face cache: other programs that use this model lose it" in result.stderr
+    assert f"Delete {REPO} (1 revision, " in result.stderr
+    assert "freed" in halfbyte("rm", REPO, "--yes").stderr
+    assert hub.installed() == []
+
+
+def test_only_what_was_downloaded_is_removed(server: Hub, tmp_path: Path) -> None:
+    for model, words in ((str(tmp_path), "is not in the Hugging Face cache"), ("pocket", "is part of Halfbyte")):
+        result = halfbyte("rm", model, "--yes")
+        assert result.exit_code == UsageError.exit_code
+        assert words in error_lines(result)[0]
+    assert tmp_path.is_dir()
+
+
+def change(file: Path) -> None:
+    """Change one bit near the end of a file."""
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def git_sha1(data: bytes) -> str:
+    """What Git calls a file with these bytes, which is how the hub calls small ones."""
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+def test_verify_compares_files_with_the_checksums_of_the_hub(server: Hub) -> None:
+    server.small = {"config.json"}
+    folder = hub.pull(REPO)
+    assert (folder / "config.json").readlink().name == git_sha1(SETTINGS["config.json"])
+    found = json.loads(halfbyte("verify", REPO, "--json").stdout)
+    nbytes = sum(map(len, SINGLE.values()))
+    assert found == {"id": REPO, "path": str(folder), "tensors": 0, "files": len(SINGLE), "nbytes": nbytes}
+    assert f"{REPO} is intact: 5 files have the right checksums" in halfbyte("verify", REPO).stdout
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_verify_names_the_file_that_changed_and_how_to_get_it_again(server: Hub, name: str) -> None:
+    server.small = {"config.json"}
+    folder = hub.pull(REPO)
+    blob = (folder / name).resolve()
+    change(blob)
+    result = halfbyte("verify", REPO)
+    assert result.exit_code == InvalidModelError.exit_code
+    message, hint = error_lines(result)
+    assert f"{folder / name} is damaged" in message
+    assert hint == f"Delete {blob}, and pull the model again."
+    blob.unlink()
+    hub.pull(REPO)
+    assert halfbyte("verify", REPO).exit_code == 0
+
+
+def test_verify_reads_every_part_of_a_gguf(server: Hub, tmp_path: Path) -> None:
+    write_llama(tmp_path / "tiny-F32.gguf", split_max_tensors=4)
+    parts = {part.name: part.read_bytes() for part in sorted(tmp_path.glob("tiny-F32-*.gguf"))}
+    server.files[FIRST] = parts | {"other-Q8_0.gguf": b"8"}
+    path = hub.pull(f"{REPO}:F32")
+    assert json.loads(halfbyte("verify", f"{REPO}:F32", "--json").stdout)["files"] == len(parts)
+    last = path.with_name(max(parts))
+    change(last.resolve())
+    result = halfbyte("verify", f"{REPO}:F32")
+    assert result.exit_code == InvalidModelError.exit_code
+    assert f"{last} is damaged" in error_lines(result)[0]
 
 
 def test_remove_takes_what_was_never_finished(server: Hub, cache: Path) -> None:
@@ -517,6 +608,7 @@ GGUFS = {
     "tiny-Q4_K_M.gguf": b"4", "tiny-q8_0.gguf": b"8", "tiny.gguf": b"?", "mmproj-tiny-f16.gguf": b"m",
     "BF16/tiny-BF16-00001-of-00002.gguf": b"1", "BF16/tiny-BF16-00002-of-00002.gguf": b"2", "config.json": b"{}",
 }  # fmt: skip
+GGUFS_BF16 = [name for name in GGUFS if name.startswith("BF16")]
 
 
 @pytest.mark.parametrize(
@@ -548,7 +640,7 @@ def test_ggufs_that_could_be_meant_are_listed(server: Hub) -> None:
     server.files[FIRST] = GGUFS
     with pytest.raises(ModelNotFoundError, match="acme/tiny has 4 GGUF models") as caught:
         hub.resolve(REPO)
-    assert caught.value.hint == f"Name one as {REPO}:BF16; there are BF16, Q4_K_M, Q8_0, tiny.gguf."
+    assert caught.value.hint == f"Name one as {REPO}:Q4_K_M; there are BF16, Q4_K_M, Q8_0, tiny.gguf."
     with pytest.raises(ModelNotFoundError, match="no one GGUF model called 'Q9'"):
         hub.resolve(f"{REPO}:Q9")
     server.files[FIRST] = {"a-Q8_0.gguf": b"", "b-Q8_0.gguf": b""}
@@ -559,6 +651,16 @@ def test_ggufs_that_could_be_meant_are_listed(server: Hub) -> None:
     with pytest.raises(ModelNotFoundError, match="no GGUF file"):
         hub.resolve(f"{REPO}:Q8_0")
     assert server.downloads() == []
+
+
+def test_without_downloads_the_ggufs_that_are_here_are_listed(server: Hub) -> None:
+    server.files[FIRST] = GGUFS
+    for choice in ("Q8_0", "BF16"):
+        hub.pull(f"{REPO}:{choice}")
+    for model in (REPO, f"{REPO}:Q4_K_M"):
+        with pytest.raises(ModelNotFoundError, match=f"{model} is none of the GGUF models") as caught:
+            hub.resolve(model, offline=True)
+        assert caught.value.hint == (f"Name {REPO}:BF16 or {REPO}:Q8_0, or download it with `halfbyte pull {model}`.")
 
 
 def test_safetensors_come_before_a_gguf_beside_them(server: Hub) -> None:
@@ -574,10 +676,38 @@ def test_the_only_gguf_of_a_repository_needs_no_name(server: Hub, tmp_path: Path
     server.files[FIRST] = {"README.md": b"#", "tiny-F16.gguf": data}
     path = hub.resolve(REPO)
     assert path.read_bytes() == data
-    assert hub.installed() == [
-        hub.InstalledModel(f"{REPO}:F16", FIRST, path, len(data), "llama", ("f16", "f32")),
-    ]
+    assert hub.installed() == [hub.CachedModel(f"{REPO}:F16", FIRST, path)]
     assert hub.resolve(f"{REPO}:F16") == path
     with pytest.raises(UsageError, match="as a whole"):
         hub.remove(f"{REPO}:F16")
-    assert hub.remove(REPO) == len(data)
+    assert hub.remove(REPO) == len(data) + len(FIRST)
+
+
+def test_a_menu_offers_the_ggufs_of_a_repository_on_a_terminal(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files[FIRST] = GGUFS
+    monkeypatch.setattr("halfbyte.cli.models.on_terminal", lambda: True)
+    result = halfbyte("pull", REPO, stdin="9\nQ9\n4\n")
+    assert "acme/tiny has 4 GGUF models:" in result.stderr
+    assert [line.split() for line in result.stderr.splitlines()[2:6]] == [
+        ["1", "Q4_K_M", "1", "B"], ["2", "Q8_0", "1", "B"], ["3", "tiny.gguf", "1", "B"], ["4", "BF16", "2", "B"],
+    ]  # fmt: skip
+    assert "'9' is not one of them" in result.stderr
+    assert "'Q9' is not one of them" in result.stderr
+    assert server.downloads() == GGUFS_BF16
+    assert Path(result.stdout.strip()).name == Path(GGUFS_BF16[0]).name
+
+
+@pytest.mark.parametrize(("answer", "name"), [("", "tiny-Q4_K_M.gguf"), ("q8_0", "tiny-q8_0.gguf")])
+def test_the_menu_prefers_q4_k_m(server: Hub, monkeypatch: pytest.MonkeyPatch, answer: str, name: str) -> None:
+    server.files[FIRST] = GGUFS
+    monkeypatch.setattr("halfbyte.cli.models.on_terminal", lambda: True)
+    assert "[Q4_K_M]" in halfbyte("pull", REPO, stdin=f"{answer}\n").stderr
+    assert server.downloads() == [name]
+
+
+def test_without_a_terminal_pull_lists_the_ggufs(server: Hub) -> None:
+    server.files[FIRST] = GGUFS
+    result = halfbyte("pull", REPO)
+    assert result.exit_code == ModelNotFoundError.exit_code
+    assert "there are BF16, Q4_K_M, Q8_0, tiny.gguf" in error_lines(result)[1]
+    assert server.downloads() == []

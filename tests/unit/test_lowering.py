@@ -89,13 +89,16 @@ def test_what_programs_refer_to_is_there(model: str) -> None:
 
 def test_programs_are_those_that_batches_can_take() -> None:
     few = lower(plan_of("llama-3.2-1b", tokens=6, rows=3), FULL, choose(FULL)).programs
-    samplers = {f"sample.{kind}{more}" for kind in ("greedy", "random") for more in ("", ".penalized")}
+    changes = ("", ".penalized", ".masked", ".penalized.masked")
+    samplers = {f"sample.{kind}{more}" for kind in ("greedy", "random") for more in changes}
     heads = {"head.2.1", "head.2.2", "head.4.1", "head.4.2", "head.4.4", "head.8.1", "head.8.2", "head.8.4"}
-    assert set(few) == {"single", "body.2", "body.4", "body.8"} | heads | samplers
+    bodies = {f"{kind}.{count}" for kind in ("body", "hidden") for count in (2, 4, 8)}
+    assert set(few) == {"single"} | bodies | heads | samplers
     many = lowered().programs
     assert {name for name in many if name.startswith(("body.many", "head.many"))} == {"body.many", "head.many.1"}
     counts = ["2", "4", "8", "16", "32", "64", "many"]
-    assert [name for name in many if name.startswith("body.")] == [f"body.{count}" for count in counts]
+    for kind in ("body", "hidden"):
+        assert [name for name in many if name.startswith(kind)] == [f"{kind}.{count}" for count in counts]
     served = lower(plan_of("llama-3.2-1b", rows=40, sequences=40), FULL, choose(FULL)).programs
     for at, body in enumerate(counts):
         rows = ["1", *counts[: min(at + 1, 6)]]

@@ -267,11 +267,11 @@ def test_steps_with_damaged_fields_are_refused_or_run(op: str) -> None:
             ]
             fields[name] = np.zeros(shape, dtype) if rng.random() < 0.6 else others[int(rng.integers(len(others)))]
         try:
-            program.step(op, bool(rng.integers(2)), fields)
+            program.step(op, ["tokens", "rows", "hidden"][int(rng.integers(3))], fields)
             ends["made"] += 1
         except (ValueError, TypeError):
             ends["refused"] += 1
             continue
         with suppress(ValueError):
-            program.run(int(rng.integers(5)), int(rng.integers(3)))
+            program.run(int(rng.integers(5)), int(rng.integers(3)), bool(rng.integers(2)))
     assert min(ends.values()) > 20

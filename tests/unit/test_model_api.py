@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 
 import halfbyte
 from halfbyte import Model, SamplingParams
-from halfbyte.errors import DeviceError, HalfbyteError, UsageError
+from halfbyte.errors import DeviceError, GrammarError, HalfbyteError, UsageError
 from halfbyte.model import AnswerOptions
 from halfbyte.sampling.params import SamplingOptions
+from tests.constraints import Rules, script
 
 PROMPT = "What does ls do?"
 
@@ -24,6 +27,23 @@ PROMPT = "What does ls do?"
 def model() -> Iterator[Model]:
     with halfbyte.load(threads=1, context=128) as loaded:
         yield loaded
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 4}])
+def test_an_answer_is_held_to_a_schema(model: Model, sampling: Any) -> None:
+    schema = {"type": "object", "properties": {"size": {"enum": ["small", "large"]}}, "required": ["size"],
+              "additionalProperties": False}  # fmt: skip
+    answer = model.generate("How big is it?", grammar=model.grammar.json_schema(schema), **sampling)
+    assert json.loads(answer.text)["size"] in ("small", "large")
+    assert answer.finish_reason == "stop"
+    assert model.grammar is model.grammar
+
+
+def test_special_tokens_are_shown_where_they_are_asked_for(model: Model) -> None:
+    end = model.tokenizer.token(model.generate("What does ls do?").token_ids[-1])
+    assert end is not None
+    plain, kept = model.generate("What does ls do?"), model.generate("What does ls do?", keep_special=[end])
+    assert kept.text == plain.text + end
 
 
 def test_typed_options_are_all_that_there_are() -> None:
@@ -94,7 +114,40 @@ def test_tokens_become_text_again(model: Model) -> None:
 
 
 def test_a_model_shows_what_it_is(model: Model) -> None:
-    assert repr(model) == "<Model 'pocket' on cpu: 16.9 MB of weights, most in q4g64z; context 128>"
+    assert repr(model) == "<Model 'pocket' on cpu: 29.4 M parameters in 16.9 MB, most in q4g64z; context 128>"
+
+
+def test_an_answer_is_its_text_and_shows_in_a_line_what_it_took(model: Model) -> None:
+    answer = model.generate("How do I extract a tar archive?")
+    assert str(answer) == f"{answer}" == answer.text
+    assert re.fullmatch(
+        r"<Generation 'Use `tar`:\\n`tar xf path/to/archive\.tar\.gz`': 15 tokens in .* s, [\d,]+ tokens/s, stop>",
+        repr(answer),
+    )
+    long = replace(answer, text="<b>" * 100, token_ids=(1,), ms_per_token=None, total_s=0.5, finish_reason="length")
+    assert repr(long) == f"<Generation '{'<b>' * 20}…': 1 token in 0.5 s, length>"
+    assert "&lt;b&gt;" in long._repr_html_()
+    assert "<b>" not in long._repr_html_()
+
+
+def test_a_stream_shows_how_far_it_is(model: Model) -> None:
+    stream = model.stream(PROMPT)
+    assert repr(stream) == "<Stream '': 0 tokens so far>"
+    token = next(stream)
+    assert repr(token) == f"Token(id={token.id}, text='List', logprob={token.logprob})"
+    assert repr(stream) == "<Stream 'List': 1 token so far>"
+    stream.close()
+    assert repr(stream) == "<Stream 'List': 1 token, closed>"
+    whole = model.stream(PROMPT)
+    assert repr(list(whole)[-1]).endswith(", finish_reason='stop')")
+    assert repr(whole) == "<Stream 'List directory contents.': 5 tokens, stop>"
+    assert repr(model.astream(PROMPT)) == "<AsyncStream '': 0 tokens so far>"
+
+
+def test_options_show_what_is_not_the_default(model: Model) -> None:
+    assert repr(model.options) == "RunOptions(device='cpu', threads=1, context=128)"
+    assert repr(SamplingParams(temperature=0.7, logit_bias={})) == "SamplingParams(temperature=0.7)"
+    assert repr(model.tokenizer) == "<Tokenizer of 8,192 tokens, with a chat template>"
 
 
 def test_tools_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +227,14 @@ def test_too_little_memory_is_a_sentence_with_sizes(monkeypatch: pytest.MonkeyPa
     ) as raised:
         halfbyte.load(threads=1, context=64)
     assert raised.value.hint
+
+
+def test_an_answer_follows_a_grammar(model: Model) -> None:
+    ids = [*model.tokenizer.encode("cat file"), model.stop_token_ids[0]]
+    free, vocab = model.generate(PROMPT, max_tokens=8), model.plan.vocab_size
+    for seed, temperature in ((None, 0.0), (3, 1.0)):
+        held = model.generate(PROMPT, grammar=script(ids, vocab), seed=seed, temperature=temperature)
+        assert (held.text, held.finish_reason) == ("cat file", "stop")
+    assert model.generate(PROMPT, max_tokens=8, grammar=Rules(lambda _: range(vocab), vocab)).text == free.text
+    with pytest.raises(GrammarError, match="the grammar allows no token after 2 tokens of the answer"):
+        model.generate(PROMPT, grammar=script(ids[:2], vocab))

@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import halfbyte
 from halfbyte import Model
-from halfbyte.errors import ContextFullError, UsageError
+from halfbyte.errors import ContextFullError, DeviceError, UsageError
 from tests.unit.cli_fakes import halfbyte as halfbyte_command
 
 NAMES = ("ls", "grep", "tar", "sed", "awk", "cut", "sort")
@@ -69,6 +70,47 @@ def test_coroutines_share_the_model(model: Model, alone: list[str]) -> None:
         return list(texts), [answer.text for answer in answers]
 
     assert asyncio.run(everything()) == (alone, alone)
+
+
+def test_tokens_that_come_meanwhile_are_handed_out_together(model: Model, alone: list[str]) -> None:
+    async def lists(pace_s: float) -> list[str]:
+        stream = model.astream(PROMPTS[0], max_tokens=20)
+        return ["".join(token.text for token in tokens) async for tokens in stream.lists(lambda: pace_s)]
+
+    for pace_s in (0.0, 0.005, 60.0):
+        assert "".join(asyncio.run(lists(pace_s))) == alone[0]
+
+
+def test_only_what_is_in_between_waits_for_its_time(model: Model) -> None:
+    async def lists() -> list[int]:
+        stream = model.astream(PROMPTS[0], max_tokens=40, ignore_eos=True)
+        return [len(tokens) async for tokens in stream.lists(lambda: 60.0)]
+
+    first, last = asyncio.run(asyncio.wait_for(lists(), 30))
+    assert first < 40
+    assert first + last == 40
+
+
+def test_a_failure_comes_after_the_tokens_before_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    submit = model.executor.submit
+
+    def failing(*batch: Any, **how: Any) -> Any:
+        if len(given) == 10:
+            raise DeviceError("The device is gone.", "")
+        given.append(1)
+        return submit(*batch, **how)
+
+    told: list[int] = []
+
+    async def read() -> None:
+        async for tokens in model.astream(PROMPTS[0], max_tokens=40, ignore_eos=True).lists(lambda: 0.01):
+            told.append(len(tokens))
+
+    monkeypatch.setattr(model.executor, "submit", failing)
+    with pytest.raises(DeviceError, match="gone"):
+        asyncio.run(read())
+    assert 0 < sum(told) <= 10
 
 
 def test_a_task_that_is_cancelled_cancels_its_answer(model: Model, alone: list[str]) -> None:

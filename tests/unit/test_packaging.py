@@ -45,7 +45,10 @@ def test_the_source_distribution_holds_nothing_else(source: dict[str, int]) -> N
 
 
 def test_every_dependency_is_imported() -> None:
-    modules = {name.replace("-", "_") for name in (line.split(">")[0] for line in PROJECT["project"]["dependencies"])}
+    modules = {
+        name.removesuffix("-py").replace("-", "_")
+        for name in (line.split(">")[0] for line in PROJECT["project"]["dependencies"])
+    }
     text = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     assert {name for name in modules if f"import {name}" not in text and f"from {name}" not in text} == set()
 

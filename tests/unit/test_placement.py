@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import halfbyte
-from halfbyte import user_cache
-from halfbyte.errors import DeviceError
+from halfbyte import system, user_cache
+from halfbyte.errors import DeviceError, UsageError
 from halfbyte.gpu.device import adapters
 from halfbyte.gpu.device.adapters import Adapter, Adapters, best_gpu, counted
 from halfbyte.options import RunOptions
-from halfbyte.placement import choose_device
+from halfbyte.placement import choose_device, part
 
 DISCRETE = Adapter("Real GPU", "DiscreteGPU", "Vulkan", "driver 1", ("subgroup",), {"max-buffer-size": 1 << 30})
 SOFTWARE = Adapter("llvmpipe", "CPU", "Vulkan", "driver 2")
@@ -114,9 +115,37 @@ def test_a_start_without_a_gpu_never_imports_wgpu() -> None:
     code = (
         "import sys; from halfbyte.gpu.device import adapters; adapters._nodes = lambda: iter(())\n"
         "sys.platform = 'linux'\n"
-        "from halfbyte.options import RunOptions; from halfbyte.placement import choose_device\n"
+        "from halfbyte.options import RunOptions; from halfbyte.placement import choose_device, part\n"
         "assert choose_device(RunOptions())[0] == 'cpu'\n"
         "print(*[m for m in ('wgpu', 'halfbyte.gpu.device.device') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_each_replica_takes_a_real_gpu_of_its_own(machine: Any) -> None:
+    twin = replace(DISCRETE, backend="D3D12")
+    machine.has = Adapters((DISCRETE, DISCRETE, twin, twin, SOFTWARE))
+    assert [part(RunOptions(), place, 2) for place in (0, 1)] == [RunOptions("gpu", gpu=0), RunOptions("gpu", gpu=1)]
+    with pytest.raises(UsageError, match="3 replicas need a GPU each, and there are 2"):
+        part(RunOptions(), 0, 3)
+    with pytest.raises(UsageError, match="gpu=1 is one GPU, and there are 2 replicas"):
+        part(RunOptions("gpu", gpu=1), 0, 2)
+
+
+def test_without_a_gpu_replicas_divide_the_threads(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.has = Adapters((SOFTWARE,))
+    monkeypatch.setattr("halfbyte.cpu.machine.default_threads", lambda: 8)
+    assert part(RunOptions(), 1, 3) == RunOptions("cpu", threads=2)
+    assert part(RunOptions(), 1, 16) == RunOptions("cpu", threads=1)
+    assert part(RunOptions(threads=5), 1, 3) == RunOptions("cpu", threads=5)
+    with pytest.raises(UsageError, match="only a software GPU was found"):
+        part(RunOptions("gpu"), 0, 2)
+
+
+def test_replicas_count_on_their_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_parts", 1)
+    monkeypatch.setattr(system, "_meminfo", lambda: {"MemAvailable": 1000})
+    monkeypatch.setattr(system, "_memory_limits", lambda *names: [])
+    system.divide_memory(4)
+    assert system.available_memory() == 250

@@ -12,7 +12,7 @@ import pytest
 
 from halfbyte.checkpoint import Checkpoint, open_checkpoint
 from halfbyte.errors import UnsupportedModelError, UsageError
-from halfbyte.quantize import quantize
+from halfbyte.quantization import quantize
 
 
 def relative_error(original: Checkpoint, packed: Checkpoint) -> float:
@@ -87,7 +87,7 @@ def test_options_out_of_range(shell_29m: Path, tmp_path: Path) -> None:
 def test_memory_holds_one_tensor(shell_29m: Path, tmp_path: Path) -> None:
     """Packing raises a process's peak memory by less than the 59 MB of the model."""
     code = (
-        "import resource, sys; from pathlib import Path; from halfbyte.quantize import quantize\n"
+        "import resource, sys; from pathlib import Path; from halfbyte.quantization import quantize\n"
         "import halfbyte.models.phi3\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "quantize(Path(sys.argv[1]), Path(sys.argv[2]))\n"

@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.formats import get_format
 from halfbyte.models import build_spec
-from halfbyte.quantize import awq
-from halfbyte.quantize.auto import auto_formats
-from halfbyte.quantize.forward import Forward
-from halfbyte.quantize.importance import importance
-from halfbyte.quantize.layerwise import Layerwise, Task
-from halfbyte.quantize.work import WorkFolder
+from halfbyte.quantization import awq
+from halfbyte.quantization.auto import auto_formats
+from halfbyte.quantization.forward import Forward
+from halfbyte.quantization.importance import importance
+from halfbyte.quantization.layerwise import Layerwise, Task
+from halfbyte.quantization.work import WorkFolder
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 32, 6

@@ -7,12 +7,12 @@ import pytest
 
 from halfbyte.errors import UsageError
 from halfbyte.formats import get_format
-from halfbyte.quantize import grid, linalg
-from halfbyte.quantize.auto import Choice, allocate
-from halfbyte.quantize.awq import clip
-from halfbyte.quantize.gptq import damped, gptq
-from halfbyte.quantize.grid import PLAIN, Grid, GroupFormat, fit, is_grouped
-from halfbyte.quantize.recipe import group_format
+from halfbyte.quantization import grid, linalg
+from halfbyte.quantization.auto import Choice, allocate
+from halfbyte.quantization.awq import clip
+from halfbyte.quantization.gptq import damped, gptq
+from halfbyte.quantization.grid import PLAIN, Grid, GroupFormat, fit, is_grouped
+from halfbyte.quantization.recipe import group_format
 
 ROWS, COLUMNS = 24, 160
 

@@ -13,7 +13,7 @@ import pytest
 from halfbyte.checkpoint import open_checkpoint
 from halfbyte.cli.quantize import quantize as command
 from halfbyte.errors import UsageError
-from halfbyte.quantize.options import METHODS, Method
+from halfbyte.quantization.options import METHODS, Method
 from tests.models.tiny import VOCABULARY, tiny
 from tests.unit.cli_fakes import error_lines, halfbyte
 from tests.unit.test_quantize_layerwise import folder
@@ -74,6 +74,8 @@ def formats_in(target: Path) -> dict[str, str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_every_format(untied: Path, text: Path, tmp_path: Path, method: Method) -> None:
     for bits, group, zero_points in itertools.product((3, 4, 8), (32, 64, 128), (True, False)):
+        if zero_points and bits == 8 and method != "awq+":
+            continue  # 8 bits have no zero points; the ends of awq+ have 4
         target = tmp_path / f"{bits}-{group}-{zero_points}"
         options: dict[str, Any] = {"bits": bits, "group_size": group, "zero_points": zero_points}
         if method != "rtn":
@@ -153,7 +155,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--method", "awq+", "--clip"], "--clip only applies to rtn; awq+"),
     (["--awq-scales"], "only applies to gptq, not to rtn"),
     (["--method", "awq", "--awq-scales"], "only applies to gptq, not to awq"),
-    (["--refine", "4"], "--refine 4"),
+    (["--refine", "4"], "--refine only applies to awq and gptq"),
     (["--method", "awq", "--budget", "4.5"], "only applies to rtn and gptq, not to awq"),
     ([*GPTQ, "--budget", "2"], "2.0 bits per weight is out of range"),
     ([*GPTQ, "--budget", "nan"], "nan bits per weight is out of range"),

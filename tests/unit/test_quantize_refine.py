@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from halfbyte.formats import get_format
-from halfbyte.quantize.forward import Forward
-from halfbyte.quantize.gradient import _activation
-from halfbyte.quantize.refine import Refiner, Stored
+from halfbyte.quantization.forward import Forward
+from halfbyte.quantization.gradient import _activation
+from halfbyte.quantization.refine import Refiner, Stored
 from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 24, 4

@@ -33,7 +33,7 @@ def kept_by(params: SamplingParams, scores: np.ndarray) -> set[int]:
 
 
 def kept_by_transformers(processors: list, scores: np.ndarray) -> set[int]:
-    rows = torch.from_numpy(scores)[None]
+    rows = torch.from_numpy(scores)[None].double()
     for processor in processors:
         rows = processor(None, rows)
     return set(torch.isfinite(rows[0]).nonzero()[:, 0].tolist())
@@ -70,7 +70,7 @@ def test_filters_keep_what_transformers_keeps(name: str, temperature: float, voc
         logits = logits_of(seed, vocab, spread)
         ours = kept_by(SamplingParams(temperature=temperature, **fields), logits)
         theirs = kept_by_transformers([hf.TemperatureLogitsWarper(temperature), *warpers], logits)
-        # Running sums over tens of thousands of tokens, float32 there, may put the last token on either side.
+        # Sums over tens of thousands of tokens, float32 here, may put the last token on either side.
         assert len(ours ^ theirs) <= (len(theirs) > 10_000)
 
 

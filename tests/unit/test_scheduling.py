@@ -115,6 +115,20 @@ def test_blocks_of_a_cancelled_request_are_free_at_once(executor: type[FakeExecu
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_who_waits_for_blocks_begins_in_the_step_after_a_cancel(executor: type[FakeExecutor]) -> None:
+    engine, _ = engine_of(plan_of(spare_blocks=0), executor=executor)
+    holds = engine.submit(PROMPT * 2, GREEDY, max_tokens=12)
+    waits = engine.submit([5] * 30, GREEDY, max_tokens=3)
+    for _ in range(6):
+        engine.step()
+    assert holds.generated_ids
+    assert waits.status == "waiting"
+    engine.cancel(holds)
+    engine.step()
+    assert waits.status == "running"
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_deadline_ends_an_answer_as_far_as_it_has_come(executor: type[FakeExecutor]) -> None:
     plan = plan_of(sequences=1)
     engine, _ = engine_of(plan, executor=executor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +12,14 @@ from hypothesis import strategies as st
 
 from halfbyte.errors import UsageError
 from halfbyte.text import TextStream, Tokenizer
-from tests.unit.vocab import SPM_DECODER, small_byte_level_definition, small_spm_definition, write_folder
+from tests.unit.vocab import (
+    gemma_definition,
+    metaspace_definition,
+    no_decoder_definition,
+    small_byte_level_definition,
+    small_spm_definition,
+    write_folder,
+)
 
 TEXTS = st.lists(
     st.one_of(
@@ -21,22 +27,6 @@ TEXTS = st.lists(
     ),
     max_size=10,
 ).map("".join)
-
-
-def gemma_definition() -> dict[str, Any]:
-    """Gemma's kind: ▁ for spaces, byte fallback, no space before the text."""
-    definition = small_spm_definition()
-    definition["normalizer"] = definition["normalizer"]["normalizers"][1]
-    return {**definition, "decoder": {**SPM_DECODER, "decoders": SPM_DECODER["decoders"][:3]}}
-
-
-def metaspace_definition() -> dict[str, Any]:
-    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    return {**small_spm_definition(), "normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
-
-
-def no_decoder_definition() -> dict[str, Any]:
-    return {**small_spm_definition(), "decoder": None}
 
 
 DEFINITIONS = {
@@ -108,6 +98,7 @@ def test_text_ends_before_the_first_stop_string(tokenizer: Tokenizer, text: str,
     pieces = streamed(stream, ids)
     assert "".join(pieces) == cut(whole, stops)
     assert stream.stopped is (cut(whole, stops) != whole)
+    assert stream.stop is None if not stream.stopped else whole.startswith(cut(whole, stops) + (stream.stop or "?"))
 
 
 def test_what_was_shown_is_never_part_of_a_stop_string(shell: Tokenizer) -> None:
@@ -188,6 +179,7 @@ def test_a_stop_string_may_spell_a_special_token(spm: Tokenizer, stop: str | lis
     assert end is not None
     pieces = [stream.push(token_id) for token_id in [*spm.encode("hello"), end]]
     assert stream.stopped
+    assert stream.stop == ("<|end|>" if isinstance(stop, list) else stop)
     assert "".join(pieces) + stream.finish() == shown
     assert stream.push(spm.encode("x")[0]) == ""
 
@@ -207,4 +199,22 @@ def test_bytes_before_a_special_stop_token_are_shown(spm: Tokenizer) -> None:
     stream = TextStream(spm, "<|end|>")
     shown = [stream.push(token_id) for token_id in [*ids, spm.token_id("<|end|>")] if token_id is not None]
     assert "".join(shown) == "🦙"
+    assert stream.stopped
+
+
+def test_kept_special_tokens_show_their_text(tokenizer: Tokenizer) -> None:
+    end, *_ = kept = [tokenizer.token(token_id) or "" for token_id in sorted(tokenizer.special_ids)][-2:]
+    ids = [*tokenizer.encode("hello"), *(tokenizer.token_id(text) or 0 for text in kept), *tokenizer.encode("hello")]
+    special = tokenizer.special_ids.difference(tokenizer.token_id(text) for text in kept)
+    expected = tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
+    assert "".join(streamed(TextStream(tokenizer, keep=kept), ids)) == expected
+    assert end in expected
+    assert end not in "".join(streamed(TextStream(tokenizer), ids))
+
+
+def test_a_kept_special_token_may_be_part_of_a_stop_string(spm: Tokenizer) -> None:
+    end, user = spm.token_id("<|end|>"), spm.token_id("<|user|>")
+    stream = TextStream(spm, "lo<|end|>", keep=["<|end|>", "no token"])
+    shown = [stream.push(token_id) for token_id in [user, *spm.encode("hello"), end] if token_id is not None]
+    assert "".join(shown) + stream.finish() == "hel"
     assert stream.stopped

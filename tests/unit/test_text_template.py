@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +136,50 @@ def test_parts_become_lines_for_templates_that_take_text(source: str) -> None:
 def test_parts_that_are_no_text_are_refused_where_no_template_reads_them() -> None:
     with pytest.raises(UsageError, match="'image_url'"):
         ChatTemplate(PLAIN, SPECIAL).render([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+
+
+def with_text_arguments(messages: Any) -> Any:
+    """Calls as clients send them: arguments as JSON text."""
+    changed = json.loads(json.dumps(messages))
+    for message in changed:
+        for call in message.get("tool_calls") or []:
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    return changed
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_arguments_as_text_render_as_the_object_they_hold(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert outcome(source, with_text_arguments(TOOL_CALL), tools=TOOLS) == outcome(source, TOOL_CALL, tools=TOOLS)
+
+
+ONE_CALL = "{% for m in messages %}{% for c in m.tool_calls %}{{ EXPR }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("expression", "arguments", "text"),
+    [
+        ("c.function.arguments | tojson", '{"a": 1, "b": "ü<"}', '{"a": 1, "b": "ü<"}'),
+        ("c.function.arguments.items() | list", '{"a": [1]}', "[('a', [1])]"),
+        ("c.function.arguments", "{not JSON", "{not JSON"),
+        ("c.function.arguments", "[1]", "[1]"),
+        ("c.function.arguments", '"a"', '"a"'),
+        ("c.function.arguments | length", "", "0"),
+        ("'call ' + c.function.arguments", '{"a": 1}', 'call {"a": 1}'),
+        ("'call ' + c.function.arguments", {"a": "ü"}, 'call {"a": "ü"}'),
+        ("c.name", '{"a": 1}', ""),
+    ],
+)
+def test_arguments_come_as_the_template_takes_them(expression: str, arguments: Any, text: str) -> None:
+    call = {"id": "x", "function": {"name": "add", "arguments": arguments}}
+    messages = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert outcome(ONE_CALL.replace("EXPR", expression), messages) == text
+
+
+@pytest.mark.parametrize("calls", ["x", [1], [{"function": "x"}], [{"function": {}}], {}, [[]]])
+def test_calls_that_are_none_do_no_harm(calls: Any) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Hi", "tool_calls": calls}]
+    assert outcome("{{ messages[1].content }}", messages) == "Hi"
 
 
 def test_a_refusal_carries_the_templates_own_words() -> None:

@@ -101,9 +101,11 @@ def test_of_several_templates_tools_choose_the_one_for_tools(folder: Path) -> No
     tokenizer = set_config(folder, chat_template=templates)
     assert tokenizer.render_chat(HELLO) == "plain"
     assert tokenizer.render_chat(HELLO, tools=[{"name": "f"}]) == "tools"
+    assert (tokenizer.chat_template(), tokenizer.chat_template(tools=True)) == ("plain", "tools")
     only_tools = set_config(folder, chat_template=templates[:1])
     assert not only_tools.has_chat_template
     assert only_tools.render_chat(HELLO, tools=[]) == "tools"
+    assert (only_tools.chat_template(), only_tools.chat_template(tools=True)) == (None, "tools")
     with pytest.raises(TemplateError, match="no chat template but tool_use"):
         only_tools.render_chat(HELLO)
 

@@ -102,6 +102,22 @@ def small_byte_level_definition() -> dict[str, Any]:
     return definition
 
 
+def gemma_definition() -> dict[str, Any]:
+    """Gemma's kind: ▁ for spaces, byte fallback, no space before the text."""
+    definition = small_spm_definition()
+    definition["normalizer"] = definition["normalizer"]["normalizers"][1]
+    return {**definition, "decoder": {**SPM_DECODER, "decoders": SPM_DECODER["decoders"][:3]}}
+
+
+def metaspace_definition() -> dict[str, Any]:
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    return {**small_spm_definition(), "normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
+
+
+def no_decoder_definition() -> dict[str, Any]:
+    return {**small_spm_definition(), "decoder": None}
+
+
 def bos_post_processor(token: str, token_id: int) -> dict[str, Any]:
     """What puts a BOS token before every text."""
     bos = {"SpecialToken": {"id": token, "type_id": 0}}

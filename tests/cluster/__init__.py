@@ -1,0 +1,1 @@
+"""Tests of `halfbyte.cluster`, on a Ray cluster of this machine."""

@@ -50,13 +50,13 @@ class Product:
 def products(spec: ModelSpec) -> list[Product]:
     """The products of a layer, fused as plans have them, and the output matrix."""
     layer = spec.layers[0]
-    attention = layer.attention
+    attention = layer.mixer.spec
     qkv = (attention.heads + 2 * attention.kv_heads) * attention.head_dim
     hidden, intermediate = spec.hidden_size, spec.intermediate_size
     return [
         Product("qkv", qkv, hidden),
-        Product("o", hidden, attention.heads * attention.head_dim, residual=layer.post_attention_norm is None),
-        Product("gate_up", 2 * intermediate, hidden, activation=spec.activation),
+        Product("o", hidden, attention.heads * attention.head_dim, residual=layer.post_mixer_norm is None),
+        Product("gate_up", 2 * intermediate, hidden, activation=layer.mlp.activation),
         Product("down", hidden, intermediate, residual=layer.post_mlp_norm is None),
         Product("head", spec.vocab_size, hidden),
     ]

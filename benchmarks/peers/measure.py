@@ -122,8 +122,8 @@ def decode_bytes(spec: ModelSpec, peer: Peer, task: Task) -> int:
     )
     mean_context = task.prompt + (task.steps + 1) / 2
     cached = sum(
-        2 * layer.attention.kv_heads * layer.attention.head_dim * min(layer.attention.window or math.inf, mean_context)
-        for layer in spec.layers
+        2 * attention.kv_heads * attention.head_dim * min(attention.window or math.inf, mean_context)
+        for attention in spec.attentions
     )
     return round(matrices * peer.weight_bits / 8 + cached * peer.cache_bytes)
 

@@ -74,7 +74,7 @@ def test_every_family_survives_a_trip_through_gguf(tmp_path: Path, family: str) 
     spec = spec_of(checkpoint)
     assert spec.context == model.spec.context
     assert spec.stop_token_ids == (2,)
-    for rope_set in range(len(model.spec.ropes[model.spec.layers[0].attention.rope].inv_freq())):
+    for rope_set in range(len(model.spec.ropes[model.spec.attentions[0].rope].inv_freq())):
         expected = logits(model, model.spec, IDS, rope_set)
         np.testing.assert_allclose(logits(checkpoint, spec, IDS, rope_set), expected, rtol=2e-4, atol=2e-4)
 

@@ -121,7 +121,7 @@ def test_llama_cpp_runs_every_family_as_halfbyte_wrote_it(tmp_path: Path, family
     model = tiny(family)
     path = tmp_path / "tiny.gguf"
     write_gguf(path, model, model.spec, small_tokenizer(), kind="stored")
-    attention = model.spec.layers[0].attention
+    attention = model.spec.attentions[0]
     some = IDS[: attention.window] if model.spec.model_type == "mistral" else IDS
     last = len(model.spec.ropes[attention.rope].inv_freq()) - 1
     assert divergence(logits(model, model.spec, some, last), llama_cpp.logits(path, some)) < AGREE / 100

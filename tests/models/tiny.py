@@ -58,6 +58,31 @@ def _qwen2(**sizes: Any) -> Any:
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
 
 
+def _made(family: str, **sizes: Any) -> Any:
+    """A model of a family that transformers names so."""
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    return getattr(transformers, f"{family}ForCausalLM")(config)
+
+
+def _mistral3(**sizes: Any) -> Any:
+    attention = sizes.pop("attn_implementation")
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "head_dim": 8,
+    }  # fmt: skip
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "ministral3", **sizes}, vision_config=vision, image_token_index=90,
+        attn_implementation=attention, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+    "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
+
+
 def _gemma3(**sizes: Any) -> Any:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
@@ -109,6 +134,48 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen-2-windows": lambda: _qwen2(
         **_sizes(60, 92, 5, 5, num_hidden_layers=3, max_position_embeddings=128, use_sliding_window=True,
                  sliding_window=13, max_window_layers=1)
+    ),
+    "qwen-3": lambda: _made(
+        "Qwen3", **_sizes(72, 88, 6, 2, num_hidden_layers=3, head_dim=20, max_position_embeddings=128, rope_theta=1e6)
+    ),
+    "qwen-3-windows": lambda: _made(
+        "Qwen3", **_sizes(60, 92, 5, 5, num_hidden_layers=3, head_dim=16, max_position_embeddings=128,
+                          use_sliding_window=True, sliding_window=13, max_window_layers=1, attention_bias=True,
+                          tie_word_embeddings=True)
+    ),
+    "smollm-3": lambda: _made(
+        "SmolLM3", **_sizes(64, 100, 8, 2, num_hidden_layers=5, max_position_embeddings=128, rope_theta=5e6)
+    ),
+    "smollm-3-windows": lambda: _made(
+        "SmolLM3", **_sizes(72, 88, 6, 3, num_hidden_layers=4, max_position_embeddings=128, use_sliding_window=True,
+                            sliding_window=13, no_rope_layers=[1, 0, 1, 1], attention_bias=True, mlp_bias=True,
+                            tie_word_embeddings=False)
+    ),
+    "olmo-2": lambda: _made("Olmo2", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128)),
+    "olmo-3": lambda: _made(
+        "Olmo3", **_sizes(60, 92, 5, 5, num_hidden_layers=5, max_position_embeddings=64, sliding_window=13,
+                          rope_scaling=_YARN)
+    ),
+    "granite-3": lambda: _made(
+        "Granite", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128, embedding_multiplier=12.0,
+                            residual_multiplier=0.22, attention_multiplier=0.0625, logits_scaling=0.25,
+                            rope_theta=10_000_000.0, tie_word_embeddings=True)
+    ),
+    "gemma-2": lambda: _made(
+        "Gemma2", **_sizes(72, 92, 4, 2, num_hidden_layers=3, head_dim=20, max_position_embeddings=128,
+                           sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=1.5,
+                           final_logit_softcapping=3.0)
+    ),
+    "ministral-3": lambda: _made(
+        "Ministral3", **_sizes(72, 88, 6, 2, num_hidden_layers=3, head_dim=16, max_position_embeddings=128,
+                               rope_parameters={**_YARN, "llama_4_scaling_beta": 0.4})
+    ),
+    "mistral-3": lambda: _mistral3(
+        **_sizes(60, 92, 5, 5, head_dim=20, max_position_embeddings=64, sliding_window=None,
+                 rope_parameters={**_YARN, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1})
+    ),
+    "llama-biased": lambda: _llama(
+        **_sizes(64, 72, 4, 2, max_position_embeddings=128, attention_bias=True, mlp_bias=True)
     ),
     "gemma-3-1b": lambda: _gemma3(
         **_sizes(72, 92, 4, 1, num_hidden_layers=7, head_dim=20, max_position_embeddings=128, sliding_window=19,

@@ -178,7 +178,7 @@ def test_the_pocket_model_is_checked_and_measured() -> None:
 def test_decoding_reads_the_weights_once_a_step_and_each_cache() -> None:
     subject = stored(None)
     plan, _ = subject.load(ONCE, context=64, sequences=2)
-    attention = subject.spec.layers[0].attention
+    attention = subject.spec.attentions[0]
     position = 2 * 2 * attention.kv_heads * attention.head_dim * len(subject.spec.layers)
     one, two = decode_bytes(plan, Case(10, 4)), decode_bytes(plan, Case(10, 4, batch=2))
     assert one - 12 * position == pytest.approx(2 * (two - 12 * position))

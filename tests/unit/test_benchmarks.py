@@ -120,7 +120,7 @@ def test_decode_reads_weights_and_cache() -> None:
 def test_decode_reads_no_more_of_a_cache_than_the_window() -> None:
     spec = synthetic_spec(synthetic_config("gemma-3-1b"))
     far, farther = (measure.decode_bytes(spec, PEERS[HALFBYTE], Task("decode", size, 1)) for size in (8192, 8193))
-    global_layers = sum(layer.attention.window is None for layer in spec.layers)
+    global_layers = sum(attention.window is None for attention in spec.attentions)
     assert farther - far == global_layers * 2 * 256 * 2
 
 

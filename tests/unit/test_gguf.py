@@ -144,7 +144,7 @@ def test_a_llama_becomes_a_hugging_face_checkpoint(llama: Path) -> None:
     checkpoint = open_gguf(llama)
     spec = build_spec(checkpoint.config, checkpoint.generation_config, checkpoint.shapes)
     checkpoint.check(spec)
-    assert (spec.model_type, spec.vocab_size, spec.layers[0].attention.head_dim) == ("llama", 6, 8)
+    assert (spec.model_type, spec.vocab_size, spec.attentions[0].head_dim) == ("llama", 6, 8)
     assert spec.lm_head == spec.embed == "model.embed_tokens.weight"
     assert spec.stop_token_ids == (2,)
     assert checkpoint.format("model.layers.0.self_attn.q_proj.weight").name == "q8_0"

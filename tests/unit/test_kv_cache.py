@@ -44,7 +44,7 @@ def test_a_plan_tells_the_bytes_of_its_caches(dtype: str, nbytes: int) -> None:
     assert cache.head_nbytes(dtype, 128) == nbytes
     model = tiny("llama-3.2-3b")
     plan = make_plan(model.spec, model.format, context=96, kv_dtype=dtype)
-    heads = [layer.attention for layer in model.spec.layers]
+    heads = list(model.spec.attentions)
     expected = sum(2 * 96 * a.kv_heads * cache.head_nbytes(dtype, a.head_dim) for a in heads)
     assert sum(tensor.nbytes for tensor in plan.of_kind("cache")) == expected
 

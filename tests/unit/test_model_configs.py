@@ -43,17 +43,17 @@ def test_phi_4_mini_as_published_before_transformers_5() -> None:
     assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
     assert spec.rope_switch == 4096
     assert spec.stop_token_ids == (200020, 199999)
-    assert spec.layers[0].attention.window is None
-    assert spec.layers[31].qkv.weights == ("model.layers.31.self_attn.qkv_proj.weight",)
-    assert spec.shapes[spec.layers[0].qkv.weights[0]] == (5120, 3072)
+    assert spec.attentions[0].window is None
+    assert spec.layers[31].mixer.qkv.weights == ("model.layers.31.self_attn.qkv_proj.weight",)
+    assert spec.shapes[spec.layers[0].mixer.qkv.weights[0]] == (5120, 3072)
     assert spec.parameters == 3_836_021_760
 
 
 def test_gemma_3_4b_fills_what_its_configuration_leaves_out() -> None:
     spec = build_spec(GEMMA_3_4B, {}, ["language_model.model.embed_tokens.weight"])
-    attention = spec.layers[0].attention
+    attention = spec.attentions[0]
     assert (attention.heads, attention.kv_heads, attention.head_dim, attention.scale) == (8, 4, 256, 1 / 16)
-    assert [layer.attention.window for layer in spec.layers[:6]] == [1024] * 5 + [None]
+    assert [attention.window for attention in spec.attentions[:6]] == [1024] * 5 + [None]
     assert spec.embed_scale == 50.5, "√2560 rounded to bfloat16"
     assert spec.embed == spec.lm_head == "language_model.model.embed_tokens.weight"
     assert spec.stop_token_ids == (1, 106)
@@ -71,9 +71,9 @@ def test_llama_3_frequencies() -> None:
 
 def test_mistral_without_a_window_key_has_the_first_versions() -> None:
     config = {**PHI_4_MINI, "model_type": "mistral", "rope_scaling": None, "partial_rotary_factor": None}
-    assert build_spec({**config, "sliding_window": None}, {}, []).layers[0].attention.window is None
+    assert build_spec({**config, "sliding_window": None}, {}, []).attentions[0].window is None
     del config["sliding_window"]
-    assert build_spec(config, {}, []).layers[0].attention.window == 4096
+    assert build_spec(config, {}, []).attentions[0].window == 4096
 
 
 def test_an_unsupported_architecture_names_the_supported_ones() -> None:
@@ -101,7 +101,7 @@ def test_bad_values_are_named(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_act": "relu"}, {"rope_scaling": {"type": "yarn"}}, {"attention_bias": True}]
+    "change", [{"hidden_act": "relu"}, {"rope_scaling": {"type": "dynamic"}}, {"attention_bias": True}]
 )
 def test_unsupported_features_are_told_from_damage(change: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError):

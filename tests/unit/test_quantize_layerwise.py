@@ -63,7 +63,12 @@ def test_awq_scales_change_nothing_before_rounding(family: str) -> None:
     weights = dict(model.tensors)
     for layer in spec.layers:
         inputs = {}
-        for name in (*layer.qkv.weights, *layer.o.weights, *layer.gate_up.weights, *layer.down.weights):
+        for name in (
+            *layer.mixer.qkv.weights,
+            *layer.mixer.o.weights,
+            *layer.mlp.gate_up.weights,
+            *layer.mlp.down.weights,
+        ):
             x = random.standard_normal((64, spec.shapes[name][1])).astype(np.float32)
             x *= np.exp(random.standard_normal(x.shape[1])).astype(np.float32)
             inputs[name] = awq.Inputs(x.T @ x, np.abs(x).mean(axis=0))

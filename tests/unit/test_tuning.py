@@ -225,7 +225,7 @@ def test_decoding_is_set_beside_what_memory_gives() -> None:
     matrices = [shape for name, shape in spec.shapes.items() if len(shape) == 2]
     vectors = [shape for shape in spec.shapes.values() if len(shape) == 1]
     weights = sum(r * -(-c // 32) * 18 for r, c in matrices) + sum(4 * n for (n,) in vectors)
-    heads = spec.layers[0].attention
+    heads = spec.attentions[0]
     context = max(224, min(spec.context, 2048))
     depths = {min(512, context), min(2048, context)}
     cache = len(spec.layers) * 2 * heads.kv_heads * heads.head_dim * 2 * (sum(depths) // len(depths))

@@ -114,7 +114,7 @@ def test_a_smaller_cache_leaves_room_for_a_longer_context(name: str, kv_dtype: s
     spec = catalog_spec(name)
     formats = SyntheticWeights(spec).format
     usual, rounded = (make_plan(spec, formats, context=8192, kv_dtype=dtype) for dtype in ("f16", kv_dtype))
-    heads = sum(2 * layer.attention.kv_heads for layer in spec.layers)
+    heads = sum(2 * attention.kv_heads for attention in spec.attentions)
     assert budget.needs(rounded).cache == 8192 * heads * nbytes
     device = SimpleNamespace(capabilities=replace(BASELINE, max_binding=2 << 30, max_buffer=2 << 30))
     free = budget.needs(usual).nbytes - budget.needs(usual).cache // 2

@@ -103,7 +103,7 @@ def facts_of(name: str, checkpoint: Checkpoint, spec: ModelSpec | None) -> Model
 
 
 def _sizes(spec: ModelSpec, nbytes: int) -> dict[str, Any]:
-    attention = spec.layers[0].attention
+    attention = spec.attentions[0]
     return {
         "parameters": spec.parameters,
         "layers": len(spec.layers),

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from halfbyte.errors import InvalidModelError, UnsupportedModelError
-from halfbyte.models.spec import Activation, LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, RopeSpec
+from halfbyte.models.spec import (
+    Activation,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
 
 LARGEST = 1 << 24
 """No size in a configuration of a supported model comes near this."""
@@ -202,19 +211,22 @@ class RopeRules:
         theta: The base where none is given.
         partial: Whether `partial_rotary_factor` counts.
         original: The family's `original_max_position_embeddings`, if it has one: then the description's is ignored.
+        missing: The description where the configuration has none.
     """
 
     theta: float = 10_000.0
     partial: bool = False
     original: int | None = None
+    missing: Mapping[str, Any] = field(default_factory=dict)
 
 
 USUAL_ROPE = RopeRules()
 
 
-def rope_section(config: Config) -> Config:
+def rope_section(config: Config, rules: RopeRules = USUAL_ROPE) -> Config:
     """The object that describes the rotary embedding: `rope_scaling`, the older name, before `rope_parameters`."""
-    config.known("rope_scaling", "rope_parameters")
+    if not (config.raw("rope_scaling") or config.raw("rope_parameters")):
+        return Config(rules.missing, config.where)
     return config.section("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
 
 
@@ -232,7 +244,7 @@ def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules:
     original = (rope if inside else config).integer(
         "original_max_position_embeddings", rules.original or context, least=2
     )
-    return RopeSpec(dim, theta, _scaling(kind, rope, original, dim, context))
+    return RopeSpec(dim, theta, _scaling(kind, rope, RopeSpec(dim, theta), original, context))
 
 
 def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:
@@ -240,6 +252,8 @@ def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:
     key = "partial_rotary_factor"
     share = holder.number(key, 1.0, most=1.0)
     dim = int(head_dim * share)
+    if kind == "proportional":
+        return head_dim
     if not rules.partial:
         if kind != "default":
             holder.expect(key, 1)
@@ -249,7 +263,8 @@ def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:
     return dim
 
 
-def _scaling(kind: str, rope: Config, original: int, dim: int, context: int) -> RopeScaling | None:
+def _scaling(kind: str, rope: Config, plain: RopeSpec, original: int, context: int) -> RopeScaling | None:
+    """How the frequencies of `plain` are changed."""
     match kind:
         case "default":
             return None
@@ -259,11 +274,17 @@ def _scaling(kind: str, rope: Config, original: int, dim: int, context: int) -> 
             low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             return Llama3Scaling(rope.number("factor", least=1.0), low, high, original)
         case "longrope" | "su":
-            return _longrope(rope, original, dim, context)
+            return _longrope(rope, original, plain.dim, context)
+        case "yarn":
+            return _yarn(rope, plain, original, context)
+        case "proportional":
+            rope.expect("factor", 1)
+            share = rope.number("partial_rotary_factor", 1.0, most=1.0)
+            return ProportionalScaling(int(share * plain.dim // 2))
         case _:
             raise UnsupportedModelError(
                 f"{rope.where}: rope type {kind!r} is not supported.",
-                "Supported are default, linear, llama3 and longrope.",
+                "Supported are default, linear, llama3, longrope, yarn and proportional.",
             )
 
 
@@ -277,3 +298,25 @@ def _longrope(rope: Config, original: int, dim: int, context: int) -> LongRopeSc
         original,
         rope.number("attention_factor", derived),
     )
+
+
+def _yarn(rope: Config, plain: RopeSpec, original: int, context: int) -> YarnScaling:
+    """YaRN, with the attention factor as transformers 5.24 finds it where it is not given."""
+    factor = rope.number("factor", context / original, least=1.0)
+    mscale, all_dim = rope.number("mscale", 0.0, least=0.0), rope.number("mscale_all_dim", 0.0, least=0.0)
+
+    def growth(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0
+
+    derived = growth(mscale) / growth(all_dim) if mscale and all_dim else growth(1.0)
+    bounds = (rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0))
+    low, high = (yarn_pair(plain, turns, original) for turns in bounds)
+    if rope.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, plain.dim - 1)
+    return YarnScaling(factor, low, high + 0.001 if low == high else high, rope.number("attention_factor", derived))
+
+
+def yarn_pair(plain: RopeSpec, turns: float, length: int) -> float:
+    """The pair of values, counted with fractions, that turns so often over `length` positions."""
+    return plain.dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(plain.theta))

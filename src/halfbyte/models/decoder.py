@@ -7,24 +7,13 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from halfbyte.models.config import Config
-from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec, Projection
+from halfbyte.models.spec import Activation, AttentionSpec, Mlp, ModelSpec, Projection, SelfAttention
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the configuration."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The kinds of layers that `layer_types` names."""
-
-
-class LayerNames(TypedDict):
-    """Fields of `Layer` that name tensors which every Llama-like layer has."""
-
-    input_norm: str
-    qkv: Projection
-    o: Projection
-    mlp_norm: str
-    gate_up: Projection
-    down: Projection
 
 
 class CommonFields(TypedDict):
@@ -54,26 +43,43 @@ class Stacking:
         return cls(qkv, together or (qkv and not apart))
 
 
-def layer_names(prefix: str, stacking: Stacking, *, qkv_bias: bool = False) -> LayerNames:
-    """Checkpoint names of one Llama-like layer's tensors under `prefix`.
+def projection(prefix: str, *parts: str, bias: bool = False) -> Projection:
+    """The tensors of `parts` under `prefix`, stacked in that order.
 
     Args:
-        qkv_bias: Whether the projections of query, key and value have biases.
+        bias: Whether they have biases.
     """
+    biases = tuple(f"{prefix}{part}.bias" for part in parts) if bias else ()
+    return Projection(tuple(f"{prefix}{part}.weight" for part in parts), biases)
 
-    def projection(*parts: str, bias: bool = False) -> Projection:
-        biases = tuple(f"{prefix}{part}.bias" for part in parts) if bias else ()
-        return Projection(tuple(f"{prefix}{part}.weight" for part in parts), biases)
 
-    qkv = ("self_attn.qkv_proj",) if stacking.qkv else ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    return {
-        "input_norm": f"{prefix}input_layernorm.weight",
-        "qkv": projection(*qkv, bias=qkv_bias),
-        "o": projection("self_attn.o_proj"),
-        "mlp_norm": f"{prefix}post_attention_layernorm.weight",
-        "gate_up": projection(*(("mlp.gate_up_proj",) if stacking.gate_up else ("mlp.gate_proj", "mlp.up_proj"))),
-        "down": projection("mlp.down_proj"),
-    }
+def self_attention(
+    spec: AttentionSpec, prefix: str, stacking: Stacking, *, qkv_bias: bool = False, o_bias: bool = False,
+    norms: bool = False,
+) -> SelfAttention:  # fmt: skip
+    """Attention in the usual names of its tensors.
+
+    Args:
+        prefix: Of the layer.
+        qkv_bias, o_bias: Whether query, key and value, or the output, have biases.
+        norms: Whether q and k are normed.
+    """
+    at = f"{prefix}self_attn."
+    parts = ("qkv_proj",) if stacking.qkv else ("q_proj", "k_proj", "v_proj")
+    return SelfAttention(
+        spec,
+        projection(at, *parts, bias=qkv_bias),
+        projection(at, "o_proj", bias=o_bias),
+        f"{at}q_norm.weight" if norms else None,
+        f"{at}k_norm.weight" if norms else None,
+    )
+
+
+def gated_mlp(width: int, activation: Activation, prefix: str, stacking: Stacking, *, bias: bool = False) -> Mlp:
+    """A gated MLP in the usual names of its tensors; see `self_attention`."""
+    at = f"{prefix}mlp."
+    parts = ("gate_up_proj",) if stacking.gate_up else ("gate_proj", "up_proj")
+    return Mlp(width, activation, projection(at, *parts, bias=bias), projection(at, "down_proj", bias=bias))
 
 
 def common_fields(
@@ -124,15 +130,20 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     table = (spec.vocab_size, spec.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {spec.embed: table, spec.lm_head: table, spec.final_norm: vector}
     for layer in spec.layers:
-        a = layer.attention
-        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        norms = (layer.input_norm, layer.mlp_norm, layer.post_attention_norm, layer.post_mlp_norm)
-        shapes |= dict.fromkeys([name for name in norms if name], vector)
-        shapes |= dict.fromkeys([name for name in (layer.q_norm, layer.k_norm) if name], (a.head_dim,))
-        shapes |= _shapes_of(layer.qkv, (queries, keys, keys), spec.hidden_size)
-        shapes |= _shapes_of(layer.gate_up, (spec.intermediate_size,) * 2, spec.hidden_size)
-        shapes |= _shapes_of(layer.o, (spec.hidden_size,), queries)
-        shapes |= _shapes_of(layer.down, (spec.hidden_size,), spec.intermediate_size)
+        shapes |= dict.fromkeys(layer.norms, vector)
+        shapes |= _attention_shapes(layer.mixer, spec.hidden_size)
+        shapes |= _shapes_of(layer.mlp.gate_up, (layer.mlp.width,) * 2, spec.hidden_size)
+        shapes |= _shapes_of(layer.mlp.down, (spec.hidden_size,), layer.mlp.width)
+    return shapes
+
+
+def _attention_shapes(mixer: SelfAttention, hidden: int) -> dict[str, tuple[int, ...]]:
+    a = mixer.spec
+    queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    shapes = _shapes_of(mixer.qkv, (queries, keys, keys), hidden) | _shapes_of(mixer.o, (hidden,), queries)
+    for name, width in ((mixer.q_norm, queries), (mixer.k_norm, keys)):
+        if name:
+            shapes[name] = (width if a.whole_norm else a.head_dim,)
     return shapes
 
 
@@ -143,13 +154,3 @@ def _shapes_of(projection: Projection, rows: Sequence[int], columns: int) -> dic
     shapes |= {name: (count, columns) for name, count in zip(projection.weights, counts, strict=True)}
     shapes |= {name: (count,) for name, count in zip(projection.bias, counts, strict=bool(projection.bias))}
     return shapes
-
-
-def decoder_layers(
-    attentions: Sequence[AttentionSpec], prefix: str, stacking: Stacking, *, qkv_bias: bool = False
-) -> tuple[Layer, ...]:
-    """A Llama-like layer for each attention."""
-    return tuple(
-        Layer(attention=attention, **layer_names(f"{prefix}layers.{i}.", stacking, qkv_bias=qkv_bias))
-        for i, attention in enumerate(attentions)
-    )

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from halfbyte.formats.dense import bf16_to_f32, f32_to_bf16
 from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
-from halfbyte.models.decoder import FULL, SLIDING, Stacking, common_fields, layer_names, layer_windows, shorter
-from halfbyte.models.gguf import ATTENTION, MLP, Architecture
+from halfbyte.models.decoder import (
+    FULL,
+    SLIDING,
+    Stacking,
+    common_fields,
+    gated_mlp,
+    layer_windows,
+    self_attention,
+    shorter,
+)
+from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, MLP, Architecture
 from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec, RopeSpec, ScalePair
 
 TIED = True
@@ -27,6 +36,15 @@ SCALE_PAIRS: tuple[ScalePair, ...] = ("v_o", "norm_gate_up", "up_down")
 
 _LARGEST_LAYERS = 62
 """Layers of Gemma 3 27B, the one whose attention scale is not that of its head size."""
+
+
+class FourNorms(TypedDict):
+    """Fields of `Layer` that name its norms."""
+
+    input_norm: str
+    post_mixer_norm: str
+    mlp_norm: str
+    post_mlp_norm: str
 
 
 def _whole_head(hidden: int, heads: int, head_dim: int, layers: int) -> int:
@@ -57,10 +75,10 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
-    local = (spec.ropes[layer.attention.rope].theta for layer in spec.layers if layer.attention.window)
+    local = (spec.ropes[attention.rope].theta for attention in spec.attentions if attention.window)
     gemma: dict[str, Any] = {
         "rope.freq_base_swa": next(local, 10_000.0),
-        "attention.sliding_window_pattern": np.array([layer.attention.window is not None for layer in spec.layers]),
+        "attention.sliding_window_pattern": np.array([attention.window is not None for attention in spec.attentions]),
     }
     return gemma | ({} if spec.logit_softcap is None else {"final_logit_softcapping": spec.logit_softcap})
 
@@ -69,21 +87,19 @@ def _norm_factor(spec: ModelSpec, name: str) -> float:
     """The norm of q takes over the attention scale, as far as it is not that of the head size."""
     if not name.endswith("self_attn.q_norm.weight"):
         return 1.0
-    a = spec.layers[0].attention
+    a = spec.attentions[0]
     return a.scale * math.sqrt(_whole_head(spec.hidden_size, a.heads, a.head_dim, len(spec.layers)))
 
 
+GGUF_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
 GGUF = Architecture(
     "gemma3",
-    {
-        **ATTENTION,
-        **MLP,
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    {**ATTENTION, **MLP, **HEAD_NORMS, **GGUF_NORMS},
     config=_from_gguf,
     metadata=_to_gguf,
     norm_factor=_norm_factor,
@@ -109,34 +125,24 @@ def build(
     heads, kv_heads, head_dim = head_sizes(config, hidden, heads=8, kv_heads=4, head_dim=256)
     context = config.integer("max_position_embeddings", 131_072, least=2)
     scale = config.number("query_pre_attn_scalar", 256.0) ** -0.5
+    mlp = (config.integer("intermediate_size", 9216), config.activation("hidden_activation", "gelu_pytorch_tanh"))
     stacking = Stacking.of(names)
 
-    def layer(window: int | None, start: str) -> Layer:
-        named = layer_names(start, stacking)
-        named["mlp_norm"] = f"{start}pre_feedforward_layernorm.weight"
-        return Layer(
-            **named,
-            attention=AttentionSpec(
-                heads, kv_heads, head_dim, scale, rope=SLIDING if window else FULL, window=shorter(window, context)
-            ),
-            q_norm=f"{start}self_attn.q_norm.weight",
-            k_norm=f"{start}self_attn.k_norm.weight",
-            post_attention_norm=f"{start}post_attention_layernorm.weight",
-            post_mlp_norm=f"{start}post_feedforward_layernorm.weight",
-            scale_pairs=SCALE_PAIRS,
-        )
+    def layer(window: int | None, at: str) -> Layer:
+        rope = SLIDING if window else FULL
+        attention = AttentionSpec(heads, kv_heads, head_dim, scale, rope, window=shorter(window, context))
+        mixer = self_attention(attention, at, stacking, norms=True)
+        return Layer(mixer, gated_mlp(*mlp, at, stacking), **four_norms(at), scale_pairs=SCALE_PAIRS)
 
     return ModelSpec(
         model_type="gemma3_text",
         vocab_size=config.integer("vocab_size", 262_208),
         hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size", 9216),
         layers=tuple(layer(window, f"{prefix}layers.{i}.") for i, window in enumerate(_windows(config))),
         ropes=_ropes(config, head_dim, context),
         norm_eps=config.number("rms_norm_eps", 1e-6, most=1.0),
         norm_offset=1.0,
-        activation=config.activation("hidden_activation", "gelu_pytorch_tanh"),
-        embed_scale=_embed_scale(hidden, dtype or config.text("dtype", config.text("torch_dtype", "float32"))),
+        embed_scale=embed_scale(hidden, dtype or config.text("dtype", config.text("torch_dtype", "float32"))),
         logit_softcap=config.number("final_logit_softcapping") if "final_logit_softcapping" in config else None,
         context=context,
         **common_fields(config, names, prefix, tied=TIED, head=head),
@@ -170,7 +176,18 @@ def _ropes(config: Config, head_dim: int, context: int) -> dict[str, RopeSpec]:
     }
 
 
-def _embed_scale(hidden: int, dtype: str) -> float:
+def four_norms(at: str) -> FourNorms:
+    """The norms before and after each half of Gemma's layers."""
+    return {
+        "input_norm": f"{at}input_layernorm.weight",
+        "post_mixer_norm": f"{at}post_attention_layernorm.weight",
+        "mlp_norm": f"{at}pre_feedforward_layernorm.weight",
+        "post_mlp_norm": f"{at}post_feedforward_layernorm.weight",
+    }
+
+
+def embed_scale(hidden: int, dtype: str) -> float:
+    """√hidden, rounded to the type of the checkpoint's weights."""
     scale = np.array([math.sqrt(hidden)], np.float32)
     if dtype == "bfloat16":
         scale = bf16_to_f32(f32_to_bf16(scale))

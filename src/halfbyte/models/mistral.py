@@ -16,11 +16,13 @@ from halfbyte.models.spec import ModelSpec
 GGUF = llama.GGUF
 
 
-def build(config: Config, names: Collection[str]) -> ModelSpec:
-    """The spec of a Mistral checkpoint; what it leaves out is as in the first version."""
+def build(config: Config, names: Collection[str], prefix: str = "model.", head: str = "lm_head.weight") -> ModelSpec:
+    """The spec of a Mistral checkpoint whose tensors start with `prefix`; what it leaves out is as in version 0.1."""
     unlimited = config.mentions("sliding_window") and config.raw("sliding_window") is None
     window = None if unlimited else config.integer("sliding_window", 4096)
     count = config.integer("num_hidden_layers", most=1024)
     kv_heads = None if config.mentions("num_key_value_heads") else 8
     windows = layer_windows(config, count, window) or (window,) * count
-    return llama.like_llama(config, names, windows, kv_heads=kv_heads)
+    config.refuse("attention_bias")
+    family = llama.Likeness(kv_heads=kv_heads)
+    return llama.like_llama(config, names, family, windows=windows, prefix=prefix, head=head)

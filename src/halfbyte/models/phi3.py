@@ -28,8 +28,10 @@ GGUF = Architecture(
 
 def build(config: Config, names: Collection[str]) -> ModelSpec:
     """The spec of a Phi-3 or Phi-4 checkpoint."""
+    config.refuse("attention_bias")
     for key, value in (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", False), ("mlp_bias", False)):
         config.expect(key, value)
     window = config.integer("sliding_window") if "sliding_window" in config else None
     windows = (window,) * config.integer("num_hidden_layers", most=1024)
-    return llama.like_llama(config, names, windows, eps=1e-5, rope=RopeRules(partial=True, original=4096))
+    family = llama.Likeness(eps=1e-5, rope=RopeRules(partial=True, original=4096))
+    return llama.like_llama(config, names, family, windows=windows)

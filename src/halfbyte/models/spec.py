@@ -49,7 +49,29 @@ class LongRopeScaling:
     attention_factor: float
 
 
-RopeScaling = LinearScaling | Llama3Scaling | LongRopeScaling
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071): long waves divided by `factor`, short ones kept, those between in part.
+
+    Attributes:
+        low, high: The pairs of values between which the share that is divided grows from none to all.
+        attention_factor: What cos and sin are multiplied by.
+    """
+
+    factor: float
+    low: float
+    high: float
+    attention_factor: float
+
+
+@dataclass(frozen=True)
+class ProportionalScaling:
+    """Only the first `pairs` pairs of values turn, as fast as if all did; the others keep their angle of zero."""
+
+    pairs: int
+
+
+RopeScaling = LinearScaling | Llama3Scaling | LongRopeScaling | YarnScaling | ProportionalScaling
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,7 @@ class RopeSpec:
     @property
     def attention_factor(self) -> float:
         """What cos and sin are multiplied by."""
-        return self.scaling.attention_factor if isinstance(self.scaling, LongRopeScaling) else 1.0
+        return self.scaling.attention_factor if isinstance(self.scaling, LongRopeScaling | YarnScaling) else 1.0
 
     @property
     def switch_at(self) -> int | None:
@@ -87,6 +109,11 @@ class RopeSpec:
                 sets = base[None] / np.float32(factor)
             case Llama3Scaling():
                 sets = _llama3(base, self.scaling)[None]
+            case YarnScaling(factor, low, high):
+                kept = 1 - np.clip((np.arange(len(base), dtype=np.float32) - low) / (high - low), 0, 1)
+                sets = (base / np.float32(factor) * (1 - kept) + base * kept)[None]
+            case ProportionalScaling(pairs):
+                sets = np.where(np.arange(len(base)) < pairs, base, np.float32(0))[None]
             case LongRopeScaling(short, long):
                 divisors = np.array([short, long], np.float32)
                 sets = np.float32(1.0) / (divisors * np.power(np.float32(self.theta), exponent))
@@ -106,14 +133,24 @@ def _llama3(base: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.flo
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Scores of the query at position p are multiplied by 1 + beta · ln(1 + ⌊p / length⌋) (Llama 4, Ministral 3)."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
-    """One layer's attention.
+    """The arithmetic of one layer's attention.
 
     Attributes:
         scale: What scores are multiplied by before the softmax.
         window: Keys a query sees, itself included; None for all.
         rope: The name of its entry in `ModelSpec.ropes`.
         softcap: Scores become `softcap · tanh(score / softcap)`, where set.
+        whole_norm: Whether a norm of q, or of k, is over all heads of a token together, not over each.
+        temperature: How scores grow with the position, if they do.
     """
 
     heads: int
@@ -123,6 +160,8 @@ class AttentionSpec:
     rope: str
     window: int | None = None
     softcap: float | None = None
+    whole_norm: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -142,43 +181,87 @@ class Projection:
         """Names of all its tensors."""
         return (*self.weights, *self.bias)
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of others; tensor names do not."""
+        return (len(self.weights), bool(self.bias))
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Softmax attention with its projections, by the checkpoint names of their tensors.
+
+    Attributes:
+        qkv: Stacks query, key and value.
+        q_norm, k_norm: Norms of q and of k before the rotary embedding; both or none.
+    """
+
+    spec: AttentionSpec
+    qkv: Projection
+    o: Projection
+    q_norm: str | None = None
+    k_norm: str | None = None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of others; tensor names do not."""
+        return (self.spec, self.qkv.kind, self.o.kind, self.q_norm is not None, self.k_norm is not None)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A dense gated MLP: down(activation(gate(x)) · up(x)).
+
+    Attributes:
+        width: Values of its gate.
+        gate_up: Stacks gate and up.
+    """
+
+    width: int
+    activation: Activation
+    gate_up: Projection
+    down: Projection
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of others; tensor names do not."""
+        return (self.width, self.activation, self.gate_up.kind, self.down.kind)
+
+
+Mixer = SelfAttention
+"""What lets a token see those before it."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: attention half, gated MLP half, and the checkpoint names of its tensors.
+    """One decoder layer: a half that mixes tokens and an MLP half, each added to the residual stream.
 
     Attributes:
-        qkv, o: Projections of the attention half; `qkv` stacks query, key and value.
-        gate_up, down: Projections of the MLP half; `gate_up` stacks gate and up.
-        q_norm, k_norm: Norms of each head of q and of k, before the rotary embedding; both or none.
-        post_attention_norm, post_mlp_norm: Norms of a half's *output*, before it is added to the residual stream.
+        input_norm, mlp_norm: Norms of a half's input, by their names in the checkpoint.
+        post_mixer_norm, post_mlp_norm: Norms of a half's *output*, before it is added.
         scale_pairs: Those whose channels may be scaled against each other before quantizing (AWQ); in `v_o` the
             query heads that read one value head share its factors.
     """
 
-    attention: AttentionSpec
-    input_norm: str
-    qkv: Projection
-    o: Projection
-    mlp_norm: str
-    gate_up: Projection
-    down: Projection
-    q_norm: str | None = None
-    k_norm: str | None = None
-    post_attention_norm: str | None = None
+    mixer: Mixer
+    mlp: Mlp
+    input_norm: str | None = None
+    mlp_norm: str | None = None
+    post_mixer_norm: str | None = None
     post_mlp_norm: str | None = None
     scale_pairs: tuple[ScalePair, ...] = SCALE_PAIRS
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the norms around its halves."""
+        named = (self.input_norm, self.mlp_norm, self.post_mixer_norm, self.post_mlp_norm)
+        return tuple(name for name in named if name is not None)
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """What distinguishes its arithmetic from that of other layers; tensor names do not."""
-        norms = (self.q_norm, self.k_norm, self.post_attention_norm, self.post_mlp_norm)
-        projections = (self.qkv, self.o, self.gate_up, self.down)
-        return (
-            self.attention,
-            *(norm is not None for norm in norms),
-            *((len(p.weights), bool(p.bias)) for p in projections),
-        )
+        norms = (self.input_norm, self.mlp_norm, self.post_mixer_norm, self.post_mlp_norm)
+        return (self.mixer.kind, self.mlp.kind, *(norm is not None for norm in norms))
 
 
 @dataclass(frozen=True)
@@ -190,6 +273,8 @@ class ModelSpec:
         lm_head: Name of the output matrix; equal to `embed` when they are tied.
         norm_offset: Norms multiply by `norm_offset + weight` (1 for Gemma).
         embed_scale: What embeddings are multiplied by.
+        residual_scale: What the output of each half of a layer is multiplied by before it is added.
+        logit_scale: What logits are multiplied by.
         logit_softcap: Logits become `cap · tanh(logit / cap)`, where set.
         context: Positions the model was made for.
         bos_token_id, stop_token_ids: From `config.json` and `generation_config.json` together.
@@ -200,22 +285,32 @@ class ModelSpec:
     model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     layers: tuple[Layer, ...]
     ropes: dict[str, RopeSpec]
     norm_eps: float
-    activation: Activation
     embed: str
     final_norm: str
     lm_head: str
     context: int
     norm_offset: float = 0.0
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     bos_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+
+    @property
+    def attentions(self) -> tuple[AttentionSpec, ...]:
+        """Those of the layers that have attention, in their order."""
+        return tuple(layer.mixer.spec for layer in self.layers)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Values of the widest gate."""
+        return max(layer.mlp.width for layer in self.layers)
 
     @property
     def rope_switch(self) -> int | None:

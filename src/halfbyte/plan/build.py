@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import Format
-from halfbyte.models.spec import Layer, ModelSpec, Projection
+from halfbyte.models.spec import Layer, ModelSpec, Projection, SelfAttention
 from halfbyte.plan import cache
 from halfbyte.plan.ops import (
     Add,
@@ -53,6 +53,7 @@ class _Builder:
         self.tensors: dict[str, Tensor] = {}
         self.steps: list[Op] = []
         self.constants: dict[str, NDArray[np.float32]] = {}
+        self.eps = spec.norm_eps / spec.residual_scale**2
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
         self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * _BYTES)
@@ -75,11 +76,18 @@ class _Builder:
         self.steps.append(step)
         return step.outputs[0]
 
-    def norm(self, x: str, weight: str, out: str) -> str:
+    def norm(self, x: str, weight: str | None, out: str, *, of_stream: bool = True) -> str:
+        """A norm over the hidden size; x itself where there is no weight.
+
+        Args:
+            of_stream: Whether x is the residual stream. It is kept divided by `ModelSpec.residual_scale`: then what
+                layers add to it needs no factor, and its norm is the same but for the epsilon.
+        """
+        if weight is None:
+            return x
         spec = self.spec
-        return self.add(
-            RmsNorm(x, self.weight(weight), self.rows(out, spec.hidden_size), spec.norm_eps, spec.norm_offset)
-        )
+        eps = self.eps if of_stream else spec.norm_eps
+        return self.add(RmsNorm(x, self.weight(weight), self.rows(out, spec.hidden_size), eps, spec.norm_offset))
 
     def linear(self, x: str, projection: Projection, out: str) -> str:
         width = sum(self.spec.shapes[name][0] for name in projection.weights)
@@ -105,10 +113,12 @@ def build(
         b.tensor(name, (tokens,), "state", "i32")
     b.tensor(STATE_ROWS, (rows,), "state", "i32")
     groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype, cache_tokens)
-    tables = {name: _rope_table(b, name) for name in dict.fromkeys(layer.attention.rope for layer in spec.layers)}
-    x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), spec.embed_scale))
+    tables = {name: _rope_table(b, name) for name in dict.fromkeys(attention.rope for attention in spec.attentions)}
+    scale = spec.embed_scale / spec.residual_scale
+    x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), scale))
     for i, layer in enumerate(spec.layers):
-        x = _attention_half(b, layer, f"layers.{i}.", x, tables[layer.attention.rope], groups[layer.attention.window])
+        attention = layer.mixer.spec
+        x = _attention_half(b, layer, f"layers.{i}.", x, tables[attention.rope], groups[attention.window])
         x = _mlp_half(b, layer, f"layers.{i}.", x)
     _head(b, x, rows)
     return Plan(
@@ -125,8 +135,8 @@ def _cache_groups(
     sequence at its longest.
     """
     layers: dict[int | None, list[int]] = {}
-    for i, layer in enumerate(b.spec.layers):
-        layers.setdefault(layer.attention.window, []).append(i)
+    for i, attention in enumerate(b.spec.attentions):
+        layers.setdefault(attention.window, []).append(i)
     groups = {}
     for window, members in layers.items():
         columns = -(-context // block_size)
@@ -142,7 +152,7 @@ def _cache_groups(
 
 
 def _cache(b: _Builder, layer: int, blocks: int, block_size: int, dtype: str) -> tuple[str, str]:
-    attention = b.spec.layers[layer].attention
+    attention = b.spec.attentions[layer]
     shape = (blocks, attention.kv_heads, block_size, attention.head_dim)
     nbytes = math.prod(shape[:-1]) * cache.head_nbytes(dtype, attention.head_dim)
     k, v = f"layers.{layer}.k_cache", f"layers.{layer}.v_cache"
@@ -160,38 +170,42 @@ def _rope_table(b: _Builder, name: str) -> str:
 
 
 def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, group: CacheGroup) -> str:
-    a = layer.attention
+    mixer = layer.mixer
+    a = mixer.spec
     heads = (a.heads, a.kv_heads, a.head_dim)
     width = (a.heads + 2 * a.kv_heads) * a.head_dim
-    qkv = b.linear(b.norm(x, layer.input_norm, f"{at}attention_in"), layer.qkv, f"{at}qkv")
-    if layer.q_norm and layer.k_norm:
-        q_weight, k_weight = b.weights((layer.q_norm, layer.k_norm))
-        out = b.rows(f"{at}qkv_normed", width)
-        qkv = b.add(QkNorm(*heads, qkv, q_weight, k_weight, out, b.spec.norm_eps, b.spec.norm_offset))
+    qkv = b.linear(b.norm(x, layer.input_norm, f"{at}attention_in"), mixer.qkv, f"{at}qkv")
+    qkv = _qk_norm(b, mixer, qkv, b.rows(f"{at}qkv_normed", width)) if mixer.q_norm else qkv
     k, v = group.caches[[pair[0] for pair in group.caches].index(f"{at}k_cache")]
     hadamard = cache.rotation(b.tensors[k].dtype, a.head_dim)
-    qkv = b.add(Rope(*heads, qkv, table, b.rows(f"{at}qkv_rotated", width), hadamard))
+    growth = (a.temperature.beta, a.temperature.length) if a.temperature else ()
+    qkv = b.add(Rope(*heads, qkv, table, STATE_POSITIONS, b.rows(f"{at}qkv_rotated", width), hadamard, *growth))
     b.add(KvWrite(*heads, qkv, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, k, v))
     attended = b.rows(f"{at}attended", a.heads * a.head_dim)
-    b.add(
-        Attention(
-            *heads, qkv, k, v, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, attended, a.scale, a.window, a.softcap
-        )
-    )
-    return _onto_residual(b, x, b.linear(attended, layer.o, f"{at}o"), layer.post_attention_norm, f"{at}attention")
+    state = (STATE_POSITIONS, STATE_SEQUENCES, group.blocks)
+    b.add(Attention(*heads, qkv, k, v, *state, attended, a.scale, a.window, a.softcap))
+    return _onto_residual(b, x, b.linear(attended, mixer.o, f"{at}o"), layer.post_mixer_norm, f"{at}attention")
+
+
+def _qk_norm(b: _Builder, mixer: SelfAttention, qkv: str, out: str) -> str:
+    a, spec = mixer.spec, b.spec
+    if mixer.q_norm is None or mixer.k_norm is None:
+        raise ValueError("q and k are both normed, or neither")
+    q_weight, k_weight = b.weights((mixer.q_norm, mixer.k_norm))
+    eps, offset = spec.norm_eps, spec.norm_offset
+    return b.add(QkNorm(a.heads, a.kv_heads, a.head_dim, qkv, q_weight, k_weight, out, eps, offset, a.whole_norm))
 
 
 def _mlp_half(b: _Builder, layer: Layer, at: str, x: str) -> str:
-    spec = b.spec
-    gate_up = b.linear(b.norm(x, layer.mlp_norm, f"{at}mlp_in"), layer.gate_up, f"{at}gate_up")
-    gated = b.add(GatedActivation(gate_up, b.rows(f"{at}gated", spec.intermediate_size), spec.activation))
-    return _onto_residual(b, x, b.linear(gated, layer.down, f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
+    mlp = layer.mlp
+    gate_up = b.linear(b.norm(x, layer.mlp_norm, f"{at}mlp_in"), mlp.gate_up, f"{at}gate_up")
+    gated = b.add(GatedActivation(gate_up, b.rows(f"{at}gated", mlp.width), mlp.activation))
+    return _onto_residual(b, x, b.linear(gated, mlp.down, f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
 
 
 def _onto_residual(b: _Builder, residual: str, x: str, norm: str | None, half: str) -> str:
     """residual + x, where a norm of x may come first."""
-    if norm:
-        x = b.norm(x, norm, f"{half}_normed")
+    x = b.norm(x, norm, f"{half}_normed", of_stream=False)
     return b.add(Add(residual, x, b.rows(f"{half}_out", b.spec.hidden_size)))
 
 
@@ -200,7 +214,7 @@ def _head(b: _Builder, x: str, rows: int) -> None:
     spec = b.spec
     chosen = b.add(Rows(x, STATE_ROWS, b.tensor("chosen", (rows, spec.hidden_size))))
     normed = b.tensor("final", (rows, spec.hidden_size))
-    b.add(RmsNorm(chosen, b.weight(spec.final_norm), normed, spec.norm_eps, spec.norm_offset))
+    b.add(RmsNorm(chosen, b.weight(spec.final_norm), normed, b.eps, spec.norm_offset, scale=spec.logit_scale))
     logits = (rows, spec.vocab_size)
     if spec.logit_softcap is None:
         b.add(Linear(normed, (b.weight(spec.lm_head),), b.tensor(LOGITS, logits, "output")))

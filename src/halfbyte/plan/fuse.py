@@ -60,14 +60,18 @@ def fuse_residual(steps: Steps) -> Steps:
 def fuse_rope_and_cache(steps: Steps) -> Steps:
     """(QkNorm,) Rope, KvWrite → RopeKvWrite: q is rotated, k and v go straight to the cache.
 
-    Attention, which read q from the rotated qkv, reads the rotated q under the same name.
+    A norm of all heads together stays a step of its own. Attention, which read q from the rotated qkv, reads the
+    rotated q under the same name.
     """
     fused: list[Op] = []
     for step in steps:
         if isinstance(step, KvWrite) and isinstance(fused[-1], Rope):
             rope = fused.pop()
-            norm = fused.pop() if isinstance(fused[-1], QkNorm) else None
-            fused.append(_rope_kv_write(norm if isinstance(norm, QkNorm) else None, rope, step))
+            last = fused[-1]
+            norm = last if isinstance(last, QkNorm) and not last.whole else None
+            if norm is not None:
+                fused.pop()
+            fused.append(_rope_kv_write(norm, rope, step))
         else:
             fused.append(step)
     return tuple(fused)
@@ -89,6 +93,8 @@ def _rope_kv_write(norm: QkNorm | None, rope: Op, write: KvWrite) -> RopeKvWrite
         write.v_cache,
         rope.out,
         hadamard=rope.hadamard,
+        beta=rope.beta,
+        beta_length=rope.beta_length,
     )
     if norm is None:
         return fused

@@ -93,7 +93,7 @@ class RopeTable(Op):
 
 @dataclass(frozen=True)
 class RmsNorm(Op):
-    """out[T, H] = x / √(mean(x²) + eps) · (offset + weight)  [+ residual]"""
+    """out[T, H] = x / √(mean(x²) + eps) · (offset + weight) · scale  [+ residual]"""
 
     reads = ("x", "weight", "residual")
     reusable = ("residual", "x")
@@ -103,6 +103,7 @@ class RmsNorm(Op):
     eps: float
     offset: float = 0.0
     residual: str | None = None
+    scale: float = 1.0
 
     def flops(self, shapes: Shapes, context: int) -> int:
         return 4 * math.prod(shapes[self.out])
@@ -179,7 +180,10 @@ class _Heads(Op):
 
 @dataclass(frozen=True)
 class QkNorm(_Heads):
-    """out = qkv with each head of q and of k RMS-normed by its weight [head_dim]; v unchanged."""
+    """out = qkv with each head of q and of k RMS-normed by its weight [head_dim]; v unchanged.
+
+    With `whole`, all heads of q of a token are normed together by a weight [heads·head_dim], and so are those of k.
+    """
 
     reads = ("qkv", "q_weight", "k_weight")
     reusable = ("qkv",)
@@ -189,6 +193,7 @@ class QkNorm(_Heads):
     out: str
     eps: float
     offset: float = 0.0
+    whole: bool = False
 
     def flops(self, shapes: Shapes, context: int) -> int:
         return 4 * math.prod(shapes[self.out])
@@ -200,15 +205,19 @@ class Rope(_Heads):
 
     Halves are rotated against each other (x[i], x[i + D/2]), as in Hugging Face checkpoints. Then every `hadamard`
     values (a power of two) of these heads are multiplied by the Hadamard matrix of that size (Sylvester's), divided by
-    the root of its size: q·k stays as it is, and a k without outliers loses less when a cache rounds it.
+    the root of its size: q·k stays as it is, and a k without outliers loses less when a cache rounds it. At position p
+    the heads of q are multiplied by 1 + beta · ln(1 + ⌊p / beta_length⌋).
     """
 
-    reads = ("qkv", "table")
+    reads = ("qkv", "table", "positions")
     reusable = ("qkv",)
     qkv: str
     table: str
+    positions: str
     out: str
     hadamard: int = 1
+    beta: float = 0.0
+    beta_length: int = 1
 
     def flops(self, shapes: Shapes, context: int) -> int:
         return (3 + self.hadamard.bit_length() - 1) * math.prod(shapes[self.out])
@@ -252,6 +261,8 @@ class RopeKvWrite(_Heads):
     eps: float = 0.0
     offset: float = 0.0
     hadamard: int = 1
+    beta: float = 0.0
+    beta_length: int = 1
 
     def flops(self, shapes: Shapes, context: int) -> int:
         each = (7 if self.q_weight else 3) + self.hadamard.bit_length() - 1

@@ -115,7 +115,7 @@ class Plan:
         """
         pairs = zip(self.steps, self.steps[1:], strict=False)
         found = ((rows, norm) for rows, norm in pairs if isinstance(rows, Rows) and isinstance(norm, RmsNorm))
-        return tuple(replace(norm, x=rows.x, out=HIDDEN) for rows, norm in found)
+        return tuple(replace(norm, x=rows.x, out=HIDDEN, scale=1.0) for rows, norm in found)
 
     def size(self, name: str) -> int:
         """Values in tensor `name`."""

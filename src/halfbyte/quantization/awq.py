@@ -51,7 +51,7 @@ def scale_layer(
         readers, before = _readers(layer, pair), _before(layer, pair)
         if any(name not in forms for name in (*readers, *before)):
             continue
-        share = layer.attention if pair == "v_o" else None
+        share = layer.mixer.spec if pair == "v_o" else None
         tie = _tied_heads(share.heads, share.kv_heads, share.head_dim) if share else None
         factors = _search([weights[n] for n in readers], inputs[readers[0]], forms[readers[0]], tie)
         _undo(spec, layer, pair, weights, factors if tie is None else factors[np.unique(tie, return_index=True)[1]])
@@ -61,19 +61,26 @@ def scale_layer(
 
 
 def _readers(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
-    found = {"norm_qkv": layer.qkv, "v_o": layer.o, "norm_gate_up": layer.gate_up, "up_down": layer.down}[pair]
+    mixer, mlp = layer.mixer, layer.mlp
+    found = {"norm_qkv": mixer.qkv, "v_o": mixer.o, "norm_gate_up": mlp.gate_up, "up_down": mlp.down}[pair]
     return found.weights
 
 
 def _before(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
     """The matrix that undoes a pair's factors, where that is no norm."""
-    projection = {"v_o": layer.qkv, "up_down": layer.gate_up}.get(pair)
+    projection = {"v_o": layer.mixer.qkv, "up_down": layer.mlp.gate_up}.get(pair)
     return () if projection is None else projection.weights[-1:]
 
 
 def scaled_vectors(layer: Layer) -> tuple[str, ...]:
     """Norms and biases of a layer that the factors of its pairs change: they come before the pairs' readers."""
-    return (layer.input_norm, layer.mlp_norm, *layer.qkv.bias[-1:], *layer.gate_up.bias[-1:])
+    changed = {
+        "norm_qkv": (layer.input_norm,),
+        "v_o": layer.mixer.qkv.bias[-1:],
+        "norm_gate_up": (layer.mlp_norm,),
+        "up_down": layer.mlp.gate_up.bias[-1:],
+    }
+    return tuple(name for pair in layer.scale_pairs for name in changed[pair] if name is not None)
 
 
 def _tied_heads(heads: int, kv_heads: int, head_dim: int) -> NDArray[np.intp]:
@@ -86,10 +93,12 @@ def _undo(spec: ModelSpec, layer: Layer, pair: ScalePair, weights: dict[str, Arr
     """Divide what comes before a pair's readers."""
     if pair in ("norm_qkv", "norm_gate_up"):
         name = layer.input_norm if pair == "norm_qkv" else layer.mlp_norm
+        if name is None:
+            raise ValueError(f"the pair {pair} is of a layer without that norm")
         offset = np.float32(spec.norm_offset)
         weights[name] = (offset + weights[name]) / factors - offset
         return
-    projection = layer.qkv if pair == "v_o" else layer.gate_up
+    projection = layer.mixer.qkv if pair == "v_o" else layer.mlp.gate_up
     for name in (*projection.weights[-1:], *projection.bias[-1:]):
         weights[name] = weights[name].copy()
         rows = weights[name][-len(factors) :]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.plan import ops
-from halfbyte.reference.ops import rotate, slots
+from halfbyte.reference.ops import growth, rotate, slots
 
 Array = NDArray[Any]
 Get = Callable[[str], Array]
@@ -69,7 +69,7 @@ def _norm(x: Array, weight: Array, eps: float, offset: float, out: Array) -> tup
 
 @pull_back.register
 def _(op: ops.RmsNorm, get: Get, out: Array) -> Gradients:
-    x, weight = _norm(get(op.x), get(op.weight), op.eps, op.offset, out)
+    x, weight = _norm(get(op.x), get(op.weight), op.eps, op.offset, out * F32(op.scale))
     return {op.x: x, op.weight: weight}
 
 
@@ -128,8 +128,11 @@ def _joined(parts: Sequence[Array]) -> Array:
 @pull_back.register
 def _(op: ops.QkNorm, get: Get, out: Array) -> Gradients:
     (q, k, _), (dq, dk, dv) = _cut(op, get(op.qkv)), _cut(op, out)
+    if op.whole:
+        q, k, dq, dk = (part.reshape(len(part), 1, -1) for part in (q, k, dq, dk))
     q_in, q_weight = _norm(q, get(op.q_weight), op.eps, op.offset, dq)
     k_in, k_weight = _norm(k, get(op.k_weight), op.eps, op.offset, dk)
+    q_in, k_in = (part.reshape(len(part), -1, op.head_dim) for part in (q_in, k_in))
     return {op.qkv: _joined([q_in, k_in, dv]), op.q_weight: q_weight, op.k_weight: k_weight}
 
 
@@ -137,6 +140,8 @@ def _(op: ops.QkNorm, get: Get, out: Array) -> Gradients:
 def _(op: ops.Rope, get: Get, out: Array) -> Gradients:
     back = get(op.table) * np.array([[1], [-1]], F32)
     q, k, v = _cut(op, out)
+    if op.beta:
+        q = q * growth(op, get(op.positions))
     return {op.qkv: _joined([rotate(q, back), rotate(k, back), v])}
 
 

@@ -227,7 +227,7 @@ class _LayerTask:
         if self.task.method == "gptq":
             self.scaled = weights
             return
-        qkv = self.layer.qkv.weights
+        qkv = self.layer.mixer.qkv.weights
         unclipped = qkv if len(qkv) == 1 else qkv[:2]
         for name in inputs:
             if name in self.task.formats:

@@ -49,7 +49,7 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float) -> Array:
 
 @run_op.register
 def _(op: ops.RmsNorm, get: Get) -> Array:
-    out = rms_norm(get(op.x), get(op.weight), op.eps, op.offset)
+    out = rms_norm(get(op.x), get(op.weight), op.eps, op.offset) * F32(op.scale)
     return out if op.residual is None else get(op.residual) + out
 
 
@@ -106,7 +106,13 @@ def _join(q: Array, k: Array, v: Array) -> Array:
 @run_op.register
 def _(op: ops.QkNorm, get: Get) -> Array:
     q, k, v = _split(op, get(op.qkv))
-    return _join(rms_norm(q, get(op.q_weight), op.eps, op.offset), rms_norm(k, get(op.k_weight), op.eps, op.offset), v)
+    shapes = [(len(x), 1, -1) if op.whole else x.shape for x in (q, k)]
+    weights = get(op.q_weight), get(op.k_weight)
+    normed = (
+        rms_norm(x.reshape(shape), weight, op.eps, op.offset).reshape(x.shape)
+        for x, shape, weight in zip((q, k), shapes, weights, strict=True)
+    )
+    return _join(*normed, v)
 
 
 def rotate(x: Array, table: Array) -> Array:
@@ -125,11 +131,20 @@ def mixed(x: Array, size: int) -> Array:
     return x if size == 1 else (x.reshape(-1, size) @ (matrix / F32(np.sqrt(size)))).reshape(x.shape)
 
 
+def growth(op: ops.Rope | ops.RopeKvWrite, positions: Array) -> Array:
+    """What queries at these positions are multiplied by, `[n, 1, 1]`."""
+    return (1 + op.beta * np.log1p(positions // op.beta_length)).astype(F32)[:, None, None]
+
+
+def _turned(op: ops.Rope | ops.RopeKvWrite, q: Array, k: Array, get: Get) -> tuple[Array, Array]:
+    q, k = (mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k))
+    return (q * growth(op, get(op.positions)) if op.beta else q), k
+
+
 @run_op.register
 def _(op: ops.Rope, get: Get) -> Array:
     q, k, v = _split(op, get(op.qkv))
-    q, k = (mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k))
-    return _join(q, k, v)
+    return _join(*_turned(op, q, k, get), v)
 
 
 def slots(blocks: Array, sequences: Array, positions: Array, block_size: int) -> tuple[Array, Array]:
@@ -156,7 +171,7 @@ def _(op: ops.RopeKvWrite, get: Get) -> Array:
     if op.q_weight and op.k_weight:
         q = rms_norm(q, get(op.q_weight), op.eps, op.offset)
         k = rms_norm(k, get(op.k_weight), op.eps, op.offset)
-    q, k = (mixed(rotate(x, get(op.table)), op.hadamard) for x in (q, k))
+    q, k = _turned(op, q, k, get)
     _write(op, k, v, get)
     return q.reshape(len(q), -1)
 

@@ -136,7 +136,7 @@ def write_gguf(
     architecture = gguf_architecture(spec.model_type)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")
-    if not architecture.windows and any(layer.attention.window for layer in spec.layers):
+    if not architecture.windows and any(attention.window for attention in spec.attentions):
         raise UnsupportedModelError(
             f"This {spec.model_type} model has layers with a sliding window, for which GGUF files of the architecture "
             f"{architecture.name} have no place.",
@@ -171,7 +171,7 @@ def _tensors(
 ) -> list[_Outgoing]:
     """What goes into the file, in its order; once written, `rounded` counts by tensor."""
     tied = spec.embed == spec.lm_head
-    outgoing, attention = [], spec.layers[0].attention
+    outgoing, attention = [], spec.attentions[0]
     for name, shape in spec.shapes.items():
         plain = _PREFIX.sub("model.", name, count=1)
         known = OUTPUT if name == spec.lm_head and not tied else architecture.gguf(plain)
@@ -274,7 +274,7 @@ def _vector(name: str, values: F32) -> _Outgoing:
 
 def _rope_factors(spec: ModelSpec) -> dict[str, F32]:
     """Divisors of the rotary frequencies, where they are scaled one by one."""
-    rope = spec.ropes[spec.layers[0].attention.rope]
+    rope = spec.ropes[spec.attentions[0].rope]
     match rope.scaling:
         case Llama3Scaling():
             plain = type(rope)(rope.dim, rope.theta).inv_freq()[0]
@@ -288,9 +288,9 @@ def _rope_factors(spec: ModelSpec) -> dict[str, F32]:
 
 def _metadata(spec: ModelSpec, architecture: Architecture, name: str, number: int) -> dict[str, Value]:
     """Everything but the tokenizer."""
-    attention = spec.layers[0].attention
-    windows = [layer.attention.window for layer in spec.layers]
-    unlimited = (layer.attention.rope for layer in spec.layers if not layer.attention.window)
+    attention = spec.attentions[0]
+    windows = [each.window for each in spec.attentions]
+    unlimited = (each.rope for each in spec.attentions if not each.window)
     rope = spec.ropes[next(unlimited, attention.rope)]
     own: dict[str, Value] = {
         "context_length": spec.context,

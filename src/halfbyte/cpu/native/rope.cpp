@@ -48,10 +48,23 @@ void mix(float* x, int64_t n, int64_t size) {
     for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// Multiplies queries by 1 + beta · ln(1 + ⌊position / length⌋), where beta is not zero.
+struct Growth {
+    State positions;
+    float beta;
+    int64_t length;
+
+    void apply(int64_t token, float* x, int64_t n) const {
+        if (beta == 0) return;
+        const float factor = 1 + beta * std::log1p(static_cast<float>(positions[token] / length));
+        for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+    }
+};
+
 class Rope final : public Step {
 public:
-    Rope(Heads heads, Floats qkv, Floats table, Floats out, int64_t hadamard)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), out_(out), hadamard_(hadamard) {}
+    Rope(Heads heads, Floats qkv, Floats table, Floats out, int64_t hadamard, Growth growth)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), out_(out), hadamard_(hadamard), growth_(growth) {}
 
     void run(const Context& c) const override {
         const int64_t n = heads_.head_dim;
@@ -62,6 +75,7 @@ public:
             float* out = out_.row(t) + head * n;
             c.kernels->rotate(qkv_.row(t) + head * n, table_.row(t), rotated ? table_.columns / 2 : 0, n, out);
             if (rotated) mix(out, n, hadamard_);
+            if (head < heads_.heads) growth_.apply(t, out, n);
         }
     }
 
@@ -69,6 +83,7 @@ private:
     Heads heads_;
     Floats qkv_, table_, out_;
     int64_t hadamard_;
+    Growth growth_;
 };
 
 // Stores one head of one token in a paged cache.
@@ -144,10 +159,10 @@ private:
 // that share its lines come one after another.
 class RopeKvWrite final : public Step {
 public:
-    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, int64_t hadamard, CacheWriter k, CacheWriter v,
-                Floats out)
+    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, int64_t hadamard, Growth growth,
+                CacheWriter k, CacheWriter v, Floats out)
         : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), hadamard_(hadamard),
-          k_(k), v_(v), out_(out) {}
+          growth_(growth), k_(k), v_(v), out_(out) {}
 
     Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
 
@@ -172,7 +187,9 @@ private:
         const int64_t kv_head = head - heads_.heads;
         const float* x = qkv_.row(t) + head * heads_.head_dim;
         if (kv_head < 0) {
-            transform(c, t, x, q_weight_, out_.row(t) + head * heads_.head_dim);
+            float* out = out_.row(t) + head * heads_.head_dim;
+            transform(c, t, x, q_weight_, out);
+            growth_.apply(t, out, heads_.head_dim);
         } else if (kv_head < heads_.kv_heads) {
             transform(c, t, x, k_weight_, c.local);
             k_.store_key(*c.kernels, t, kv_head, c.local);
@@ -196,6 +213,7 @@ private:
     Weights q_weight_, k_weight_;  // empty where heads are not normed
     Norm norm_;
     int64_t hadamard_;
+    Growth growth_;
     CacheWriter k_, v_;
     Floats out_;
 };
@@ -213,6 +231,14 @@ int64_t hadamard(const Fields& f, Heads heads) {
     require(size > 0 && (size & (size - 1)) == 0 && heads.head_dim % size == 0,
             "a Hadamard rotation of " + std::to_string(size) + " values does not fit heads of " + std::to_string(heads.head_dim));
     return size;
+}
+
+Growth growth(const Fields& f, Floats qkv) {
+    const State positions = f.state("positions");
+    const int64_t length = f.whole("beta_length");
+    require_equal(positions.size(), qkv.rows, "number of positions");
+    require(length > 0, "queries cannot grow every " + std::to_string(length) + " positions");
+    return {positions, f.number("beta"), length};
 }
 
 CacheWriter cache_writer(const Fields& f, Inputs& inputs, Heads heads, Floats qkv, const char* name) {
@@ -247,7 +273,7 @@ StepPtr make_rope(const Fields& f, Inputs&) {
     require_rope(heads, qkv, table);
     require_equal(out.columns, qkv.columns, "width of the output");
     require_equal(out.rows, qkv.rows, "rows of the output");
-    return std::make_unique<Rope>(heads, qkv, table, out, hadamard(f, heads));
+    return std::make_unique<Rope>(heads, qkv, table, out, hadamard(f, heads), growth(f, qkv));
 }
 
 StepPtr make_kv_write(const Fields& f, Inputs& inputs) {
@@ -268,7 +294,7 @@ StepPtr make_rope_kv_write(const Fields& f, Inputs& inputs) {
         require_equal(q_weight.size(), heads.head_dim, "length of the norm's weight for q");
         require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
     }
-    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), hadamard(f, heads),
+    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), hadamard(f, heads), growth(f, qkv),
                                          cache_writer(f, inputs, heads, qkv, "k_cache"), cache_writer(f, inputs, heads, qkv, "v_cache"), out);
 }
 

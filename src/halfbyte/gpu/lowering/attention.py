@@ -31,6 +31,9 @@ def lower_heads(step: _HeadsOp, b: Builder) -> None:
     if b.index in b.schedule.rotating.values() and not isinstance(step, ops.KvWrite):
         b.values[step.out] = b.values[step.qkv]
         return
+    if isinstance(step, ops.QkNorm) and step.whole:
+        _norm_whole(step, b)
+        return
     lanes, heads = rules.head_lanes(step.head_dim), step.heads + 2 * step.kv_heads
     constants, bound = _rotation(step, lanes, b), _rotation_buffers(step, b)
     constants |= {"WG": max(64, lanes), "TL": lanes, "CACHE": False, "FIRST_HEAD": 0, "OUT_HEADS": 0}
@@ -45,6 +48,19 @@ def lower_heads(step: _HeadsOp, b: Builder) -> None:
         constants["OUT_ROW"], bound["out"] = value.stride, value.f32
     x = ceil_div(heads - constants["FIRST_HEAD"], constants["WG"] // lanes)
     b.add("heads", constants, bound, grid(x, b.tokens), _LABELS[type(step)])
+
+
+def _norm_whole(step: ops.QkNorm, b: Builder) -> None:
+    """A norm of all heads of q together, and of all of k."""
+    q, k = step.heads * step.head_dim, step.kv_heads * step.head_dim
+    source, value = b.values[step.qkv], b.value(step.out, q + 2 * k)
+    constants = {"WG": 256, "ROW": source.stride, "OUT_ROW": value.stride, "Q": q, "K": k, "EPS": step.eps}
+    weights = {
+        name: b.context.vector(weight, offset=step.offset)
+        for name, weight in (("q_norm", step.q_weight), ("k_norm", step.k_weight))
+    }
+    bound = {"qkv": source.f32, "out": value.f32, **weights}
+    b.add("whole_norm", constants, bound, grid(b.tokens), _LABELS[ops.QkNorm])
 
 
 def lower_attention(step: ops.Attention, b: Builder) -> None:
@@ -62,11 +78,14 @@ def lower_attention(step: ops.Attention, b: Builder) -> None:
 def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
     rotates, normed = isinstance(step, _Rotating), isinstance(step, _Normed) and bool(step.q_weight)
     half = b.context.plan.tensors[step.table].shape[2] if isinstance(step, _Rotating) else 0
+    beta, length = (step.beta, step.beta_length) if isinstance(step, _Rotating) else (0.0, 1)
     return {
         **_head_sizes(step),
         "ROTATE": rotates,
         "HALF": half,
         "HADAMARD": step.hadamard if isinstance(step, _Rotating) else 1,
+        "BETA": beta,
+        "BETA_LENGTH": length,
         "ROW": b.values[step.qkv].stride,
         "QK_NORM": normed,
         "EPS": step.eps if isinstance(step, _Normed) else 0.0,

@@ -75,10 +75,10 @@ class LoweringContext:
         name = matrix_name(matrix.tensors)
         return {binding: Ref("weight", name, piece, binding) for binding in matrix.pieces[piece].pitch}
 
-    def vector(self, *tensors: str, offset: float = 0.0) -> Ref:
-        """Vectors, one after the other, plus `offset` in float32."""
-        name = " + ".join([*tensors, *([str(offset)] if offset else [])])
-        self.vectors[name] = Vector(tensors, offset, sum(map(self.plan.size, tensors)))
+    def vector(self, *tensors: str, offset: float = 0.0, scale: float = 1.0) -> Ref:
+        """Vectors, one after the other, plus `offset`, times `scale`, in float32."""
+        name = " + ".join([*tensors, *([str(offset)] if offset else [])]) + (f" · {scale}" if scale != 1 else "")
+        self.vectors[name] = Vector(tensors, offset, sum(map(self.plan.size, tensors)), scale)
         return Ref("vector", name)
 
     def mark(self) -> tuple[int, frozenset[str]]:

@@ -26,7 +26,7 @@ def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
     value = b.value(step.out, source.width, f32=f32, int8=int8 and not second)
     bound = {
         "x": source.f32,
-        "weight": b.context.vector(step.weight, offset=step.offset),
+        "weight": _weight(step, b),
         "out": value.f32,
         "residual": b.values[step.residual].f32 if step.residual else None,
         "x8_out": value.x8,
@@ -46,10 +46,14 @@ def lower_norm(step: ops.RmsNorm, b: Builder) -> None:
     if second:
         f32, int8 = b.schedule.forms(second.out)
         after = b.value(second.out, source.width, f32=f32, int8=int8)
-        weight2 = b.context.vector(second.weight, offset=second.offset)
-        bound |= {"weight2": weight2, "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
+        bound |= {"weight2": _weight(second, b), "out2": after.f32, "x8_out": after.x8, "xm_out": after.xm}
         constants |= {"OUT2": f32, "EMIT": int8}
     _add(constants, bound, source, "norm", b)
+
+
+def _weight(norm: ops.RmsNorm, b: Builder) -> Ref:
+    """What a norm multiplies by."""
+    return b.context.vector(norm.weight, offset=norm.offset, scale=norm.scale)
 
 
 def _second(b: Builder) -> ops.RmsNorm | None:
@@ -61,11 +65,10 @@ def _second(b: Builder) -> ops.RmsNorm | None:
 def _leave_to_readers(step: ops.RmsNorm, second: ops.RmsNorm | None, b: Builder) -> None:
     """Make the value of a norm, or of a pair, that the products which read it make their input from."""
     last, source = second or step, b.values[step.x]
-    norm = b.context.vector(last.weight, offset=last.offset)
-    value = DeviceTensor(source.width, f32=source.f32, eps=last.eps, norm=norm)
+    value = DeviceTensor(source.width, f32=source.f32, eps=last.eps, norm=_weight(last, b))
     if step.residual:
         residual, total = b.values[step.residual], b.value(step.out, source.width)
-        value.added = PendingResidual(b.context.vector(step.weight, offset=step.offset), residual, total)
+        value.added = PendingResidual(_weight(step, b), residual, total)
     b.values[last.out] = value
 
 
@@ -75,7 +78,7 @@ def prepare_norm(source: DeviceTensor, b: Builder) -> dict[str, Ref | None]:
     if not isinstance(norm, ops.RmsNorm):
         raise TypeError(f"{type(norm).__name__} is no norm")
     value = b.value(norm.out, source.width, f32=False, int8=True, eps=norm.eps)
-    return {"norm": b.context.vector(norm.weight, offset=norm.offset), "x8_out": value.x8, "xm_out": value.xm}
+    return {"norm": _weight(norm, b), "x8_out": value.x8, "xm_out": value.xm}
 
 
 def gathers(rows: str, b: Builder) -> bool:

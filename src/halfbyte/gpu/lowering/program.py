@@ -202,11 +202,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """Weights, one after the other `[size]`, plus `offset` in float32; zeros follow up to a multiple of 32 values."""
+    """Weights, one after the other `[size]`, (w + offset) · scale in float32; zeros fill up a multiple of 32 values."""
 
     tensors: tuple[str, ...]
     offset: float
     size: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,10 @@ def from_json(text: str) -> Lowered:
             {name: _read_program(each, refs) for name, each in values["programs"].items()},
             StateLayout(**values["state"]),
             _each(values["matrices"], _read_matrix),
-            _each(values["vectors"], lambda each: Vector(tuple(each["tensors"]), each["offset"], each["size"])),
+            _each(
+                values["vectors"],
+                lambda each: Vector(tuple(each["tensors"]), each["offset"], each["size"], each["scale"]),
+            ),
             _each(values["constants"], tuple),
             _each(values["caches"], lambda each: Cache(**each)),
             dict(values["buffers"]),

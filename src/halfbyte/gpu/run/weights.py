@@ -68,7 +68,8 @@ class WeightStore:
         """A vector in float32."""
         if vector not in self._vectors:
             values = np.concatenate([self._source.weight(tensor).decode() for tensor in vector.tensors])
-            self._vectors[vector] = self.constant(np.float32(vector.offset) + values, vector.tensors[0])
+            shifted = (np.float32(vector.offset) + values) * np.float32(vector.scale)
+            self._vectors[vector] = self.constant(shifted, vector.tensors[0])
         return self._vectors[vector]
 
     def constant(self, values: NDArray[np.float32], label: str) -> Buffer:

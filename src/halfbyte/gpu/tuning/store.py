@@ -109,9 +109,7 @@ def remembered_tuning(device: Device) -> Tuning:
 def model_key(spec: ModelSpec, formats: Callable[[str], Format], kv_dtype: str, activations: str) -> str:
     """The same for models whose kernels have the same shapes and formats."""
     weights = sorted({(shape, formats(name).name) for name, shape in spec.shapes.items() if len(shape) == 2})
-    heads = sorted(
-        {(a.heads, a.kv_heads, a.head_dim, a.window or 0) for a in (layer.attention for layer in spec.layers)}
-    )
+    heads = sorted({(a.heads, a.kv_heads, a.head_dim, a.window or 0) for a in spec.attentions})
     about = (weights, heads, len(spec.layers), kv_dtype, activations)
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 

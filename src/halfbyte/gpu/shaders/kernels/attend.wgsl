@@ -90,7 +90,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }
 #if FUSED
-    let turned = rotated8(lid, normed8(lid, head, raw), turn);
+    let turned = ${"grown8(head, position, " if BETA else "("}rotated8(lid, normed8(lid, head, raw), turn));
     // The newest key and value are taken as the cache holds them.
     let stored_k = packed(lid, turned);
     let stored_v = packed(lid, newest_v);

@@ -2,8 +2,10 @@
 // values; with CACHE k and v go to the cache.
 // A team of TL invocations takes a head, from FIRST_HEAD on. Grid: (heads / teams of a workgroup, tokens).
 // Constants: WG, TL, HEADS, KV_HEADS, those of `rotate`, with CACHE those of `cache`.
-#if CACHE
+#if CACHE or BETA
 @bind var<storage, read> state: array<i32>;
+#endif
+#if CACHE
 #include cache ACCESS="read_write" LANES=TL
 #else
 #include values
@@ -21,7 +23,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let turning = min(head, ${HEADS + KV_HEADS - 1}u);
     let normed = normed8(lid, turning, raw8(t, turning, lane));
 #if ROTATE
-    let turned = rotated8(lid, normed, angles8(t, lane));
+    let turned = ${"grown8(turning, u32(state[{}u + t]), ".format(POSITIONS) if BETA else "("}rotated8(lid, normed, angles8(t, lane)));
 #else
     let turned = normed;
 #endif

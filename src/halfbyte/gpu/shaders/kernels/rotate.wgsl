@@ -1,7 +1,7 @@
 // A head's vector, normed (QK_NORM) and rotated (ROTATE), eight values an invocation: teams of TL invocations, one head
 // each. FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
-// Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs) and HADAMARD
-// (values that a Hadamard rotation mixes afterwards).
+// Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs), HADAMARD
+// (values that a Hadamard rotation mixes afterwards), BETA and BETA_LENGTH (how queries grow with the position).
 @bind var<storage, read> qkv: array<${"vec4<f32>" if FOURS else "f32"}>;
 #if ROTATE
 @bind var<storage, read> table: array<${"vec4<f32>" if FOURS else "f32"}>;
@@ -110,6 +110,14 @@ fn mixed8(lid: u32, v: Values) -> Values {
     }
 #endfor
     return Values(m.a * ${HADAMARD ** -0.5}, m.b * ${HADAMARD ** -0.5});
+}
+#endif
+
+#if BETA
+// The values of a query, as its position makes them grow, or of a key.
+fn grown8(head: u32, position: u32, v: Values) -> Values {
+    let growth = select(1.0, 1.0 + ${float(BETA)} * log(1.0 + f32(position / ${BETA_LENGTH}u)), head < ${HEADS}u);
+    return Values(v.a * growth, v.b * growth);
 }
 #endif
 

@@ -382,7 +382,7 @@ def test_qk_norm_rope_and_cache(heads: tuple[int, int, int], fused: bool, isa: s
         )
     else:
         qkv = case.add(QkNorm(*heads, qkv, *norms, case.out((count + 2 * kv_count) * size), 1e-5, 1.0))
-        q = case.add(Rope(*heads, qkv, table, case.out((count + 2 * kv_count) * size)))
+        q = case.add(Rope(*heads, qkv, table, STATE_POSITIONS, case.out((count + 2 * kv_count) * size)))
         case.add(KvWrite(*heads, q, *PAGING, k_cache, v_cache))
     out = case.add(Attention(*heads, q, k_cache, v_cache, *PAGING, case.out(count * size), size**-0.5))
     check(case, out, isa, batches=[batch(9), batch(5, start=40, rope_set=1)])
@@ -517,14 +517,15 @@ def test_a_hadamard_rotation_mixes_queries_and_keys(heads: tuple[int, int, int],
         q = case.add(RopeKvWrite(*heads, qkv, table, *PAGING, *caches, case.out(count * size), hadamard=mixed))
         q = case.add(Attention(*heads, q, *caches, *PAGING, case.out(count * size), 1.0))
     else:
-        q = case.add(Rope(*heads, qkv, table, case.out(width), mixed))
+        q = case.add(Rope(*heads, qkv, table, STATE_POSITIONS, case.out(width), mixed))
     check(case, q, isa)
 
 
 @pytest.mark.parametrize("size", [0, 3, 64])
 def test_a_hadamard_rotation_that_does_not_fit_the_heads_is_refused(size: int) -> None:
     case = Case(1)
-    step = Rope(1, 1, 32, case.activation(hostile(1, 96)), case.rope_table(32), case.out(96), size)
+    x, table = case.activation(hostile(1, 96)), case.rope_table(32)
+    step = Rope(1, 1, 32, x, table, STATE_POSITIONS, case.out(96), size)
     plan = case.plan(case.add(step))
     with pytest.raises(ValueError, match=f"Hadamard rotation of {size} values does not fit heads of 32"):
         CpuExecutor(plan, Source(case), threads=1)
@@ -643,7 +644,7 @@ def test_other_ops_hand_on_what_is_not_a_number(value: float, isa: str) -> None:
     result(lambda case, x: RmsNorm(x, case.weight("norm", hostile(1, 40)[0]), case.out(40), 1e-6))
     result(lambda case, x: RmsNorm(x, case.weight("norm", norm), case.out(40), 1e-6, 1.0, x))
     result(lambda case, x: QkNorm(2, 1, 10, x, *2 * [case.weight("norm", norm[:10])], case.out(40), 1e-6))
-    result(lambda case, x: Rope(2, 1, 10, x, case.rope_table(10), case.out(40)))
+    result(lambda case, x: Rope(2, 1, 10, x, case.rope_table(10), STATE_POSITIONS, case.out(40)))
     if np.isnan(value):
         result(lambda case, x: Softcap(x, case.out(40), 30.0))
     for activation in ("silu", "gelu_tanh"):

@@ -172,10 +172,10 @@ def _embed(s: Sketch) -> str:
     return s.embedded(s.shape.width)
 
 
-def _norm(s: Sketch, *, residual: bool = False) -> str:
+def _norm(s: Sketch, *, residual: bool = False, scale: float = 1.0) -> str:
     x, width = s.embedded(s.shape.width), s.shape.width
     other = s.embedded(width, "other") if residual else None
-    return s.add(ops.RmsNorm(x, s.vector("norm", width), s.tensor("out", TOKENS, width), 1e-5, 1.0, other))
+    return s.add(ops.RmsNorm(x, s.vector("norm", width), s.tensor("out", TOKENS, width), 1e-5, 1.0, other, scale))
 
 
 def _linear(
@@ -205,15 +205,17 @@ def _add(s: Sketch) -> str:
     return s.add(ops.Add(x, y, s.tensor("out", TOKENS, s.shape.width)))
 
 
-def _qk_norm(s: Sketch) -> str:
+def _qk_norm(s: Sketch, *, whole: bool = False) -> str:
     qkv, dim = s.embedded(s.qkv_width, "qkv"), s.shape.head_dim
-    norms = s.vector("q_norm", dim), s.vector("k_norm", dim)
-    return s.add(ops.QkNorm(*s.heads, qkv, *norms, s.tensor("out", TOKENS, s.qkv_width), 1e-5, 1.0))
+    heads = (s.shape.heads, s.shape.kv_heads) if whole else (1, 1)
+    norms = (s.vector(name, count * dim) for name, count in zip(("q_norm", "k_norm"), heads, strict=True))
+    return s.add(ops.QkNorm(*s.heads, qkv, *norms, s.tensor("out", TOKENS, s.qkv_width), 1e-5, 1.0, whole))
 
 
-def _rope(s: Sketch, *, mixing: bool = False) -> str:
+def _rope(s: Sketch, *, mixing: bool = False, beta: float = 0.0) -> str:
     qkv, size = s.embedded(s.qkv_width, "qkv"), _mixed(s) if mixing else 1
-    return s.add(ops.Rope(*s.heads, qkv, s.table(), s.tensor("out", TOKENS, s.qkv_width), size))
+    out = s.tensor("out", TOKENS, s.qkv_width)
+    return s.add(ops.Rope(*s.heads, qkv, s.table(), STATE_POSITIONS, out, size, beta, 2))
 
 
 def _mixed(s: Sketch) -> int:
@@ -227,14 +229,14 @@ def _kv_write(s: Sketch) -> str:
     return s.attended(qkv)
 
 
-def _rope_kv_write(s: Sketch, *, normed: bool, mixing: bool = False) -> str:
+def _rope_kv_write(s: Sketch, *, normed: bool, mixing: bool = False, beta: float = 0.0) -> str:
     qkv, dim = s.embedded(s.qkv_width, "qkv"), s.shape.head_dim
     norms = (s.vector("q_norm", dim), s.vector("k_norm", dim)) if normed else (None, None)
     out = s.tensor("q", TOKENS, s.shape.heads * dim)
     paging = STATE_POSITIONS, STATE_SEQUENCES, "blocks"
     s.add(
         ops.RopeKvWrite(
-            *s.heads, qkv, s.table(), *paging, *s.caches, out, *norms, 1e-5, 1.0, _mixed(s) if mixing else 1
+            *s.heads, qkv, s.table(), *paging, *s.caches, out, *norms, 1e-5, 1.0, _mixed(s) if mixing else 1, beta, 2
         )
     )
     return s.attended(out)
@@ -248,7 +250,7 @@ def _softcap(s: Sketch) -> str:
 CASES: dict[type[ops.Op], dict[str, Case]] = {
     ops.Embed: {"plain": _embed},
     ops.RopeTable: {"read by a rotation": _rope},
-    ops.RmsNorm: {"plain": _norm, "residual": lambda s: _norm(s, residual=True)},
+    ops.RmsNorm: {"plain": _norm, "residual": lambda s: _norm(s, residual=True), "scaled": lambda s: _norm(s, scale=0.3)},
     ops.Linear: {
         "plain": _linear,
         "residual": lambda s: _linear(s, residual=True),
@@ -261,13 +263,18 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
     ops.GatedLinear: {name: lambda s, name=name: _gated_linear(s, name) for name in ("silu", "gelu_tanh")},
     ops.GatedActivation: {name: lambda s, name=name: _gated_activation(s, name) for name in ("silu", "gelu_tanh")},
     ops.Add: {"plain": _add},
-    ops.QkNorm: {"plain": _qk_norm},
-    ops.Rope: {"plain": _rope, "mixing": lambda s: _rope(s, mixing=True)},
+    ops.QkNorm: {"plain": _qk_norm, "of all heads together": lambda s: _qk_norm(s, whole=True)},
+    ops.Rope: {
+        "plain": _rope,
+        "mixing": lambda s: _rope(s, mixing=True),
+        "growing": lambda s: _rope(s, beta=0.5),
+    },
     ops.KvWrite: {"read by attention": _kv_write},
     ops.RopeKvWrite: {
         "plain": lambda s: _rope_kv_write(s, normed=False),
         "normed": lambda s: _rope_kv_write(s, normed=True),
         "mixing": lambda s: _rope_kv_write(s, normed=True, mixing=True),
+        "growing": lambda s: _rope_kv_write(s, normed=True, beta=0.5),
     },
     ops.Attention: {"of what was written": _kv_write},
     ops.Rows: {"of an embedding": _embed},

@@ -209,6 +209,7 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
     paging = {"positions": whole(4), "sequences": whole(4), "blocks": whole(1, 2)}
     caches = {"k_cache": floats(2, 1, 4, 8), "v_cache": floats(2, 1, 4, 8)}
     norms = {"q_weight": floats(8), "k_weight": floats(8), "eps": 1e-6, "offset": 0.0}
+    growth = {"beta": 0.5, "beta_length": 2}
     line, wide = floats(4, 16), floats(4, 32)
     return {
         "Add": {"x": line, "y": line, "out": line},
@@ -218,11 +219,16 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
         "GatedLinear": {"x": line, "weights": [matrix, matrix], "out": line, "activation": "gelu_tanh"},
         "KvWrite": {**heads, **paging, **caches, "qkv": wide},
         "Linear": {"x": line, "weights": [matrix, matrix], "bias": floats(32), "out": wide, "residual": wide},
-        "QkNorm": {**heads, **norms, "qkv": wide, "out": wide},
-        "RmsNorm": {"x": line, "weight": floats(16), "out": line, "eps": 1e-6, "offset": 0.0, "residual": line},
-        "Rope": {**heads, "qkv": wide, "table": floats(4, 2, 4), "out": wide, "hadamard": 4},
+        "QkNorm": {**heads, **norms, "qkv": wide, "out": wide, "whole": False},
+        "RmsNorm": {
+            "x": line, "weight": floats(16), "out": line, "eps": 1e-6, "offset": 0.0, "residual": line, "scale": 2.0,
+        },
+        "Rope": {
+            **heads, **growth, "qkv": wide, "table": floats(4, 2, 4), "positions": whole(4), "out": wide, "hadamard": 4,
+        },
         "RopeKvWrite": {
-            **heads, **paging, **caches, **norms, "qkv": wide, "table": floats(4, 2, 4), "out": line, "hadamard": 4,
+            **heads, **paging, **caches, **norms, **growth, "qkv": wide, "table": floats(4, 2, 4), "out": line,
+            "hadamard": 4,
         },
         "RopeTable": {
             "positions": whole(4), "sets": whole(4), "inv_freq": floats(2, 4), "out": floats(4, 2, 4), "factor": 1.0,

@@ -250,7 +250,11 @@ def _softcap(s: Sketch) -> str:
 CASES: dict[type[ops.Op], dict[str, Case]] = {
     ops.Embed: {"plain": _embed},
     ops.RopeTable: {"read by a rotation": _rope},
-    ops.RmsNorm: {"plain": _norm, "residual": lambda s: _norm(s, residual=True), "scaled": lambda s: _norm(s, scale=0.3)},
+    ops.RmsNorm: {
+        "plain": _norm,
+        "residual": lambda s: _norm(s, residual=True),
+        "scaled": lambda s: _norm(s, scale=0.3),
+    },
     ops.Linear: {
         "plain": _linear,
         "residual": lambda s: _linear(s, residual=True),

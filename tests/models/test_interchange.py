@@ -28,8 +28,10 @@ from halfbyte.text.files import TokenizerFiles, read_tokenizer_files
 from tests.models.tiny import FAMILIES, VOCABULARY, feed, tiny
 
 IDS = [1, 5, 80, 33, 7, 7, 60, 12, 90, 41, 3, 3, 28, 77, 54, 19, 8, 66, 2, 31, 49, 13, 71, 88, 24, 37, 91, 10]
-IN_GGUF = sorted(set(FAMILIES) - {"qwen-2-windows"})
-"""GGUF has no sliding window for Qwen2."""
+NOT_IN_GGUF = {"qwen-2-windows", "qwen-3-windows", "smollm-3-windows", "gemma-2-scaled"}
+"""GGUF has no sliding window for Qwen, turns all but each fourth layer of SmolLM3, and scales Gemma 2 by its heads."""
+
+IN_GGUF = sorted(set(FAMILIES) - NOT_IN_GGUF)
 
 SHELL_KINDS = {"q8_0": 8.59, "q4_0": 4.88, "q4_k_m": 5.25}
 """Bits a weight of the whole file, at most."""
@@ -77,6 +79,14 @@ def test_every_family_survives_a_trip_through_gguf(tmp_path: Path, family: str) 
     for rope_set in range(len(model.spec.ropes[model.spec.attentions[0].rope].inv_freq())):
         expected = logits(model, model.spec, IDS, rope_set)
         np.testing.assert_allclose(logits(checkpoint, spec, IDS, rope_set), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", sorted(NOT_IN_GGUF))
+def test_what_gguf_cannot_say_is_refused(tmp_path: Path, family: str) -> None:
+    model = tiny(family)
+    with pytest.raises(UnsupportedModelError, match="GGUF files"):
+        write_gguf(tmp_path / "tiny.gguf", model, model.spec, small_tokenizer(), kind="stored")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("family", IN_GGUF)

@@ -154,7 +154,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "olmo-2": lambda: _made("Olmo2", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128)),
     "olmo-3": lambda: _made(
         "Olmo3", **_sizes(60, 92, 5, 5, num_hidden_layers=5, max_position_embeddings=64, sliding_window=13,
-                          rope_scaling=_YARN)
+                          rope_scaling={**_YARN, "rope_theta": 500_000.0})
     ),
     "granite-3": lambda: _made(
         "Granite", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128, embedding_multiplier=12.0,
@@ -163,8 +163,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "gemma-2": lambda: _made(
         "Gemma2", **_sizes(72, 92, 4, 2, num_hidden_layers=3, head_dim=20, max_position_embeddings=128,
-                           sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=1.5,
+                           sliding_window=9, query_pre_attn_scalar=20, attn_logit_softcapping=1.5,
                            final_logit_softcapping=3.0)
+    ),
+    "gemma-2-scaled": lambda: _made(
+        "Gemma2", **_sizes(40, 52, 2, 1, head_dim=24, max_position_embeddings=128, sliding_window=15,
+                           query_pre_attn_scalar=9, attn_logit_softcapping=None, final_logit_softcapping=None,
+                           layer_types=["full_attention", "sliding_attention"])
     ),
     "ministral-3": lambda: _made(
         "Ministral3", **_sizes(72, 88, 6, 2, num_hidden_layers=3, head_dim=16, max_position_embeddings=128,

@@ -276,7 +276,7 @@ def _scaling(kind: str, rope: Config, plain: RopeSpec, original: int, context: i
         case "longrope" | "su":
             return _longrope(rope, original, plain.dim, context)
         case "yarn":
-            return _yarn(rope, plain, original, context)
+            return _yarn(rope, original, context)
         case "proportional":
             rope.expect("factor", 1)
             share = rope.number("partial_rotary_factor", 1.0, most=1.0)
@@ -300,23 +300,16 @@ def _longrope(rope: Config, original: int, dim: int, context: int) -> LongRopeSc
     )
 
 
-def _yarn(rope: Config, plain: RopeSpec, original: int, context: int) -> YarnScaling:
+def _yarn(rope: Config, original: int, context: int) -> YarnScaling:
     """YaRN, with the attention factor as transformers 5.24 finds it where it is not given."""
     factor = rope.number("factor", context / original, least=1.0)
     mscale, all_dim = rope.number("mscale", 0.0, least=0.0), rope.number("mscale_all_dim", 0.0, least=0.0)
-
-    def growth(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0
-
-    derived = growth(mscale) / growth(all_dim) if mscale and all_dim else growth(1.0)
-    bounds = (rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0))
-    low, high = (yarn_pair(plain, turns, original) for turns in bounds)
-    if rope.flag("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, plain.dim - 1)
-    return YarnScaling(factor, low, high + 0.001 if low == high else high, rope.number("attention_factor", derived))
+    derived = yarn_growth(factor, mscale) / yarn_growth(factor, all_dim) if mscale and all_dim else yarn_growth(factor)
+    betas = (rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0))
+    attention_factor = rope.number("attention_factor", derived)
+    return YarnScaling(factor, original, attention_factor, *betas, rope.flag("truncate", True))
 
 
-def yarn_pair(plain: RopeSpec, turns: float, length: int) -> float:
-    """The pair of values, counted with fractions, that turns so often over `length` positions."""
-    return plain.dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(plain.theta))
+def yarn_growth(factor: float, weight: float = 1.0) -> float:
+    """What YaRN multiplies cos and sin by to make up for longer waves."""
+    return 0.1 * weight * math.log(factor) + 1.0

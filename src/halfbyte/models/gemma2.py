@@ -11,31 +11,40 @@ from typing import Any
 from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope, rope_section
 from halfbyte.models.decoder import Stacking, common_fields, gated_mlp, layer_windows, self_attention, shorter
 from halfbyte.models.gemma3_text import GGUF_NORMS, SCALE_PAIRS, embed_scale, four_norms
-from halfbyte.models.gguf import ATTENTION, MLP, Architecture
+from halfbyte.models.gguf import ATTENTION, MLP, Architecture, not_in_gguf, sliding_layers, sliding_pattern
 from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec
 
 TIED = True
 """Embedding table and output matrix are one unless the configuration says otherwise."""
 
 _LARGEST_LAYERS = 46
-"""Layers of Gemma 2 27B, whose attention scale is that of hidden_size / heads; a GGUF file does not state it."""
+"""Layers of Gemma 2 27B, the one whose attention scale is not that of its head size."""
+
+
+def _whole_head(hidden: int, heads: int, head_dim: int, layers: int) -> int:
+    """The size that llama.cpp takes the attention scale from: a file does not state it."""
+    return hidden // heads if layers == _LARGEST_LAYERS else head_dim
 
 
 def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    whole = hidden // heads if config["num_hidden_layers"] == _LARGEST_LAYERS else config["head_dim"]
+    sizes = ("hidden_size", "num_attention_heads", "head_dim", "num_hidden_layers")
+    whole = _whole_head(*(config[size] for size in sizes))
     return {
         "model_type": "gemma2",
         "query_pre_attn_scalar": whole,
         "sliding_window": config["sliding_window"] or 4096,
         "attn_logit_softcapping": keys.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": keys.number("final_logit_softcapping", 30.0),
+        **sliding_layers(keys),
     }
 
 
 def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
-    caps = {"attn_logit_softcapping": spec.attentions[0].softcap, "final_logit_softcapping": spec.logit_softcap}
-    return {key: cap for key, cap in caps.items() if cap is not None}
+    a = spec.attentions[0]
+    if a.scale != _whole_head(spec.hidden_size, a.heads, a.head_dim, len(spec.layers)) ** -0.5:
+        raise not_in_gguf("This gemma2 model scales its scores by another size than that of its heads")
+    caps = {"attn_logit_softcapping": a.softcap, "final_logit_softcapping": spec.logit_softcap}
+    return sliding_pattern(spec) | {key: cap for key, cap in caps.items() if cap is not None}
 
 
 GGUF = Architecture(

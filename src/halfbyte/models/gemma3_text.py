@@ -25,7 +25,7 @@ from halfbyte.models.decoder import (
     self_attention,
     shorter,
 )
-from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, MLP, Architecture
+from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, MLP, Architecture, sliding_layers, sliding_pattern
 from halfbyte.models.spec import AttentionSpec, Layer, ModelSpec, RopeSpec, ScalePair
 
 TIED = True
@@ -62,13 +62,11 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
         ),
         "rope_local_base_freq": keys.number("rope.freq_base_swa", 10_000.0, most=1e12),
     }
-    pattern = keys.raw("attention.sliding_window_pattern")
     if config["sliding_window"] is None:
+        keys.known("attention.sliding_window_pattern")
         gemma |= {"layer_types": [FULL] * layers, "sliding_window": config["max_position_embeddings"]}
-    elif isinstance(pattern, list):
-        gemma["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern[:1024]]
     else:
-        gemma["sliding_window_pattern"] = keys.integer("attention.sliding_window_pattern", 6)
+        gemma |= sliding_layers(keys) or {"sliding_window_pattern": keys.integer("attention.sliding_window_pattern", 6)}
     if "final_logit_softcapping" in keys:
         gemma["final_logit_softcapping"] = keys.number("final_logit_softcapping")
     return gemma
@@ -76,10 +74,7 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
 
 def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
     local = (spec.ropes[attention.rope].theta for attention in spec.attentions if attention.window)
-    gemma: dict[str, Any] = {
-        "rope.freq_base_swa": next(local, 10_000.0),
-        "attention.sliding_window_pattern": np.array([attention.window is not None for attention in spec.attentions]),
-    }
+    gemma: dict[str, Any] = {"rope.freq_base_swa": next(local, 10_000.0), **sliding_pattern(spec)}
     return gemma | ({} if spec.logit_softcap is None else {"final_logit_softcapping": spec.logit_softcap})
 
 

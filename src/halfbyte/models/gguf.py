@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.models.config import Config
+from halfbyte.models.decoder import FULL, SLIDING
 from halfbyte.models.spec import AttentionSpec, ModelSpec
 
 EMBED = "token_embd.weight"
@@ -46,6 +48,24 @@ def _nothing(spec: ModelSpec) -> Values:
 
 def _unchanged(spec: ModelSpec, name: str) -> float:
     return 1.0
+
+
+def sliding_layers(keys: Config) -> Values:
+    """The kind of each layer, where a file lists which ones have a window."""
+    pattern = keys.raw("attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        return {}
+    return {"layer_types": [SLIDING if sliding else FULL for sliding in pattern[:1024]]}
+
+
+def sliding_pattern(spec: ModelSpec) -> Values:
+    """Which layers have a window, as `sliding_layers` reads it."""
+    return {"attention.sliding_window_pattern": np.array([each.window is not None for each in spec.attentions])}
+
+
+def not_in_gguf(what: str) -> UnsupportedModelError:
+    """The error for a model of which files of its architecture cannot say something."""
+    return UnsupportedModelError(f"{what}, which GGUF files cannot say.", "Write another layout, such as awq or gptq.")
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from halfbyte.models import llama
 from halfbyte.models.config import Config, RopeRules, rope_section
+from halfbyte.models.gguf import Architecture
 from halfbyte.models.spec import ModelSpec, Temperature
 
 RULES = RopeRules(missing={
     "type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16_384, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1,
 })  # fmt: skip
+
+
+def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
+    """Queries begin to grow where YaRN does, whose original context a file states."""
+    scaling = config["rope_scaling"] or {"rope_type": "default"}
+    beta = keys.number("attention.temperature_scale", 0.0, least=0.0)
+    return {"model_type": "ministral3", "rope_scaling": {**scaling, "llama_4_scaling_beta": beta}}
+
+
+def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
+    growth = spec.attentions[0].temperature
+    return {} if growth is None else {"attention.temperature_scale": growth.beta}
+
+
+GGUF = Architecture("mistral3", llama.GGUF.layer, config=_from_gguf, metadata=_to_gguf, permuted=True)
 
 
 def build(config: Config, names: Collection[str], prefix: str = "model.", head: str = "lm_head.weight") -> ModelSpec:

@@ -13,6 +13,8 @@ from halfbyte.models import ministral3, mistral
 from halfbyte.models.config import Config
 from halfbyte.models.spec import ModelSpec
 
+GGUF = ministral3.GGUF
+
 TIED = True
 """Embedding table and output matrix are one unless the configuration says otherwise."""
 

@@ -8,11 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from halfbyte.models import llama
 from halfbyte.models.config import Config
-from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, MLP, Architecture
+from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, MLP, Architecture, not_in_gguf, sliding_layers, sliding_pattern
 from halfbyte.models.spec import AttentionSpec, ModelSpec
+
+
+def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
+    """A file with a window is an OLMo 3."""
+    if not config["sliding_window"]:
+        return {"model_type": "olmo2"}
+    return {"model_type": "olmo3", **sliding_layers(keys)}
+
+
+def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
+    if len({rope.theta for rope in spec.ropes.values()}) > 1:
+        raise not_in_gguf("Layers of this olmo3 model turn with different bases")
+    return sliding_pattern(spec) if spec.model_type == "olmo3" else {}
+
 
 GGUF = Architecture(
     "olmo2",
@@ -23,7 +38,9 @@ GGUF = Architecture(
         "post_attention_norm": "post_attention_layernorm",
         "post_ffw_norm": "post_feedforward_layernorm",
     },
-    config=lambda keys, config: {"model_type": "olmo2"},
+    config=_from_gguf,
+    metadata=_to_gguf,
+    windows=True,
 )
 
 

@@ -10,6 +10,8 @@ from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
 from halfbyte.models.decoder import FULL, SLIDING, layer_windows
 from halfbyte.models.spec import AttentionSpec, ModelSpec, RopeSpec
 
+GGUF = olmo2.GGUF
+
 
 def build(config: Config, names: Collection[str]) -> ModelSpec:
     """The spec of an OLMo 3 checkpoint."""

@@ -23,6 +23,7 @@ GGUF = Architecture(
 
 def build(config: Config, names: Collection[str]) -> ModelSpec:
     """The spec of a Qwen2 checkpoint."""
+    config.known("attention_bias")
     kv_heads = None if config.mentions("num_key_value_heads") else 32
     family = llama.Likeness(kv_heads=kv_heads, qkv_bias=True)
     return llama.like_llama(config, names, family, windows=windows(config))

@@ -7,17 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from halfbyte.models import llama
 from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope, rope_section
 from halfbyte.models.decoder import layer_windows
-from halfbyte.models.gguf import Architecture
+from halfbyte.models.gguf import Architecture, not_in_gguf
 from halfbyte.models.spec import ModelSpec, ProportionalScaling
 
 TIED = True
 """Embedding table and output matrix are one unless the configuration says otherwise."""
 
-GGUF = Architecture("smollm3", llama.GGUF.layer, config=lambda keys, config: {"model_type": "smollm3"}, permuted=True)
+_INTERVAL = 4
+
+
+def _to_gguf(spec: ModelSpec) -> dict[str, Any]:
+    """Nothing: a file does not say which layers turn, so it is every one but each fourth (llama.cpp, `smollm3.cpp`)."""
+    turns = [attention.rope == "rope" for attention in spec.attentions]
+    if turns != [bool((index + 1) % _INTERVAL) for index in range(len(turns))]:
+        raise not_in_gguf("This smollm3 model turns other layers than all but each fourth")
+    return {}
+
+
+GGUF = Architecture(
+    "smollm3",
+    llama.GGUF.layer,
+    config=lambda keys, config: {"model_type": "smollm3"},
+    metadata=_to_gguf,
+    permuted=True,
+)
 
 
 def build(config: Config, names: Collection[str]) -> ModelSpec:
@@ -45,7 +63,7 @@ def build(config: Config, names: Collection[str]) -> ModelSpec:
 def _turning(config: Config) -> Sequence[bool]:
     """Whether each layer has rotary embedding."""
     count = config.integer("num_hidden_layers", most=1024)
-    interval = config.integer("no_rope_layer_interval", 4)
+    interval = config.integer("no_rope_layer_interval", _INTERVAL)
     listed = config.raw("no_rope_layers")
     if listed is None:
         return [bool((index + 1) % interval) for index in range(count)]

@@ -54,14 +54,17 @@ class YarnScaling:
     """YaRN (arXiv 2309.00071): long waves divided by `factor`, short ones kept, those between in part.
 
     Attributes:
-        low, high: The pairs of values between which the share that is divided grows from none to all.
+        beta_fast, beta_slow: Turns over the original context above which waves are short, below which they are long.
         attention_factor: What cos and sin are multiplied by.
+        truncate: Whether the pairs of values where that is so are rounded to whole ones.
     """
 
     factor: float
-    low: float
-    high: float
+    original_context: int
     attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ class RopeSpec:
                 sets = base[None] / np.float32(factor)
             case Llama3Scaling():
                 sets = _llama3(base, self.scaling)[None]
-            case YarnScaling(factor, low, high):
-                kept = 1 - np.clip((np.arange(len(base), dtype=np.float32) - low) / (high - low), 0, 1)
+            case YarnScaling(factor):
+                kept = _yarn_kept(self, self.scaling)
                 sets = (base / np.float32(factor) * (1 - kept) + base * kept)[None]
             case ProportionalScaling(pairs):
                 sets = np.where(np.arange(len(base)) < pairs, base, np.float32(0))[None]
@@ -130,6 +133,20 @@ def _llama3(base: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.flo
     scaled = np.where(wavelength > longest, base / scaling.factor, base)
     between = (wavelength <= longest) & (wavelength >= shortest)
     return np.where(between, blended, scaled).astype(np.float32)
+
+
+def _yarn_kept(rope: RopeSpec, scaling: YarnScaling) -> NDArray[np.float32]:
+    """The share of each pair's frequency that YaRN keeps as it is."""
+
+    def pair(turns: float) -> float:
+        return rope.dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    reach = high - low or 0.001
+    return (1 - np.clip((np.arange(rope.dim // 2, dtype=np.float32) - low) / reach, 0, 1)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,17 @@ from halfbyte.checkpoint.gguf.tokenizer import stop_token_ids, tokenizer_files
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models import gguf_architectures
-from halfbyte.models.config import Config
+from halfbyte.models.config import Config, yarn_growth
 from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
 from halfbyte.models.spec import AttentionSpec, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 """Keys that may hold a value per layer."""
+
+
+_BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+"""What says that layers have biases."""
 
 
 class GgufCheckpoint(Checkpoint):
@@ -186,6 +190,7 @@ def _config(
         "eos_token_id": stop_token_ids(path, metadata),
         "sliding_window": _window(keys, architecture),
     }
+    config |= {key: True for key, tensor in _BIASES.items() if tensor in stored}
     config |= architecture.config(keys, config)
     keys.refuse_unknown(HARMLESS)
     return config
@@ -261,6 +266,8 @@ def _scaling(keys: Config, dim: int, stored: Mapping[str, GgufFile]) -> dict[str
     attention *= keys.number("rope.scaling.yarn_attn_factor", 1.0)
     context = keys.integer("context_length", least=2)
     original = keys.integer("rope.scaling.original_context_length", context, least=2)
+    if keys.text("rope.scaling.type", "linear") == "yarn":
+        return _yarn(keys, divisor, original, attention)
     if ROPE_FREQS in stored:
         original, short = context, _factors(stored, ROPE_FREQS)
         long = short
@@ -280,13 +287,25 @@ def _scaling(keys: Config, dim: int, stored: Mapping[str, GgufFile]) -> dict[str
     }  # fmt: skip
 
 
+def _yarn(keys: Config, factor: float, original: int, attention: float) -> dict[str, Any]:
+    """A `rope_scaling` section with YaRN; llama.cpp multiplies `attn_factor` by what it derives from the factor."""
+    weight = keys.number("rope.scaling.yarn_log_multiplier", 0.0, least=0.0)
+    derived = yarn_growth(factor) / yarn_growth(factor, weight) if weight else yarn_growth(factor)
+    keys.expect("rope.scaling.yarn_ext_factor", 1)
+    return {
+        "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+        "attention_factor": attention * derived, "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    }  # fmt: skip
+
+
 def _linear_factor(keys: Config) -> float:
     """What positions are divided by: `rope.scaling.factor`, or `rope.scale_linear` of 2023's files; 0 means 1."""
     kind = keys.text("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "longrope"):
+    if kind not in ("none", "linear", "longrope", "yarn"):
         raise UnsupportedModelError(
             f"{keys.where}.rope.scaling.type is {shown(kind)}, which is not supported.",
-            "Supported are none, linear and longrope.",
+            "Supported are none, linear, longrope and yarn.",
         )
     older = keys.number("rope.scale_linear", 1.0, least=0.0)
     factor = keys.number("rope.scaling.factor", older, least=0.0) or 1.0

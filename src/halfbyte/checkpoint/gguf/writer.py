@@ -29,8 +29,9 @@ from halfbyte.errors import InvalidModelError, UnsupportedModelError, UsageError
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.ggml import F32, BlockFormat
 from halfbyte.models import gguf_architecture
-from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
-from halfbyte.models.spec import LinearScaling, Llama3Scaling, LongRopeScaling, ModelSpec
+from halfbyte.models.config import yarn_growth
+from halfbyte.models.gguf import EMBED, OUTPUT, Architecture, not_in_gguf
+from halfbyte.models.spec import LinearScaling, Llama3Scaling, LongRopeScaling, ModelSpec, YarnScaling
 from halfbyte.text.files import TokenizerFiles
 
 Progress = Callable[[str, int, int], None]
@@ -312,6 +313,15 @@ def _metadata(spec: ModelSpec, architecture: Architecture, name: str, number: in
             own |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
         case LongRopeScaling(original_context=original, attention_factor=factor) if factor != 1:
             own |= {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": factor}
+        case YarnScaling(truncate=False):
+            raise not_in_gguf("The model's rotary embedding scales by YaRN without rounding")
+        case YarnScaling(factor, original, attention_factor, fast, slow):
+            own |= {
+                "rope.scaling.type": "yarn", "rope.scaling.factor": factor,
+                "rope.scaling.original_context_length": original,
+                "rope.scaling.attn_factor": attention_factor / yarn_growth(factor),
+                "rope.scaling.yarn_beta_fast": fast, "rope.scaling.yarn_beta_slow": slow,
+            }  # fmt: skip
     own |= architecture.metadata(spec)
     named: dict[str, Value] = {f"{architecture.name}.{key}": value for key, value in own.items()}
     general: dict[str, Value] = {

@@ -6,6 +6,7 @@ run, and the pages about the project are files of the repository. Links to other
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from nbconvert import MarkdownExporter
 import halfbyte
 from halfbyte.cli.app import app
 from halfbyte.cli.exit_codes import MEANINGS
+from halfbyte.models import gguf_architecture, supported
+from halfbyte.models.catalog import HUB_IDS, catalog_spec
 
 ROOT = Path(__file__).parents[1]
 SHOWN = {
@@ -57,6 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
     """Fill in what is generated, and let links lead to pages of the site."""
     made = {"commands": command_table, "exit codes": exit_codes, "names": python_names}
+    made |= {"families": family_table, "catalog": catalog_table}
     markdown = re.sub(f"<!-- ({'|'.join(made)}) -->", lambda found: made[found[1]](), markdown)
     here = SHOWN.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     return _LINK.sub(lambda found: linked(here, *found.groups(default="")), markdown)
@@ -174,6 +178,27 @@ def command_table() -> str:
     rows = [f"| [`halfbyte {name}`]({name}.md) | {escaped(command.get_short_help_str(200))} |"
             for name, command in commands(HALFBYTE)]  # fmt: skip
     return "\n".join(("| command | |", "|---|---|", *rows))
+
+
+def family_table() -> str:
+    """The families that can be run, and what they have been compared with."""
+    rows = ["| `model_type` | models | compared with |", "|---|---|---|"]
+    for kind in supported():
+        about = (importlib.import_module(f"halfbyte.models.{kind}").__doc__ or "").split("\n\n")[0]
+        architecture = gguf_architecture(kind)
+        judges = "transformers" + (f"; llama.cpp, as GGUF `{architecture.name}`" if architecture else "")
+        rows.append(f"| `{kind}` | {' '.join(about.partition(':')[2].split())} | {judges} |")
+    return "\n".join(rows)
+
+
+def catalog_table() -> str:
+    """The models that have short names."""
+    rows = ["| short name | on the hub | weights | context | in 4 bits |", "|---|---|---:|---:|---:|"]
+    for name, hub in HUB_IDS.items():
+        spec = catalog_spec(name)
+        gigabytes = 4.25 / 8 * spec.parameters * 1e-9
+        rows.append(f"| `{name}` | {hub} | {spec.parameters * 1e-9:.1f} billion | {spec.context:,} | {gigabytes:.1f} GB |")
+    return "\n".join(rows)
 
 
 def exit_codes() -> str:

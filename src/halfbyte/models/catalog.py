@@ -60,6 +60,13 @@ def _qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str,
     )  # fmt: skip
 
 
+def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = True) -> dict[str, Any]:
+    return _sizes(
+        "qwen3", hidden, intermediate, layers, heads, 8, 151_936, tied=tied, context=40_960, eps=1e-6, rope_theta=1e6,
+        head_dim=128,
+    )  # fmt: skip
+
+
 CATALOG: dict[str, dict[str, Any]] = {
     "phi-3.5-mini": _sizes(
         "phi3", 3072, 8192, 32, 32, 32, 32_064, tied=False, original_max_position_embeddings=4096,
@@ -84,6 +91,29 @@ CATALOG: dict[str, dict[str, Any]] = {
     "qwen-2.5-0.5b": _qwen2(896, 4864, 24, 14),
     "qwen-2.5-1.5b": _qwen2(1536, 8960, 28, 12),
     "qwen-2.5-3b": _qwen2(2048, 11_008, 36, 16),
+    "qwen-3-0.6b": _qwen3(1024, 3072, 28, 16),
+    "qwen-3-1.7b": _qwen3(2048, 6144, 28, 16),
+    "qwen-3-4b": _qwen3(2560, 9728, 36, 32),
+    "qwen-3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "gemma-2-2b": _sizes(
+        "gemma2", 2304, 9216, 26, 8, 4, 256_000, tied=True, context=8192, eps=1e-6, head_dim=256, sliding_window=4096,
+        query_pre_attn_scalar=256, dtype="bfloat16",
+    ),
+    "smollm-3-3b": _sizes("smollm3", 2048, 11_008, 36, 16, 4, 128_256, tied=True, context=65_536, eps=1e-6,
+        rope_theta=5e6),
+    "olmo-2-1b": _sizes("olmo2", 2048, 8192, 16, 16, 16, 100_352, tied=False, context=4096, eps=1e-6,
+        rope_theta=500_000.0),
+    "olmo-3-7b": _sizes(
+        "olmo3", 4096, 11_008, 32, 32, 32, 100_278, tied=False, context=65_536, eps=1e-6, sliding_window=4096,
+        rope_theta=500_000.0,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192},
+    ),
+    "granite-3.3-2b": _sizes(
+        "granite", 2048, 8192, 40, 32, 8, 49_159, tied=True, rope_theta=1e7, embedding_multiplier=12.0,
+        residual_multiplier=0.22, attention_multiplier=0.015625, logits_scaling=8.0,
+    ),
+    "ministral-3-3b": _sizes("ministral3", 3072, 9216, 26, 32, 8, 131_072, tied=True, context=262_144, head_dim=128),
+    "ministral-3-8b": _sizes("ministral3", 4096, 14_336, 34, 32, 8, 131_072, tied=False, context=262_144, head_dim=128),
 }  # fmt: skip
 
 
@@ -100,6 +130,17 @@ HUB_IDS = {
     "qwen-2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
     "qwen-2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "qwen-2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen-3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen-3-1.7b": "Qwen/Qwen3-1.7B",
+    "qwen-3-4b": "Qwen/Qwen3-4B",
+    "qwen-3-8b": "Qwen/Qwen3-8B",
+    "gemma-2-2b": "google/gemma-2-2b-it",
+    "smollm-3-3b": "HuggingFaceTB/SmolLM3-3B",
+    "olmo-2-1b": "allenai/OLMo-2-0425-1B-Instruct",
+    "olmo-3-7b": "allenai/Olmo-3-7B-Instruct",
+    "granite-3.3-2b": "ibm-granite/granite-3.3-2b-instruct",
+    "ministral-3-3b": "mistralai/Ministral-3-3B-Instruct-2512-BF16",
+    "ministral-3-8b": "mistralai/Ministral-3-8B-Instruct-2512-BF16",
 }
 """Where each model of the catalog is on the Hugging Face hub, as it answers instructions."""
 

@@ -1,4 +1,7 @@
-"""`llama`: Llama 2 and 3, and what families with layers like Llama's share with them."""
+"""`llama`: Llama 2 and 3.
+
+Families whose layers are like Llama's build on this file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mistral`: Llama with a sliding window, unless the configuration says null (from v0.2 on).
+"""`mistral`: Mistral; Llama with a sliding window, unless the configuration says null (from v0.2 on).
 
 The window is that of every layer, or of those that `layer_types` names: then transformers' `AutoModel` takes the
 model for a Ministral.

@@ -22,7 +22,7 @@ from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear
 from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from tests.device.gpu import block_tables, drawn, one, software_gpu
-from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, batch_of, feed, feed_hidden, tiny
+from tests.models.tiny import KINDS, VOCABULARY, Tiny, batch_of, feed, feed_hidden, tiny
 
 FLOAT = ("int8",)
 Pair = tuple[GpuExecutor, ReferenceExecutor]
@@ -42,7 +42,7 @@ def executors(model: Tiny, *, off: tuple[str, ...] = FLOAT, baseline: bool = Fal
     return gpu, ReferenceExecutor(model.plan(**capacities), model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_prefill_and_decode_agree_across_the_context(family: str) -> None:
     model, ids = tiny(family), prompt(90)
     gpu, reference = executors(model, block_size=8, context=96)
@@ -106,7 +106,7 @@ def test_a_browsers_limits_without_subgroups_are_enough(family: str) -> None:
         assert np.abs(got - expected).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_plan_that_is_not_fused_runs_as_it_is(family: str) -> None:
     model, ids = tiny(family), prompt(50)
     gpu, reference = executors(model, fused=False)

@@ -197,6 +197,15 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+CONFIGURED = {
+    "qwen-2-windows", "qwen-3-windows", "smollm-3-windows", "gemma-2-scaled", "mistral-3", "llama-biased", "olmo-3",
+}  # fmt: skip
+"""Those whose arithmetic, step by step, is that of others: what their configuration means is theirs alone."""
+
+KINDS = [family for family in FAMILIES if family not in CONFIGURED]
+"""A family for each kind of arithmetic: for what takes long."""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A model of transformers and the same weights as Halfbyte sees them."""

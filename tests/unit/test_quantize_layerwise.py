@@ -19,7 +19,7 @@ from halfbyte.quantization.forward import Forward
 from halfbyte.quantization.importance import importance
 from halfbyte.quantization.layerwise import Layerwise, Task
 from halfbyte.quantization.work import WorkFolder
-from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
+from tests.models.tiny import KINDS, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 32, 6
 IDS = np.random.default_rng(3).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
@@ -48,14 +48,14 @@ def logits(forward: Forward, spec: Any, weights: dict[str, np.ndarray]) -> np.nd
     return stream
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_the_walk_computes_what_transformers_does(family: str) -> None:
     model = tiny(family)
     ours = logits(Forward(model.spec, model.format, LENGTH), model.spec, model.tensors)
     np.testing.assert_allclose(ours, model.logits(IDS[0].tolist()), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_awq_scales_change_nothing_before_rounding(family: str) -> None:
     model = tiny(family)
     spec, random = model.spec, np.random.default_rng(1)
@@ -87,7 +87,7 @@ def test_gemma_keeps_its_input_norms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_every_family_gets_closer_than_by_rounding(family: str, method: str, tmp_path: Path) -> None:
     model = tiny(family)
     checkpoint = open_checkpoint(folder(model, tmp_path / "model"))

@@ -9,7 +9,7 @@ from halfbyte.formats import get_format
 from halfbyte.quantization.forward import Forward
 from halfbyte.quantization.gradient import _activation
 from halfbyte.quantization.refine import Refiner, Stored
-from tests.models.tiny import FAMILIES, VOCABULARY, Tiny, tiny
+from tests.models.tiny import KINDS, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 24, 4
 IDS = np.random.default_rng(7).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
@@ -34,7 +34,7 @@ def refiner(model: Tiny, form_name: str) -> Refiner:
     return Refiner(model.spec, forward, stored, IDS, original)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_gradients_are_the_slopes_of_the_divergence(family: str) -> None:
     made = refiner(tiny(family), "q3g32z")
     gradients = made._pull(0)

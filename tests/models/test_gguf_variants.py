@@ -130,7 +130,7 @@ def test_equal_values_per_layer_are_one_value(tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("llama.attention.causal", False),
-        ("llama.rope.scaling.type", "yarn"),
+        ("llama.rope.scaling.type", "dynamic"),
         ("llama.rope.dimension_sections", [2, 2, 2, 2]),
         ("llama.rope.dimension_count", 8),
         ("llama.expert_count", 8),

@@ -157,8 +157,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
                           rope_scaling={**_YARN, "rope_theta": 500_000.0})
     ),
     "granite-3": lambda: _made(
-        "Granite", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128, embedding_multiplier=12.0,
-                            residual_multiplier=0.22, attention_multiplier=0.0625, logits_scaling=0.25,
+        "Granite", **_sizes(72, 88, 6, 2, num_hidden_layers=3, max_position_embeddings=128, embedding_multiplier=3.0,
+                            residual_multiplier=0.6, attention_multiplier=0.0625, logits_scaling=0.5,
                             rope_theta=10_000_000.0, tie_word_embeddings=True)
     ),
     "gemma-2": lambda: _made(

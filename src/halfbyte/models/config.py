@@ -225,6 +225,7 @@ USUAL_ROPE = RopeRules()
 
 def rope_section(config: Config, rules: RopeRules = USUAL_ROPE) -> Config:
     """The object that describes the rotary embedding: `rope_scaling`, the older name, before `rope_parameters`."""
+    config.known("rope_scaling", "rope_parameters")
     if not (config.raw("rope_scaling") or config.raw("rope_parameters")):
         return Config(rules.missing, config.where)
     return config.section("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")

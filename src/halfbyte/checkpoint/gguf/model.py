@@ -33,7 +33,7 @@ _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_l
 """Keys that may hold a value per layer."""
 
 
-_BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+_BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
 """What says that layers have biases."""
 
 

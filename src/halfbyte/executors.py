@@ -140,10 +140,9 @@ class ExecutorFactory(Protocol[E]):
 
 
 def fitting_tokens(plan: Plan) -> int:
-    """Tokens whose KV cache takes at most half of the host's free memory, at most the plan's `cache_tokens`."""
-    room = available_memory() // 2
-    cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
-    return plan.cache_tokens if cache <= room else int(plan.cache_tokens * room / cache)
+    """Tokens whose KV cache takes at most half of the host's free memory, less all states; at most `cache_tokens`."""
+    room = max(0, available_memory() // 2 - plan.states_nbytes)
+    return plan.cache_tokens if plan.kv_nbytes <= room else int(plan.cache_tokens * room / plan.kv_nbytes)
 
 
 def factory(name: str) -> ExecutorFactory[Any]:

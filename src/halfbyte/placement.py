@@ -151,7 +151,7 @@ def _check_sequences(plan: Plan) -> None:
     """Refuse more sequences than there are cache blocks: some could never run beside the others."""
     blocks = plan.cache_tokens // plan.block_size
     if plan.sequences > blocks:
-        cache = sum(tensor.nbytes for tensor in plan.of_kind("cache"))
+        cache = plan.kv_nbytes
         raise DeviceError(
             f"{plan.sequences:,} conversations at once need at least {quantity(cache // blocks * plan.sequences, 'B')} "
             f"of cache, a block of {plan.block_size} tokens for each; there is room for {blocks:,} blocks "

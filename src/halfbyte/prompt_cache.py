@@ -37,7 +37,7 @@ def made_with(path: Path, spec: ModelSpec, options: RunOptions, plan: Plan) -> d
     """
     formats = sorted((tensor.name, tensor.dtype) for tensor in plan.of_kind("weight"))
     usual = Counter(dtype for _, dtype in formats).most_common(1)[0][0]
-    caches = sorted({tensor.dtype for tensor in plan.of_kind("cache")})
+    caches = sorted({plan.tensors[name].dtype for group in plan.groups for name in group.names})
     return {
         "model": _digest(repr(spec).encode(), *_samples(path)),
         "weights": f"{usual} ({_digest(repr(formats).encode())[:8]})",
@@ -108,7 +108,7 @@ def _token_ids(file: SafetensorsFile) -> tuple[int, ...]:
 
 
 def _blocks(file: SafetensorsFile, plan: Plan) -> dict[str, NDArray[np.uint8]]:
-    names = {name for group in plan.groups for name in group.names}
+    names = {tensor.name for tensor in plan.of_kind("cache")}
     if file.entries.keys() != names | {_TOKENS} or any(file.entries[name].dtype != "U8" for name in names):
         raise _damaged(file, "it does not have the bytes of each cache")
     return {name: file.tensor(name).view(np.uint8) for name in names}
@@ -118,11 +118,13 @@ def _check(file: SafetensorsFile, prompt: CachedPrompt, plan: Plan) -> None:
     length, vocab_size = len(prompt.token_ids), plan.vocab_size
     if length % plan.block_size or not all(0 <= token < vocab_size for token in prompt.token_ids):
         raise _damaged(file, "its token ids are impossible")
+    counts = dict.fromkeys(plan.states.names if plan.states else (), min(length, 1))
     for group in plan.groups:
-        count = length // plan.block_size - group.first_seen(length, plan.block_size)
-        for name in group.names:
-            if prompt.blocks[name].ndim != 2 or prompt.blocks[name].shape[0] != count:
-                raise _damaged(file, f"{name} has the shape {prompt.blocks[name].shape} instead of {count} blocks")
+        blocks = length // plan.block_size - group.first_seen(length, plan.block_size)
+        counts |= dict.fromkeys(group.names, blocks)
+    for name, count in counts.items():
+        if prompt.blocks[name].ndim != 2 or prompt.blocks[name].shape[0] != count:
+            raise _damaged(file, f"{name} has the shape {prompt.blocks[name].shape} instead of {count} blocks")
 
 
 def _damaged(file: SafetensorsFile, why: str) -> InvalidModelError:

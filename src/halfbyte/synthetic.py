@@ -64,7 +64,7 @@ def batch_of_one(plan: Plan, start: int, count: int, *, rows: int = 1, words: in
         words: Different tokens.
     """
     positions, zeros = np.arange(start, start + count, dtype=np.int32), np.zeros(count, np.int32)
-    tables = {group.blocks: np.arange(group.columns, dtype=np.int32)[None] for group in plan.groups}
+    tables = {name: table[:1] for name, table in plan.own_tables().items()}
     wanted = np.arange(max(0, count - rows), count, dtype=np.int32)
     return Batch(positions * _PRIME % words, positions, zeros, zeros, tables, wanted)
 

@@ -24,7 +24,7 @@ from halfbyte.gpu.device.device import Device, open_device
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.gpu.shaders.family import Tuning
-from halfbyte.plan import Batch, CacheGroup, Executor, Plan, Tensor, cache, ops
+from halfbyte.plan import Batch, CacheGroup, Executor, Plan, StateGroup, Tensor, cache, ops
 from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.plan import (
     LOGITS,
@@ -45,6 +45,10 @@ BEFORE = (20, 27)
 """Tokens of the two sequences that come first, where a case is about the tokens after them."""
 COUNTS = {"one": (0, 1), "few": (2, 3), "mixed": (1, 15), "many": (30, 40)}
 """New tokens of the two sequences; in `mixed` one goes on while the other is a prompt."""
+STATES = 4
+FIRST_STATES = np.array([[1, 1], [3, 0]], np.int32)
+NEXT_STATES = np.array([[1, 1], [0, 2]], np.int32)
+"""What the sequences go on from, and leave: the first the same again, the second another one each time."""
 TOLERANCE = 2e-5
 """Of the largest value: float32 sums of the same products in another order."""
 
@@ -93,6 +97,7 @@ class Sketch:
         self.tensor("blocks", 2, COLUMNS, kind="state", dtype="i32")
         pages = (2 * COLUMNS, self.shape.kv_heads, BLOCK, self.shape.head_dim)
         self.caches = tuple(self.tensor(name, *pages, kind="cache", dtype=self.cache_dtype) for name in ("k", "v"))
+        self.states: list[str] = []
 
     def tensor(self, name: str, *shape: int, kind: Kind = "activation", dtype: str = "f32") -> str:
         self.tensors[name] = Tensor(name, shape, dtype, kind, 4 * math.prod(shape))
@@ -108,13 +113,25 @@ class Sketch:
     def vector(self, name: str, size: int) -> str:
         return self.weight(name, size)
 
+    def small(self, name: str, size: int) -> str:
+        """A vector of values that an exponential function can take."""
+        values = self.random.uniform(-2, 1, size).astype(np.float32)
+        self.stored[name] = Weight(get_format("f32"), (size,), {"": values})
+        self.tensors[name] = Tensor(name, (size,), "f32", "weight", values.nbytes)
+        return name
+
     def add(self, step: ops.Op) -> str:
         self.steps.append(step)
         return step.outputs[0]
 
-    def embedded(self, width: int, name: str = "x") -> str:
+    def embedded(self, width: int, name: str = "x", scale: float = 0.5) -> str:
         table = self.weight(f"{name}.table", WORDS, width)
-        return self.add(ops.Embed(STATE_IDS, table, self.tensor(name, TOKENS, width), 0.5))
+        return self.add(ops.Embed(STATE_IDS, table, self.tensor(name, TOKENS, width), scale))
+
+    def state(self, name: str, *shape: int) -> tuple[str, str, str, str]:
+        """The fields of an op that keeps states of this shape: twice as many as there are sequences."""
+        self.states.append(self.tensor(name, STATES, *shape, kind="cache"))
+        return name, STATE_POSITIONS, STATE_SEQUENCES, self.tensor("states", 2, 2, kind="state", dtype="i32")
 
     @property
     def heads(self) -> tuple[int, int, int]:
@@ -147,8 +164,11 @@ class Sketch:
         self.add(ops.Rows(out, STATE_ROWS, self.tensor(LOGITS, TOKENS, self.tensors[out].shape[1], kind="output")))
         group = CacheGroup("blocks", COLUMNS, self.shape.window, ((self.caches[0], self.caches[1]),))
         return plan_memory(
-            Plan(TOKENS, TOKENS, 2, BLOCK * COLUMNS, BLOCK, self.tensors, tuple(self.steps), (group,), self.constants)
-        )
+            Plan(
+                TOKENS, TOKENS, 2, BLOCK * COLUMNS, BLOCK, self.tensors, tuple(self.steps), (group,), self.constants,
+                states=StateGroup("states", tuple(self.states)) if self.states else None,
+            )
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,39 @@ def _rope_kv_write(s: Sketch, *, normed: bool, mixing: bool = False, beta: float
     return s.attended(out)
 
 
+def _conv(s: Sketch, *, taps: int, gated: bool) -> str:
+    channels = s.shape.width
+    x, weight = s.embedded((3 if gated else 1) * channels + 5), s.weight("kernels", channels, 1, taps)
+    state = s.state("inputs", taps - 1, channels)
+    return s.add(ops.CausalConv(*state, x, weight, s.tensor("out", TOKENS, channels), gated))
+
+
+def _delta_rule(s: Sketch, *, per_key: int, tiled: bool = False) -> str:
+    """Three key heads, and so many value heads for each."""
+    heads, k_dim, v_dim = 3 * per_key, s.shape.head_dim, s.shape.head_dim - 3
+    qkv, gates = s.embedded(6 * k_dim + heads * v_dim, "qkv", 3.0), s.embedded(2 * heads + 5, "gates")
+    decays = s.small("a_log", heads), s.small("dt_bias", heads)
+    out, state = s.tensor("out", TOKENS, heads * v_dim), s.state("matrices", heads, k_dim, v_dim)
+    return s.add(ops.GatedDeltaRule(*state, qkv, gates, *decays, out, 3, heads, k_dim, v_dim, 3, tiled))
+
+
+def _gated_norm(s: Sketch) -> str:
+    width = s.shape.heads * s.shape.head_dim
+    x, gate = s.embedded(width), s.embedded(width + 9, "gate")
+    return s.add(ops.GatedNorm(x, gate, s.vector("norm", s.shape.head_dim), s.tensor("out", TOKENS, width), 7, 1e-5))
+
+
+def _split_gates(s: Sketch) -> str:
+    x = s.embedded(s.qkv_width + s.shape.heads * s.shape.head_dim)
+    return s.add(ops.SplitGates(*s.heads, x, s.tensor("out", TOKENS, s.qkv_width)))
+
+
+def _gate_heads(s: Sketch) -> str:
+    width = s.shape.heads * s.shape.head_dim
+    x, gates = s.embedded(width), s.embedded(s.qkv_width + width, "gates")
+    return s.add(ops.GateHeads(*s.heads, x, gates, s.tensor("out", TOKENS, width)))
+
+
 def _softcap(s: Sketch) -> str:
     x = s.embedded(s.shape.width)
     return s.add(ops.Softcap(x, s.tensor("out", TOKENS, s.shape.width), 3.0))
@@ -281,6 +334,19 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
         "growing": lambda s: _rope_kv_write(s, normed=True, beta=0.5),
     },
     ops.Attention: {"of what was written": _kv_write},
+    ops.CausalConv: {
+        f"{taps} inputs{' gated' if gated else ''}": lambda s, taps=taps, gated=gated: _conv(s, taps=taps, gated=gated)
+        for taps in (2, 3, 4)
+        for gated in (False, True)
+    },
+    ops.GatedDeltaRule: {
+        "a value head for each key head": lambda s: _delta_rule(s, per_key=1),
+        "two value heads": lambda s: _delta_rule(s, per_key=2),
+        "two tiled value heads": lambda s: _delta_rule(s, per_key=2, tiled=True),
+    },
+    ops.GatedNorm: {"plain": _gated_norm},
+    ops.SplitGates: {"plain": _split_gates},
+    ops.GateHeads: {"plain": _gate_heads},
     ops.Rows: {"of an embedding": _embed},
     ops.Softcap: {"plain": _softcap},
 }
@@ -300,14 +366,17 @@ EXECUTORS: dict[str, Callable[[Plan, Stored], Executor]] = {
 }
 
 
-def batch(counts: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Batch:
+def batch(
+    counts: tuple[int, int], start: tuple[int, int] = (0, 0), *, states: NDArray[np.int32] | None = None
+) -> Batch:
     """So many tokens of each sequence from its `start` on, the logits of all wanted, the last token's first."""
     sequences = np.repeat(np.arange(2, dtype=np.int32), counts)
     positions = np.concatenate([np.arange(s, s + n) for s, n in zip(start, counts, strict=True)]).astype(np.int32)
     ids = ((7 * positions + 13 * sequences) % WORDS).astype(np.int32)
     blocks = np.random.default_rng(1).permutation(2 * COLUMNS).astype(np.int32).reshape(2, COLUMNS)
     rows = np.arange(len(ids), dtype=np.int32)[::-1].copy()
-    return Batch(ids, positions, sequences, sequences, {"blocks": blocks}, rows, int(counts[0] == 1))
+    tables = {"blocks": blocks} | ({"states": states} if states is not None else {})
+    return Batch(ids, positions, sequences, sequences, tables, rows, int(counts[0] == 1))
 
 
 def keys(batch: Batch) -> NDArray[np.int32]:
@@ -327,7 +396,7 @@ def defined(plan: Plan, weights: Stored, whole: Batch) -> NDArray[np.float32]:
 
 
 def test_every_op_has_a_case() -> None:
-    assert len(OPS) == 14
+    assert len(OPS) == 19
     assert set(CASES) == set(OPS)
 
 
@@ -340,11 +409,13 @@ def test_an_executor_runs_an_op(op: type[ops.Op], case: str, executor: str, shap
     plan, weights = sketch.plan(CASES[op][case](sketch)), Stored(sketch.stored)
     assert op in map(type, plan.steps)
     counts = COUNTS[tokens]
-    whole, new = batch((BEFORE[0] + counts[0], BEFORE[1] + counts[1])), batch(counts, BEFORE)
+    written, then = (FIRST_STATES, NEXT_STATES) if plan.states else (None, None)
+    whole = batch((BEFORE[0] + counts[0], BEFORE[1] + counts[1]), states=written)
+    new = batch(counts, BEFORE, states=then)
     expected = defined(plan, weights, whole)
     made = EXECUTORS[executor](plan, weights)
     assert made.plan.steps == plan.steps
-    made.run(batch(BEFORE))
+    made.run(batch(BEFORE, states=written))
     wanted = expected[np.isin(keys(whole), keys(new))[::-1]]
     got = made.run(new)
     assert np.abs(wanted).max() > 0.1

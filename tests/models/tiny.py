@@ -87,6 +87,28 @@ def _gemma3(**sizes: Any) -> Any:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
 
+def _qwen3_5(**sizes: Any) -> Any:
+    return transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**sizes))
+
+
+def _qwen3_5_with_vision(**sizes: Any) -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": sizes["hidden_size"],
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    attention = sizes.pop("attn_implementation")
+    config = transformers.Qwen3_5Config(
+        text_config=sizes, vision_config=vision, attn_implementation=attention, eos_token_id=2, bos_token_id=1,
+        image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93,
+        tie_word_embeddings=sizes["tie_word_embeddings"],
+    )  # fmt: skip
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+def _lfm2(**sizes: Any) -> Any:
+    return transformers.Lfm2ForCausalLM(transformers.Lfm2Config(**sizes))
+
+
 def _gemma3_with_vision(**sizes: Any) -> Any:
     vision = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
@@ -194,6 +216,33 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **_sizes(64, 92, 4, 2, num_hidden_layers=6, head_dim=32, max_position_embeddings=128, sliding_window=16,
                  rope_scaling={"rope_type": "linear", "factor": 8.0})
     ),
+    "lfm-2": lambda: _lfm2(
+        **_sizes(72, 130, 6, 2, num_hidden_layers=5, max_position_embeddings=128, tie_word_embeddings=True,
+                 conv_L_cache=3, block_multiple_of=8, block_ffn_dim_multiplier=1.1,
+                 layer_types=["conv", "conv", "full_attention", "conv", "full_attention"])
+    ),
+    "lfm-2-four-inputs": lambda: _lfm2(
+        **_sizes(60, 52, 5, 5, num_hidden_layers=3, max_position_embeddings=128, conv_L_cache=4,
+                 block_auto_adjust_ff_dim=False, tie_word_embeddings=False, full_attn_idxs=[1])
+    ),
+    "qwen-3.5-text": lambda: _qwen3_5(
+        **_sizes(72, 88, 6, 2, num_hidden_layers=4, head_dim=20, max_position_embeddings=128, tie_word_embeddings=False,
+                 linear_conv_kernel_dim=4, linear_key_head_dim=12, linear_value_head_dim=10, linear_num_key_heads=3,
+                 linear_num_value_heads=6, rms_norm_eps=1e-3,
+                 rope_parameters={"rope_theta": 10_000.0, "partial_rotary_factor": 0.3, "mrope_section": [1, 1, 1],
+                                  "rope_type": "default"})
+    ),
+    "qwen-3.5-equal-heads": lambda: _qwen3_5(
+        **_sizes(64, 96, 4, 2, num_hidden_layers=4, head_dim=32, max_position_embeddings=128, tie_word_embeddings=False,
+                 linear_conv_kernel_dim=4, linear_key_head_dim=32, linear_value_head_dim=32, linear_num_key_heads=2,
+                 linear_num_value_heads=4, rms_norm_eps=1e-3)
+    ),
+    "qwen-3.5": lambda: _qwen3_5_with_vision(
+        **_sizes(64, 96, 4, 1, num_hidden_layers=3, head_dim=32, max_position_embeddings=128, tie_word_embeddings=True,
+                 linear_conv_kernel_dim=3, linear_key_head_dim=16, linear_value_head_dim=33, linear_num_key_heads=2,
+                 linear_num_value_heads=2, rms_norm_eps=1e-3,
+                 layer_types=["linear_attention", "full_attention", "linear_attention"])
+    ),
 }  # fmt: skip
 
 
@@ -281,15 +330,11 @@ def feed_hidden(executor: Any, ids: list[int], *, start: int = 0, rope_set: int 
 def batch_of(plan: Plan, ids: list[int], start: int = 0, rope_set: int = 0, sequence: int = 0) -> Batch:
     """`ids` as positions `start`… of one sequence, whose blocks are its own share of each pool, in order."""
     n = len(ids)
-    tables = {}
-    for group in plan.groups:
-        table = np.arange(plan.sequences * group.columns, dtype=np.int32).reshape(plan.sequences, -1)
-        tables[group.blocks] = table
     return Batch(
         token_ids=np.array(ids, np.int32),
         positions=np.arange(start, start + n, dtype=np.int32),
         sequences=np.full(n, sequence, np.int32),
         rope_sets=np.full(n, rope_set, np.int32),
-        block_tables=tables,
+        block_tables=plan.own_tables(),
         logit_rows=np.arange(n, dtype=np.int32),
     )

@@ -93,10 +93,7 @@ class Scorer:
             positions=np.concatenate([np.arange(start, start + n, dtype=np.int32) for n in lengths]),
             sequences=np.repeat(numbers, lengths),
             rope_sets=np.repeat(np.array(long, np.int32), lengths),
-            block_tables={
-                g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1)
-                for g in plan.groups
-            },
+            block_tables=plan.own_tables(),
             logit_rows=np.flatnonzero(
                 np.concatenate([_padded(w, n) for w, n in zip(wanted, lengths, strict=True)])
             ).astype(np.int32),

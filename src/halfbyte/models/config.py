@@ -210,12 +210,14 @@ class RopeRules:
     Attributes:
         theta: The base where none is given.
         partial: Whether `partial_rotary_factor` counts.
+        share: What it is where none is given.
         original: The family's `original_max_position_embeddings`, if it has one: then the description's is ignored.
         missing: The description where the configuration has none.
     """
 
     theta: float = 10_000.0
     partial: bool = False
+    share: float = 1.0
     original: int | None = None
     missing: Mapping[str, Any] = field(default_factory=dict)
 
@@ -251,7 +253,7 @@ def parse_rope(config: Config, rope: Config, head_dim: int, context: int, rules:
 def _rotated(holder: Config, head_dim: int, kind: str, rules: RopeRules) -> int:
     """How many values of a head are rotated."""
     key = "partial_rotary_factor"
-    share = holder.number(key, 1.0, most=1.0)
+    share = holder.number(key, rules.share, most=1.0)
     dim = int(head_dim * share)
     if kind == "proportional":
         return head_dim

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from halfbyte.models.config import Config
-from halfbyte.models.spec import Activation, AttentionSpec, Mlp, ModelSpec, Projection, SelfAttention
+from halfbyte.models.spec import (
+    Activation,
+    AttentionSpec,
+    DeltaNet,
+    Mixer,
+    Mlp,
+    ModelSpec,
+    Projection,
+    SelfAttention,
+    ShortConv,
+)
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the configuration."""
@@ -131,16 +141,32 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {spec.embed: table, spec.lm_head: table, spec.final_norm: vector}
     for layer in spec.layers:
         shapes |= dict.fromkeys(layer.norms, vector)
-        shapes |= _attention_shapes(layer.mixer, spec.hidden_size)
+        shapes |= _mixer_shapes(layer.mixer, spec.hidden_size)
         shapes |= _shapes_of(layer.mlp.gate_up, (layer.mlp.width,) * 2, spec.hidden_size)
         shapes |= _shapes_of(layer.mlp.down, (spec.hidden_size,), layer.mlp.width)
     return shapes
 
 
+def _mixer_shapes(mixer: Mixer, hidden: int) -> dict[str, tuple[int, ...]]:
+    match mixer:
+        case SelfAttention():
+            return _attention_shapes(mixer, hidden)
+        case ShortConv():
+            shapes = _shapes_of(mixer.into, (hidden,) * 3, hidden) | _shapes_of(mixer.o, (hidden,), hidden)
+            return shapes | {mixer.kernel: (hidden, 1, mixer.taps)}
+        case DeltaNet():
+            d = mixer.spec
+            values, heads = d.v_heads * d.v_dim, (d.v_heads,)
+            into = _shapes_of(mixer.into, (d.channels, values, d.v_heads, d.v_heads), hidden)
+            shapes = into | _shapes_of(mixer.o, (hidden,), values) | {mixer.kernel: (d.channels, 1, d.taps)}
+            return shapes | {mixer.a_log: heads, mixer.dt_bias: heads, mixer.norm: (d.v_dim,)}
+
+
 def _attention_shapes(mixer: SelfAttention, hidden: int) -> dict[str, tuple[int, ...]]:
     a = mixer.spec
     queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    shapes = _shapes_of(mixer.qkv, (queries, keys, keys), hidden) | _shapes_of(mixer.o, (hidden,), queries)
+    into = (2 * queries if a.gated else queries, keys, keys)
+    shapes = _shapes_of(mixer.qkv, into, hidden) | _shapes_of(mixer.o, (hidden,), queries)
     for name, width in ((mixer.q_norm, queries), (mixer.k_norm, keys)):
         if name:
             shapes[name] = (width if a.whole_norm else a.head_dim,)

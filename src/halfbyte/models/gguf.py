@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,14 @@ ATTENTION = {
 
 MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 
+KV_HEADS = "attention.head_count_kv.layers"
+"""Key-value heads of each layer, where a file lists them: 0 for layers without attention."""
+
 HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 _WHOLE = {EMBED: "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
-_GGUF_LAYER = re.compile(r"blk\.(\d{1,6})\.(\w+)\.(weight|bias)")
+_GGUF_LAYER = re.compile(r"blk\.(\d{1,6})\.(\w+(?:\.\w+)?)\.(weight|bias)")
+_GGUF_BLOCK = re.compile(r"blk\.(\d{1,6})\.([\w.]+)")
 _HF_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.([\w.]+)\.(weight|bias)")
 
 Values = dict[str, Any]
@@ -83,6 +87,12 @@ class Architecture:
         norm_offset: What is added to the weights of norms.
         rope_theta: The base of the rotary embedding where the file does not say.
         partial: Whether only a share of each head may be rotated.
+        whole: Tensors outside the layers that have other names than usual, GGUF's name to Hugging Face's.
+        kernels: Convolution kernels of a layer, by Hugging Face's names: GGUF files lack their middle axis, which is 1.
+        plain_norms: Norms of a layer to which nothing is added, by Hugging Face's names.
+        bare: Tensors of a layer that have no `.weight` at Hugging Face, by GGUF's whole names.
+        decays: Those of them that GGUF files hold as −exp(x).
+        written: Whether files of this architecture can be written.
         windows: Whether llama.cpp, or Halfbyte where it has none, takes `attention.sliding_window` for this one.
     """
 
@@ -96,13 +106,22 @@ class Architecture:
     rope_theta: float = 10_000.0
     partial: bool = False
     windows: bool = False
+    whole: Mapping[str, str] = field(default_factory=dict)
+    kernels: frozenset[str] = frozenset()
+    plain_norms: frozenset[str] = frozenset()
+    bare: Mapping[str, str] = field(default_factory=dict)
+    decays: frozenset[str] = frozenset()
+    written: bool = True
 
     def hugging_face(self, name: str) -> str:
         """Hugging Face's name of a tensor; the name as it is where there is none."""
         match = _GGUF_LAYER.fullmatch(name)
         if match and match[2] in self.layer:
             return f"model.layers.{match[1]}.{self.layer[match[2]]}.{match[3]}"
-        return _WHOLE.get(name, name)
+        block = _GGUF_BLOCK.fullmatch(name)
+        if block and block[2] in self.bare:
+            return f"model.layers.{block[1]}.{self.bare[block[2]]}"
+        return {**_WHOLE, **self.whole}.get(name, name)
 
     def gguf(self, name: str) -> str | None:
         """GGUF's name of a tensor with a Hugging Face name, if it has one."""
@@ -110,11 +129,22 @@ class Architecture:
         if match:
             found = next((key for key, value in self.layer.items() if value == match[2]), None)
             return f"blk.{match[1]}.{found}.{match[3]}" if found else None
-        return next((key for key, value in _WHOLE.items() if value == name), None)
+        return next((key for key, value in {**_WHOLE, **self.whole}.items() if value == name), None)
+
+    def is_kernel(self, name: str) -> bool:
+        """Whether a tensor, by its Hugging Face name, is a convolution kernel."""
+        match = _HF_LAYER.fullmatch(name)
+        return match is not None and match[2] in self.kernels
 
     def is_shifted(self, name: str) -> bool:
         """Whether a tensor, by its Hugging Face name, is a norm stored with something added."""
-        return self.norm_offset != 0 and name.endswith("norm.weight")
+        match = _HF_LAYER.fullmatch(name)
+        plain = match is not None and match[2] in self.plain_norms
+        return self.norm_offset != 0 and name.endswith("norm.weight") and not plain
+
+    def is_decay(self, name: str) -> bool:
+        """Whether a tensor, by its Hugging Face name, is the logarithm of a decay."""
+        return any(name.endswith(f".{decay}") for decay in self.decays)
 
     def rows(self, name: str, attention: AttentionSpec) -> NDArray[np.intp] | None:
         """For each row of a tensor in a GGUF file, Hugging Face's row; None where the order is the same.

@@ -168,6 +168,7 @@ class AttentionSpec:
         softcap: Scores become `softcap · tanh(score / softcap)`, where set.
         whole_norm: Whether a norm of q, or of k, is over all heads of a token together, not over each.
         temperature: How scores grow with the position, if they do.
+        gated: Whether each head of q is followed by as many values, whose sigmoid multiplies what the head gives.
     """
 
     heads: int
@@ -179,6 +180,7 @@ class AttentionSpec:
     softcap: float | None = None
     whole_norm: bool = False
     temperature: Temperature | None = None
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,11 @@ class SelfAttention:
     k_norm: str | None = None
 
     @property
+    def into(self) -> Projection:
+        """What reads the layer's input."""
+        return self.qkv
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """What distinguishes its arithmetic from that of others; tensor names do not."""
         return (self.spec, self.qkv.kind, self.o.kind, self.q_norm is not None, self.k_norm is not None)
@@ -245,8 +252,77 @@ class Mlp:
         return (self.width, self.activation, self.gate_up.kind, self.down.kind)
 
 
-Mixer = SelfAttention
-"""What lets a token see those before it."""
+@dataclass(frozen=True)
+class ShortConv:
+    """A gated convolution of each channel over its last inputs (LFM2): o(c · conv(b · v)).
+
+    Attributes:
+        taps: Inputs that an output sees, the newest included.
+        into: Stacks b, c and v.
+        kernel: The name of the kernels `[hidden_size, 1, taps]`.
+    """
+
+    taps: int
+    into: Projection
+    kernel: str
+    o: Projection
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of others; tensor names do not."""
+        return ("conv", self.taps, self.into.kind, self.o.kind)
+
+
+@dataclass(frozen=True)
+class DeltaSpec:
+    """The sizes of a gated delta rule.
+
+    Attributes:
+        k_heads, v_heads: Heads of queries and of keys, and of values: a multiple of them.
+        taps: Inputs that an output of the convolution before it sees.
+        tiled: Whether value head h reads key head h % k_heads, not h // (v_heads // k_heads).
+    """
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    taps: int
+    tiled: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Values of q, k and v together, which are convolved."""
+        return 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule (arXiv 2412.06464), by the checkpoint names of its tensors.
+
+    Attributes:
+        into: Stacks q, k and v in one matrix, then the output's gate z, then b and a, which make β and the decay.
+        kernel: Of the convolution, `[channels, 1, taps]`.
+        a_log, dt_bias: Of the decay, `[v_heads]`.
+        norm: Of each head of the output, `[v_dim]`.
+    """
+
+    spec: DeltaSpec
+    into: Projection
+    kernel: str
+    a_log: str
+    dt_bias: str
+    norm: str
+    o: Projection
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What distinguishes its arithmetic from that of others; tensor names do not."""
+        return (self.spec, self.into.kind, self.o.kind)
+
+
+Mixer = SelfAttention | ShortConv | DeltaNet
+"""What lets a token see those before it. Each reads the layer's input by `into`."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +398,7 @@ class ModelSpec:
     @property
     def attentions(self) -> tuple[AttentionSpec, ...]:
         """Those of the layers that have attention, in their order."""
-        return tuple(layer.mixer.spec for layer in self.layers)
+        return tuple(layer.mixer.spec for layer in self.layers if isinstance(layer.mixer, SelfAttention))
 
     @property
     def intermediate_size(self) -> int:

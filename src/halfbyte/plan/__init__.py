@@ -13,9 +13,12 @@ from halfbyte.plan.build import build
 from halfbyte.plan.drawing import Allowed, Draw, Pending
 from halfbyte.plan.fuse import fuse
 from halfbyte.plan.memory import plan_memory
-from halfbyte.plan.plan import CacheGroup, Plan, Tensor
+from halfbyte.plan.plan import CacheGroup, Plan, StateGroup, Tensor
 
-__all__ = ["Allowed", "Batch", "CacheGroup", "Draw", "Executor", "Pending", "Plan", "Runner", "Tensor", "make_plan"]
+__all__ = [
+    "Allowed", "Batch", "CacheGroup", "Draw", "Executor", "Pending", "Plan", "Runner", "StateGroup", "Tensor",
+    "make_plan",
+]  # fmt: skip
 
 
 def make_plan(
@@ -29,6 +32,7 @@ def make_plan(
     block_size: int = 32,
     kv_dtype: str = "f16",
     cache_tokens: int | None = None,
+    kept_states: int | None = None,
     fused: bool = True,
 ) -> Plan:
     """The plan of a model: built, fused, its memory planned.
@@ -43,6 +47,7 @@ def make_plan(
         kv_dtype: `f16`, `f32`, `q8` or `q4`; see `halfbyte.plan.cache`.
         cache_tokens: Positions of all sequences together that the caches hold, at least one sequence's context and at
             most `sequences` times `context`, which it is if None.
+        kept_states: Where layers keep states, how many are kept beside one for each sequence; see `build.KEPT_NBYTES`.
         fused: False leaves the plain ops, for comparison.
 
     Raises:
@@ -63,5 +68,6 @@ def make_plan(
         block_size=block_size,
         kv_dtype=kv_dtype,
         cache_tokens=cache_tokens,
+        kept_states=kept_states,
     )
     return plan_memory(fuse(plan) if fused else plan)

@@ -29,7 +29,7 @@ UInt8 = NDArray[np.uint8]
 class Batch:
     """Tokens of one or more sequences to run together; all arrays are int32.
 
-    Tokens of one sequence come in the order of their positions, and every earlier position of the
+    Tokens of one sequence come one after another in the order of their positions, and every earlier position of the
     sequence is in the cache or in this batch.
 
     Attributes:
@@ -38,7 +38,8 @@ class Batch:
         positions: `[n]`, counted from 0.
         sequences: `[n]`, the slot of the sequence that each token belongs to: its row of the block tables.
         rope_sets: `[n]`, which row of `inv_freq` holds (1 for LongRoPE's long factors, else 0).
-        block_tables: For each cache group, by its `blocks` name, `[sequences, columns]`; unused entries are -1.
+        block_tables: For each cache group, by its `blocks` name, `[sequences, columns]`; unused entries are -1. Where
+            layers keep states, also their table, `[sequences, 2]`.
         logit_rows: `[r]`, the tokens (indices into this batch) whose logits are wanted; may be empty.
         num_decodes: Leading tokens that are each the only one of their sequence; tokens of prompts follow them.
         hidden: Whether the hidden states of all tokens are wanted, too: after the final norm, before the output matrix.

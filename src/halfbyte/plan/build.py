@@ -9,13 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.formats import Format
-from halfbyte.models.spec import Layer, ModelSpec, Projection, SelfAttention
+from halfbyte.models.spec import (
+    AttentionSpec,
+    DeltaNet,
+    Layer,
+    Mixer,
+    ModelSpec,
+    Projection,
+    SelfAttention,
+    ShortConv,
+)
 from halfbyte.plan import cache
 from halfbyte.plan.ops import (
     Add,
     Attention,
+    CausalConv,
     Embed,
     GatedActivation,
+    GatedDeltaRule,
+    GatedNorm,
+    GateHeads,
     KvWrite,
     Linear,
     Op,
@@ -25,6 +38,7 @@ from halfbyte.plan.ops import (
     RopeTable,
     Rows,
     Softcap,
+    SplitGates,
 )
 from halfbyte.plan.plan import (
     LOGITS,
@@ -36,11 +50,15 @@ from halfbyte.plan.plan import (
     CacheGroup,
     Kind,
     Plan,
+    StateGroup,
     Tensor,
 )
 
 _BYTES = 4
 """Of a number of an activation, a constant or the state."""
+KEPT_NBYTES, LEAST_KEPT, MOST_KEPT = 256 << 20, 4, 64
+"""States that are kept for sequences to come, beside one for each that runs: as many as take so much, in bounds."""
+_STATES = "states"
 
 
 class _Builder:
@@ -94,6 +112,15 @@ class _Builder:
         weights, bias = self.weights(projection.weights), self.weights(projection.bias)
         return self.add(Linear(x, weights, self.rows(out, width), bias=bias))
 
+    def carried(self, states: str) -> tuple[str, str, str, str]:
+        """The fields of an op that keeps `states`."""
+        return states, STATE_POSITIONS, STATE_SEQUENCES, _STATES
+
+    def conv(self, x: str, kernel: str, states: str, out: str, *, gated: bool) -> str:
+        """A causal convolution of each of the kernel's channels."""
+        weight, out = self.weight(kernel), self.rows(out, self.spec.shapes[kernel][0])
+        return self.add(CausalConv(*self.carried(states), x, weight, out, gated))
+
 
 def build(
     spec: ModelSpec,
@@ -106,6 +133,7 @@ def build(
     block_size: int,
     kv_dtype: str,
     cache_tokens: int | None = None,
+    kept_states: int | None = None,
 ) -> Plan:
     """The unfused plan of a model; see `halfbyte.plan.make_plan` for the arguments."""
     b = _Builder(spec, formats, tokens)
@@ -113,17 +141,18 @@ def build(
         b.tensor(name, (tokens,), "state", "i32")
     b.tensor(STATE_ROWS, (rows,), "state", "i32")
     groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype, cache_tokens)
+    states = _state_group(b, sequences, kept_states)
     tables = {name: _rope_table(b, name) for name in dict.fromkeys(attention.rope for attention in spec.attentions)}
     scale = spec.embed_scale / spec.residual_scale
     x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), scale))
     for i, layer in enumerate(spec.layers):
-        attention = layer.mixer.spec
-        x = _attention_half(b, layer, f"layers.{i}.", x, tables[attention.rope], groups[attention.window])
+        x = _mixer_half(b, layer, f"layers.{i}.", x, tables, groups)
         x = _mlp_half(b, layer, f"layers.{i}.", x)
     _head(b, x, rows)
     return Plan(
-        tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants
-    )
+        tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants,
+        states=states,
+    )  # fmt: skip
 
 
 def _cache_groups(
@@ -134,9 +163,10 @@ def _cache_groups(
     The pool of a group holds every sequence at its longest, or `cache_tokens` positions if that is less, but always one
     sequence at its longest.
     """
-    layers: dict[int | None, list[int]] = {}
-    for i, attention in enumerate(b.spec.attentions):
-        layers.setdefault(attention.window, []).append(i)
+    layers: dict[int | None, list[tuple[int, AttentionSpec]]] = {}
+    for i, layer in enumerate(b.spec.layers):
+        if isinstance(layer.mixer, SelfAttention):
+            layers.setdefault(layer.mixer.spec.window, []).append((i, layer.mixer.spec))
     groups = {}
     for window, members in layers.items():
         columns = -(-context // block_size)
@@ -146,18 +176,45 @@ def _cache_groups(
         pool = sequences * columns
         if cache_tokens is not None and cache_tokens < sequences * context:
             pool = min(pool, max(columns, -(-cache_tokens // block_size)))
-        caches = tuple(_cache(b, i, pool, block_size, kv_dtype) for i in members)
+        caches = tuple(_cache(b, i, attention, pool, block_size, kv_dtype) for i, attention in members)
         groups[window] = CacheGroup(blocks, columns, window, caches)
     return groups
 
 
-def _cache(b: _Builder, layer: int, blocks: int, block_size: int, dtype: str) -> tuple[str, str]:
-    attention = b.spec.attentions[layer]
+def _cache(
+    b: _Builder, layer: int, attention: AttentionSpec, blocks: int, block_size: int, dtype: str
+) -> tuple[str, str]:
     shape = (blocks, attention.kv_heads, block_size, attention.head_dim)
     nbytes = math.prod(shape[:-1]) * cache.head_nbytes(dtype, attention.head_dim)
     k, v = f"layers.{layer}.k_cache", f"layers.{layer}.v_cache"
     b.tensors |= {name: Tensor(name, shape, dtype, "cache", nbytes) for name in (k, v)}
     return k, v
+
+
+def _state_group(b: _Builder, sequences: int, kept: int | None) -> StateGroup | None:
+    """The states of all layers that keep some: one for each sequence, and `kept` for sequences to come."""
+    shapes = {
+        f"layers.{i}.{name}": shape
+        for i, layer in enumerate(b.spec.layers)
+        for name, shape in _state_shapes(layer.mixer, b.spec.hidden_size).items()
+    }
+    if not shapes:
+        return None
+    if kept is None:
+        nbytes = _BYTES * sum(map(math.prod, shapes.values()))
+        kept = max(LEAST_KEPT, min(MOST_KEPT, KEPT_NBYTES // nbytes))
+    names = tuple(b.tensor(name, (sequences + kept, *shape), "cache") for name, shape in shapes.items())
+    return StateGroup(b.tensor(_STATES, (sequences, 2), "state", "i32"), names)
+
+
+def _state_shapes(mixer: Mixer, hidden: int) -> dict[str, tuple[int, ...]]:
+    """What a mixer keeps of a sequence."""
+    match mixer:
+        case ShortConv():
+            return {"inputs": (mixer.taps - 1, hidden)}
+        case DeltaNet(spec=d):
+            return {"inputs": (d.taps - 1, d.channels), "matrices": (d.v_heads, d.k_dim, d.v_dim)}
+    return {}
 
 
 def _rope_table(b: _Builder, name: str) -> str:
@@ -169,12 +226,45 @@ def _rope_table(b: _Builder, name: str) -> str:
     return b.add(RopeTable(STATE_POSITIONS, STATE_ROPE_SETS, constant, out, rope.attention_factor))
 
 
-def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, group: CacheGroup) -> str:
-    mixer = layer.mixer
+def _mixer_half(
+    b: _Builder, layer: Layer, at: str, x: str, tables: dict[str, str], groups: dict[int | None, CacheGroup]
+) -> str:
+    mixer, seen = layer.mixer, b.norm(x, layer.input_norm, f"{at}attention_in")
+    match mixer:
+        case SelfAttention(spec=a):
+            mixed = _attention(b, mixer, at, seen, tables[a.rope], groups[a.window])
+        case ShortConv():
+            mixed = _short_conv(b, mixer, at, seen)
+        case DeltaNet():
+            mixed = _delta_net(b, mixer, at, seen)
+    return _onto_residual(b, x, b.linear(mixed, mixer.o, f"{at}o"), layer.post_mixer_norm, f"{at}attention")
+
+
+def _short_conv(b: _Builder, mixer: ShortConv, at: str, x: str) -> str:
+    bcv = b.linear(x, mixer.into, f"{at}bcv")
+    return b.conv(bcv, mixer.kernel, f"{at}inputs", f"{at}convolved", gated=True)
+
+
+def _delta_net(b: _Builder, mixer: DeltaNet, at: str, x: str) -> str:
+    """The projection's rows hold q, k and v, then z, then b and a."""
+    d, rows = mixer.spec, b.linear(x, mixer.into, f"{at}qkvzba")
+    values = d.v_heads * d.v_dim
+    qkv = b.conv(rows, mixer.kernel, f"{at}inputs", f"{at}convolved", gated=False)
+    a_log, dt_bias = b.weights((mixer.a_log, mixer.dt_bias))
+    sizes = (d.k_heads, d.v_heads, d.k_dim, d.v_dim, d.channels + values)
+    carried, out = b.carried(f"{at}matrices"), b.rows(f"{at}linear", values)
+    out = b.add(GatedDeltaRule(*carried, qkv, rows, a_log, dt_bias, out, *sizes, d.tiled))
+    weight, normed = b.weight(mixer.norm), b.rows(f"{at}linear_normed", values)
+    return b.add(GatedNorm(out, rows, weight, normed, d.channels, b.spec.norm_eps))
+
+
+def _attention(b: _Builder, mixer: SelfAttention, at: str, x: str, table: str, group: CacheGroup) -> str:
     a = mixer.spec
     heads = (a.heads, a.kv_heads, a.head_dim)
     width = (a.heads + 2 * a.kv_heads) * a.head_dim
-    qkv = b.linear(b.norm(x, layer.input_norm, f"{at}attention_in"), mixer.qkv, f"{at}qkv")
+    projected = qkv = b.linear(x, mixer.qkv, f"{at}qkv")
+    if a.gated:
+        qkv = b.add(SplitGates(*heads, projected, b.rows(f"{at}qkv_apart", width)))
     qkv = _qk_norm(b, mixer, qkv, b.rows(f"{at}qkv_normed", width)) if mixer.q_norm else qkv
     k, v = group.caches[[pair[0] for pair in group.caches].index(f"{at}k_cache")]
     hadamard = cache.rotation(b.tensors[k].dtype, a.head_dim)
@@ -184,7 +274,9 @@ def _attention_half(b: _Builder, layer: Layer, at: str, x: str, table: str, grou
     attended = b.rows(f"{at}attended", a.heads * a.head_dim)
     state = (STATE_POSITIONS, STATE_SEQUENCES, group.blocks)
     b.add(Attention(*heads, qkv, k, v, *state, attended, a.scale, a.window, a.softcap))
-    return _onto_residual(b, x, b.linear(attended, mixer.o, f"{at}o"), layer.post_mixer_norm, f"{at}attention")
+    if not a.gated:
+        return attended
+    return b.add(GateHeads(*heads, attended, projected, b.rows(f"{at}attended_gated", a.heads * a.head_dim)))
 
 
 def _qk_norm(b: _Builder, mixer: SelfAttention, qkv: str, out: str) -> str:

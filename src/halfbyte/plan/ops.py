@@ -296,6 +296,113 @@ class Attention(_Heads):
 
 
 @dataclass(frozen=True)
+class _Stateful(Op):
+    """Fields shared by ops that keep a state of each sequence; see `halfbyte.plan.plan.StateGroup`.
+
+    The tokens that a batch has of a sequence go on from row `table[s, 0]` of `states`, or from zeros where the first is
+    at position 0, and leave row `table[s, 1]`.
+    """
+
+    states: str
+    positions: str
+    sequences: str
+    table: str
+
+
+_STATE_READS = ("positions", "sequences", "table")
+
+
+@dataclass(frozen=True)
+class CausalConv(_Stateful):
+    """out[T, C] = silu(y), or with `gated` c · y, where y[t, i] = Σ_j weight[i, 0, j] · u[t − L + 1 + j, i].
+
+    u are the first C values of x; with `gated` rows of x are [b | c | v], and u = b · v (LFM2's short convolution).
+    Before the text u is 0. `states` [N, L − 1, C] hold the last inputs u.
+    """
+
+    reads = ("x", "weight", *_STATE_READS)
+    writes = ("out", "states")
+    x: str
+    weight: str
+    out: str
+    gated: bool
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return (2 * shapes[self.weight][-1] + 8) * math.prod(shapes[self.out])
+
+
+@dataclass(frozen=True)
+class GatedDeltaRule(_Stateful):
+    """out[T, v_heads·v_dim]: linear attention over a matrix that is corrected by each key and fades (arXiv 2412.06464).
+
+    For each value head, S [k_dim, v_dim] being the head's part of the state before a token:
+
+        S ← S · e^decay;  S ← S + k ⊗ (v − Sᵀ k) · β;  out = Sᵀ q / √k_dim
+
+    q and k are divided by √(their sum of squares + 1e-6). decay = −e^a_log · softplus(a + dt_bias), β = sigmoid(b).
+    Rows of `qkv` hold k_heads of q, then of k, then v_heads of v; rows of `gates` hold v_heads of b, then of a, from
+    `gates_at` on. Value head h reads key head h // (v_heads // k_heads), or with `tiled` h % k_heads. `states` are
+    [N, v_heads, k_dim, v_dim].
+    """
+
+    reads = ("qkv", "gates", "a_log", "dt_bias", *_STATE_READS)
+    writes = ("out", "states")
+    qkv: str
+    gates: str
+    a_log: str
+    dt_bias: str
+    out: str
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    gates_at: int
+    tiled: bool = False
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 7 * shapes[self.out][0] * self.v_heads * self.k_dim * self.v_dim
+
+
+@dataclass(frozen=True)
+class GatedNorm(Op):
+    """out[T, heads·D]: each head of x RMS-normed by weight [D], times silu(z), columns `gate_at` and on of `gate`."""
+
+    reads = ("x", "gate", "weight")
+    x: str
+    gate: str
+    weight: str
+    out: str
+    gate_at: int
+    eps: float
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 9 * math.prod(shapes[self.out])
+
+
+@dataclass(frozen=True)
+class SplitGates(_Heads):
+    """out = rows of q, k and v from rows in which each head of q is followed by as many values of its gate."""
+
+    reads = ("x",)
+    x: str
+    out: str
+
+
+@dataclass(frozen=True)
+class GateHeads(_Heads):
+    """out[T, heads·head_dim] = x · sigmoid(gate), the gates lying in rows of `gates` as `SplitGates` has them."""
+
+    reads = ("x", "gates")
+    reusable = ("x",)
+    x: str
+    gates: str
+    out: str
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 4 * math.prod(shapes[self.out])
+
+
+@dataclass(frozen=True)
 class Rows(Op):
     """out[R, H] = x[rows[r]]: the tokens whose logits are wanted."""
 

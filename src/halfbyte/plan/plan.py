@@ -72,6 +72,24 @@ class CacheGroup:
 
 
 @dataclass(frozen=True)
+class StateGroup:
+    """Layers that keep a state of each sequence in place of its keys and values.
+
+    What came before is one state of all these layers: a row of each of their tensors, under the same number. A state is
+    of use only to a sequence that begins with all the tokens it has seen.
+
+    Attributes:
+        table: State tensor with two numbers for each sequence, int32 `[sequences, 2]`: of the state that a batch goes
+            on from, and of the one that it leaves; they may be the same. A sequence whose first token of the batch is
+            at position 0 goes on from zeros.
+        names: The cache tensors, float32 `[states, …]`.
+    """
+
+    table: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Steps to run in order, and every tensor they name.
 
@@ -83,6 +101,7 @@ class Plan:
         block_size: Positions in a cache block.
         arena_nbytes: Bytes that all activations need together, lifetimes considered.
         constants: Values of the tensors of kind `constant`.
+        states: The layers that keep states; None if there are none.
     """
 
     tokens: int
@@ -95,6 +114,7 @@ class Plan:
     groups: tuple[CacheGroup, ...]
     constants: dict[str, NDArray[np.float32]]
     arena_nbytes: int = 0
+    states: StateGroup | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -105,6 +125,29 @@ class Plan:
     def cache_tokens(self) -> int:
         """Positions of all sequences together that the largest cache holds."""
         return self.block_size * max(self.tensors[group.caches[0][0]].shape[0] for group in self.groups)
+
+    @property
+    def num_states(self) -> int:
+        """States of sequences that there is room for."""
+        return self.tensors[self.states.names[0]].shape[0] if self.states else 0
+
+    @property
+    def states_nbytes(self) -> int:
+        """Bytes of all states, however many positions the caches hold."""
+        return sum(self.tensors[name].nbytes for name in self.states.names) if self.states else 0
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes of the keys and values that the caches hold."""
+        return sum(tensor.nbytes for tensor in self.of_kind("cache")) - self.states_nbytes
+
+    def own_tables(self) -> dict[str, NDArray[np.int32]]:
+        """Tables by which each sequence has its own share of every pool, in order; the pools must hold all of them."""
+        numbers = np.arange(self.sequences, dtype=np.int32)[:, None]
+        tables: dict[str, NDArray[np.int32]] = {}
+        for group in self.groups:
+            tables[group.blocks] = numbers * np.int32(group.columns) + np.arange(group.columns, dtype=np.int32)
+        return tables | ({self.states.table: np.repeat(numbers, 2, axis=1)} if self.states else {})
 
     @cached_property
     def hidden_steps(self) -> tuple[Op, ...]:
@@ -141,6 +184,8 @@ class Plan:
         tensor = self.tensors[name]
         if tensor.kind == "weight" and type(step).__name__ == "Embed":
             return tensor.nbytes // tensor.shape[0] * self.tokens
+        if self.states and name in self.states.names:
+            return 2 * self.sequences * tensor.nbytes // tensor.shape[0]
         if tensor.kind == "cache":
             group = next(g for g in self.groups if any(name in pair for pair in g.caches))
             per_position = tensor.nbytes // (tensor.shape[0] * self.block_size)

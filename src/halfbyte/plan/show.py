@@ -20,7 +20,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
     """Everything that an executor needs, except the values of the weights.
 
     `steps` name their op, its attributes and the tensors they read and write; `tensors` give shape, type,
-    kind and arena offset; `constants` give values; `cache_groups` tell how block tables are to be filled.
+    kind and arena offset; `constants` give values; `cache_groups` tell how block tables are to be filled, and `states`
+    where states lie.
     """
     return {
         "schema": SCHEMA,
@@ -33,6 +34,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "tensors": {name: _without(dataclasses.asdict(t), "name") for name, t in plan.tensors.items()},
         "constants": {name: values.tolist() for name, values in plan.constants.items()},
         "cache_groups": [dataclasses.asdict(group) for group in plan.groups],
+        "states": dataclasses.asdict(plan.states) if plan.states else None,
         "steps": [_step(plan, step) for step in plan.steps],
     }
 
@@ -95,12 +97,12 @@ def listing(plan: Plan, width: int) -> str:
 def summary(plan: Plan) -> str:
     """One line of totals."""
     weights = sum(t.nbytes for t in plan.of_kind("weight"))
-    caches = sum(t.nbytes for t in plan.of_kind("cache"))
+    states = f", {plan.num_states} states {quantity(plan.states_nbytes, 'B')}" if plan.states else ""
     flops = sum(plan.flops(step) for step in plan.steps)
     moved = sum(plan.bytes_moved(step) for step in plan.steps)
     return (
         f"{len(plan.steps)} steps for {plan.tokens} tokens: {quantity(flops, '')} flops, {quantity(moved, 'B')} moved; "
-        f"weights {quantity(weights, 'B')}, cache for {plan.context} tokens {quantity(caches, 'B')}, "
+        f"weights {quantity(weights, 'B')}, cache for {plan.context} tokens {quantity(plan.kv_nbytes, 'B')}{states}, "
         f"scratch {quantity(plan.arena_nbytes, 'B')}"
     )
 

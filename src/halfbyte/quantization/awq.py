@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.models.spec import Layer, ModelSpec, ScalePair
+from halfbyte.models.spec import Layer, ModelSpec, ScalePair, SelfAttention
 from halfbyte.quantization.grid import PLAIN, Array, Grid, GroupFormat, chunks, covering, fit, nearest, pad, stacked
 
 SCALE_CLIPS = tuple(1 - i / 20 for i in range(10))
@@ -51,7 +51,7 @@ def scale_layer(
         readers, before = _readers(layer, pair), _before(layer, pair)
         if any(name not in forms for name in (*readers, *before)):
             continue
-        share = layer.mixer.spec if pair == "v_o" else None
+        share = layer.mixer.spec if pair == "v_o" and isinstance(layer.mixer, SelfAttention) else None
         tie = _tied_heads(share.heads, share.kv_heads, share.head_dim) if share else None
         factors = _search([weights[n] for n in readers], inputs[readers[0]], forms[readers[0]], tie)
         _undo(spec, layer, pair, weights, factors if tie is None else factors[np.unique(tie, return_index=True)[1]])
@@ -62,13 +62,13 @@ def scale_layer(
 
 def _readers(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
     mixer, mlp = layer.mixer, layer.mlp
-    found = {"norm_qkv": mixer.qkv, "v_o": mixer.o, "norm_gate_up": mlp.gate_up, "up_down": mlp.down}[pair]
+    found = {"norm_qkv": mixer.into, "v_o": mixer.o, "norm_gate_up": mlp.gate_up, "up_down": mlp.down}[pair]
     return found.weights
 
 
 def _before(layer: Layer, pair: ScalePair) -> tuple[str, ...]:
     """The matrix that undoes a pair's factors, where that is no norm."""
-    projection = {"v_o": layer.mixer.qkv, "up_down": layer.mlp.gate_up}.get(pair)
+    projection = {"v_o": layer.mixer.into, "up_down": layer.mlp.gate_up}.get(pair)
     return () if projection is None else projection.weights[-1:]
 
 
@@ -76,7 +76,7 @@ def scaled_vectors(layer: Layer) -> tuple[str, ...]:
     """Norms and biases of a layer that the factors of its pairs change: they come before the pairs' readers."""
     changed = {
         "norm_qkv": (layer.input_norm,),
-        "v_o": layer.mixer.qkv.bias[-1:],
+        "v_o": layer.mixer.into.bias[-1:],
         "norm_gate_up": (layer.mlp_norm,),
         "up_down": layer.mlp.gate_up.bias[-1:],
     }
@@ -98,7 +98,7 @@ def _undo(spec: ModelSpec, layer: Layer, pair: ScalePair, weights: dict[str, Arr
         offset = np.float32(spec.norm_offset)
         weights[name] = (offset + weights[name]) / factors - offset
         return
-    projection = layer.mixer.qkv if pair == "v_o" else layer.mlp.gate_up
+    projection = layer.mixer.into if pair == "v_o" else layer.mlp.gate_up
     for name in (*projection.weights[-1:], *projection.bias[-1:]):
         weights[name] = weights[name].copy()
         rows = weights[name][-len(factors) :]

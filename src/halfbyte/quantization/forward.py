@@ -39,7 +39,7 @@ class Forward:
 
     def __init__(self, spec: ModelSpec, formats: Callable[[str], Format], length: int) -> None:
         self._width = spec.hidden_size
-        self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", fused=False)
+        self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", kept_states=0, fused=False)
         sections = _sections(self.plan, len(spec.layers))
         self._start, self.layers, self.head = sections[0], sections[1:-1], sections[-1]
         self.embed = next(step for step in self._start if STATE_IDS in step.inputs)
@@ -83,8 +83,7 @@ class Forward:
         values: Values = dict(self.plan.constants)
         values |= {STATE_SEQUENCES: np.zeros(length, np.int32), STATE_ROPE_SETS: np.full(length, rope_set, np.int32)}
         values |= {STATE_POSITIONS: np.arange(length, dtype=np.int32), STATE_ROWS: np.arange(length, dtype=np.int32)}
-        for group in self.plan.groups:
-            values[group.blocks] = np.arange(group.columns, dtype=np.int32)[None]
+        values |= self.plan.own_tables()
         for step in self._start:
             if STATE_IDS not in step.inputs:
                 values[step.outputs[0]] = run(step, values, values.__getitem__)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.formats import Format, Parts
-from halfbyte.models.spec import Layer, ModelSpec
+from halfbyte.models.spec import Layer, ModelSpec, SelfAttention
 from halfbyte.plan.ops import Add, Linear, Op
 from halfbyte.quantization import awq
 from halfbyte.quantization.forward import Forward, Values, names_of, stages
@@ -227,7 +227,8 @@ class _LayerTask:
         if self.task.method == "gptq":
             self.scaled = weights
             return
-        qkv = self.layer.mixer.qkv.weights
+        mixer = self.layer.mixer
+        qkv = mixer.qkv.weights if isinstance(mixer, SelfAttention) else ()
         unclipped = qkv if len(qkv) == 1 else qkv[:2]
         for name in inputs:
             if name in self.task.formats:

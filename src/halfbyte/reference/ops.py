@@ -5,7 +5,7 @@ Arrays hold the rows of this batch only: n tokens, r logit rows. Caches are writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import singledispatch
 from typing import Any
 
@@ -202,6 +202,90 @@ def _attend(op: ops.Attention, q: Array, positions: Array, sequence: int, get: G
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return (weights @ values.transpose(1, 0, 2)[:, None]).transpose(2, 0, 1, 3).astype(F32)
+
+
+def by_sequence(op: Any, get: Get) -> Iterator[tuple[Array, Array, int]]:
+    """The batch's rows of each sequence, the state that they go on from, and the number of the one that they leave."""
+    sequences, positions, states = get(op.sequences), get(op.positions), get(op.states)
+    for s in np.unique(sequences):
+        rows = np.flatnonzero(sequences == s)
+        before, after = get(op.table)[s]
+        yield rows, states[before].copy() if positions[rows[0]] else np.zeros_like(states[0]), int(after)
+
+
+@run_op.register
+def _(op: ops.CausalConv, get: Get) -> Array:
+    x, states = get(op.x), get(op.states)
+    weight = get(op.weight)[:, 0]
+    channels, length = weight.shape
+    inputs = x[:, :channels] * x[:, 2 * channels : 3 * channels] if op.gated else x[:, :channels]
+    out = np.empty_like(inputs)
+    for rows, before, after in by_sequence(op, get):
+        seen = np.concatenate([before, inputs[rows]])
+        out[rows] = sum(seen[j : j + len(rows)] * weight[:, j] for j in range(length))
+        states[after] = seen[len(rows) :]
+    with np.errstate(over="ignore"):
+        return x[:, channels : 2 * channels] * out if op.gated else activate(out, "silu")
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^−x)"""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def _unit(x: Array) -> Array:
+    return x / np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True, dtype=F32) + F32(1e-6))
+
+
+@run_op.register
+def _(op: ops.GatedDeltaRule, get: Get) -> Array:
+    qkv, states = get(op.qkv), get(op.states)
+    beta, a = np.split(get(op.gates)[:, op.gates_at : op.gates_at + 2 * op.v_heads], 2, axis=1)
+    fade = np.exp(-np.exp(get(op.a_log)) * np.logaddexp(F32(0), a + get(op.dt_bias)))
+    beta = sigmoid(beta)
+    keys = op.k_heads * op.k_dim
+    q, k = (qkv[:, i * keys : (i + 1) * keys].reshape(-1, op.k_heads, op.k_dim) for i in (0, 1))
+    heads = np.arange(op.v_heads)
+    heads = heads % op.k_heads if op.tiled else heads // (op.v_heads // op.k_heads)
+    q, k = (_unit(x)[:, heads] for x in (q, k))
+    v = qkv[:, 2 * keys : 2 * keys + op.v_heads * op.v_dim].reshape(-1, op.v_heads, op.v_dim)
+    out = np.empty((len(qkv), op.v_heads, op.v_dim), F32)
+    for rows, state, after in by_sequence(op, get):
+        for t in rows:
+            state = state * fade[t, :, None, None]
+            wrong = v[t] - np.einsum("hkv,hk->hv", state, k[t])
+            state = state + k[t][:, :, None] * (wrong * beta[t, :, None])[:, None]
+            out[t] = np.einsum("hkv,hk->hv", state, q[t]) * F32(op.k_dim**-0.5)
+        states[after] = state
+    return out.reshape(len(out), -1)
+
+
+@run_op.register
+def _(op: ops.GatedNorm, get: Get) -> Array:
+    x, weight = get(op.x), get(op.weight)
+    z = get(op.gate)[:, op.gate_at : op.gate_at + x.shape[1]]
+    normed = rms_norm(x.reshape(len(x), -1, len(weight)), weight, op.eps, 0.0).reshape(x.shape)
+    with np.errstate(over="ignore"):
+        return normed * activate(z, "silu")
+
+
+def _queries_and_gates(op: Any, x: Array) -> Array:
+    """[n, heads, 2, head_dim]: each head's query, then its gate."""
+    return x[:, : 2 * op.heads * op.head_dim].reshape(len(x), op.heads, 2, op.head_dim)
+
+
+@run_op.register
+def _(op: ops.SplitGates, get: Get) -> Array:
+    x = get(op.x)
+    q = _queries_and_gates(op, x)[:, :, 0].reshape(len(x), -1)
+    return np.concatenate([q, x[:, 2 * op.heads * op.head_dim :]], axis=1)
+
+
+@run_op.register
+def _(op: ops.GateHeads, get: Get) -> Array:
+    x = get(op.x)
+    return x * sigmoid(_queries_and_gates(op, get(op.gates))[:, :, 1].reshape(x.shape))
 
 
 @run_op.register

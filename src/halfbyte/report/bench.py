@@ -193,7 +193,8 @@ def decode_bytes(plan: Plan, case: Case) -> float:
         for pair in group.caches
         for name in pair
     )  # fmt: skip
-    return weights / case.batch + cached
+    state = plan.states_nbytes / plan.num_states if plan.states else 0
+    return weights / case.batch + cached + state
 
 
 class _Counted:

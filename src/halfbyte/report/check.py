@@ -119,6 +119,6 @@ def _batch(plan: Plan, ids: list[int], start: int, rows: int) -> Batch:
         positions=np.arange(start, start + count, dtype=np.int32),
         sequences=np.zeros(count, np.int32),
         rope_sets=np.zeros(count, np.int32),
-        block_tables={g.blocks: np.arange(g.columns, dtype=np.int32)[None] for g in plan.groups},
+        block_tables=plan.own_tables(),
         logit_rows=np.arange(count - rows, count, dtype=np.int32),
     )

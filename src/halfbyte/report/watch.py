@@ -308,4 +308,4 @@ class _Costs:
 
     @cached_property
     def _kv_dtype(self) -> str:
-        return self._model.plan.of_kind("cache")[0].dtype
+        return self._model.plan.tensors[self._model.plan.groups[0].names[0]].dtype

@@ -69,4 +69,8 @@ def _tables(plan: Plan, sequences: list[Sequence]) -> dict[str, Int32]:
     for sequence in sequences:
         for name, row in sequence.table.rows.items():
             tables[name][sequence.slot] = row.blocks
+    if plan.states:
+        tables[plan.states.table] = np.full((plan.sequences, 2), -1, np.int32)
+        for sequence in sequences:
+            tables[plan.states.table][sequence.slot] = sequence.table.states
     return tables

@@ -22,7 +22,8 @@ class CachedPrompt:
     Attributes:
         token_ids: The tokens of all full blocks.
         rope_set: The set of RoPE frequencies that keys are rotated with.
-        blocks: By the name of each cache tensor, uint8 `[blocks, bytes of a block]`.
+        blocks: By the name of each cache tensor, uint8 `[blocks, bytes of a block]`; of layers that keep states the one
+            after all these tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -31,9 +32,9 @@ class CachedPrompt:
 
 
 def take_out(plan: Plan, pools: BlockPools, memory: CacheMemory, token_ids: Many[int], rope_set: int) -> CachedPrompt:
-    """What the caches hold of a prompt: as many of its leading full blocks as are there."""
+    """What the caches hold of a prompt: as many of its leading full blocks as are there, and can be gone on from."""
     chain = _chain(token_ids, rope_set, plan.block_size)
-    full = pools.find(chain, [*token_ids, 0]).blocks
+    full = pools.find(chain, [*token_ids, 0], tails=False).blocks
     table = BlockTable()
     length = pools.adopt(table, chain, Prefix(full, 0))
     try:
@@ -42,6 +43,9 @@ def take_out(plan: Plan, pools: BlockPools, memory: CacheMemory, token_ids: Many
             for group in plan.groups
             for name in group.names
         }
+        if plan.states:
+            held = [table.before] if full else []
+            blocks |= {name: memory.read_blocks(name, held) for name in plan.states.names}
     finally:
         pools.release(table)
     return CachedPrompt(tuple(token_ids[:length]), rope_set, blocks)
@@ -54,6 +58,7 @@ def put_in(plan: Plan, pools: BlockPools, memory: CacheMemory, prompt: CachedPro
         UsageError: It is longer than the context, or there are too few free blocks.
     """
     length, table = len(prompt.token_ids), BlockTable()
+    chain = _chain(prompt.token_ids, prompt.rope_set, plan.block_size)
     if length > plan.context:
         raise UsageError(
             f"the prompt has {length:,} tokens; the context holds {plan.context:,}.",
@@ -70,7 +75,11 @@ def put_in(plan: Plan, pools: BlockPools, memory: CacheMemory, prompt: CachedPro
         for group in plan.groups:
             for name in group.names:
                 memory.write_blocks(name, table.rows[group.blocks].held, prompt.blocks[name])
-        pools.record(table, _chain(prompt.token_ids, prompt.rope_set, plan.block_size), length)
+        pools.record(table, chain, length)
+        if plan.states and length:
+            for name in plan.states.names:
+                memory.write_blocks(name, [table.state], prompt.blocks[name])
+            pools.record_state(table, chain[-1], ())
     finally:
         pools.release(table)
 

@@ -7,6 +7,10 @@ they came. When blocks run out, the last in that order gives up its own and is c
 Full blocks stay in the caches until their memory is needed. A sequence is given those that it begins with; while
 another one is still computing them, it waits.
 
+Where layers keep states, a sequence goes on only from where one was kept. A batch ends there: at the last full block
+of a prompt, where others that wait part from it, and where it parts itself from what the caches hold. The last state of
+a sequence is kept as well, if all tokens that it has seen are known.
+
 A batch may be scheduled before the tokens of the one before it have been read. What needs to know them, such as
 computing a sequence again, waits until they are.
 """
@@ -146,6 +150,8 @@ class Scheduler:
         sequences = [chunk.sequence for chunk in chunks]
         if any(s.num_pending != 1 for s in self._running) or not all(c.final for c in chunks):
             return 1
+        if any(s.table.before >= 0 for s in sequences):
+            return 1  # the second step would go on from the same state as the first
         ends = (self._until_the_end(s) for s in sequences)
         steps = min(steps, self._ring_room, max(s.num_missing for s in sequences), *ends)
         for sequence in sequences:
@@ -171,6 +177,9 @@ class Scheduler:
             sequence.num_computed = chunk.stop + steps - 1
             sequence.num_ahead += steps * chunk.final
             self._record(sequence)
+            self.pools.move_on(sequence.table)
+            if chunk.stop in sequence.stops and sequence.scope is not None:
+                self.pools.keep_state(sequence.table, sequence.chain[chunk.stop // self.pools.block_size])
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Give a sequence its next token, and finish it if that was its last."""
@@ -236,6 +245,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, limit: int) -> Chunk:
         start = sequence.num_computed
         stop = start + min(sequence.num_pending, limit, self._ring_room, self._plan.tokens)
+        stop = min([stop, *(end for end in sequence.stops if end > start)])
         return Chunk(sequence, start, stop, final=stop == sequence.length and sequence.pooler is None)
 
     def _expired(self) -> list[Sequence]:
@@ -264,7 +274,12 @@ class Scheduler:
         if sequence.scope is None:
             return Prefix(0, 0)
         prefixes.extend(sequence.chain, sequence.tokens, self.pools.block_size)
-        return self.pools.find(sequence.chain, sequence.tokens)
+        prefix = self.pools.find(sequence.chain, sequence.tokens)
+        if self.pools.keeps_states:
+            last = (len(sequence.prompt_ids) - 1) // self.pools.block_size
+            parting = self.pools.num_full(sequence.chain, sequence.tokens)
+            sequence.stops |= {blocks * self.pools.block_size for blocks in (last, parting) if blocks > prefix.blocks}
+        return prefix
 
     def _is_being_computed(self, sequence: Sequence, prefix: Prefix) -> bool:
         """Whether more of what it begins with is about to be computed for another one."""
@@ -273,6 +288,8 @@ class Scheduler:
             if other.scope is not None and other.num_pending > 1:
                 common = min(prefixes.num_common(sequence.chain, other.chain), (len(sequence.tokens) - 1) // size)
                 if common > prefix.blocks and other.num_computed < common * size:
+                    if self.pools.keeps_states:
+                        other.stops.add(common * size)
                     return True
         return False
 
@@ -325,6 +342,9 @@ class Scheduler:
             if known > full:
                 tail = tuple(sequence.tokens[full:known])
                 self.pools.record_tail(sequence.table, sequence.chain[sequence.table.recorded], tail)
+            if 0 < sequence.num_computed == known:
+                tail = tuple(sequence.tokens[full:known])
+                self.pools.record_state(sequence.table, sequence.chain[sequence.table.recorded], tail)
         self.pools.release(sequence.table)
         sequence.num_computed = sequence.num_ahead = 0
 

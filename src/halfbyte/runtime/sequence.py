@@ -41,6 +41,7 @@ class Sequence:
         scores: What has been told so far.
         pooler: What takes the hidden states of its prompt; None if they are not wanted. It then has no answer.
         chain: Hashes that name its full blocks, as `prefixes` makes them, with their root.
+        stops: Ends of blocks of its prompt at which a batch ends, so that the state there can be kept.
         finish_reason: `stop` (a stop token), `length` (`max_tokens`), `context` (no room left), `cancelled` or
             `deadline` (its time was up).
     """
@@ -68,6 +69,7 @@ class Sequence:
     arrival: int = field(default=-1, init=False)
     turn: int = field(default=-1, init=False)
     chain: list[bytes] = field(default_factory=list, init=False, repr=False)
+    stops: set[int] = field(default_factory=set, init=False, repr=False)
     status: Status = field(default="waiting", init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     table: BlockTable = field(default_factory=BlockTable, init=False, repr=False)

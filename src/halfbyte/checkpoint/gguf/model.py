@@ -25,7 +25,7 @@ from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models import gguf_architectures
 from halfbyte.models.config import Config, yarn_growth
-from halfbyte.models.gguf import EMBED, OUTPUT, Architecture
+from halfbyte.models.gguf import EMBED, KV_HEADS, OUTPUT, Architecture
 from halfbyte.models.spec import AttentionSpec, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
@@ -62,7 +62,7 @@ class GgufCheckpoint(Checkpoint):
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Logical shape of every tensor, by its Hugging Face name."""
-        return {name: file.entries[stored].shape for name, (file, stored) in self._where.items()}
+        return {name: self._shape(name, file.entries[stored].shape) for name, (file, stored) in self._where.items()}
 
     @property
     def nbytes(self) -> int:
@@ -72,13 +72,20 @@ class GgufCheckpoint(Checkpoint):
     def format(self, name: str) -> Format:
         """The format a tensor is stored in; f32 for norms from which 1 must be taken. Raises as `Checkpoint` does."""
         entry = self._entry(name)
-        return get_format("f32") if self._architecture.is_shifted(name) else entry.format
+        kinds = (self._architecture.is_shifted, self._architecture.is_kernel, self._architecture.is_decay)
+        changed = any(is_kind(name) for is_kind in kinds)
+        return get_format("f32") if changed else entry.format
 
     def weight(self, name: str) -> Weight:
         """A stored tensor: views of the memory map, except where rows are reordered or 1 is taken from norms."""
         self._entry(name)
         file, stored = self._where[name]
         weight = file.weight(stored)
+        if self._architecture.is_kernel(name):
+            shape = self._shape(name, weight.shape)
+            return Weight(get_format("f32"), shape, {"": weight.decode().reshape(shape)})
+        if self._architecture.is_decay(name):
+            return Weight(get_format("f32"), weight.shape, {"": self._log_of_decay(name, weight.decode())})
         if self._architecture.is_shifted(name):
             values = weight.decode() - np.float32(self._architecture.norm_offset)
             return Weight(get_format("f32"), weight.shape, {"": values})
@@ -86,6 +93,15 @@ class GgufCheckpoint(Checkpoint):
         if rows is None:
             return weight
         return Weight(weight.format, weight.shape, {suffix: part[rows] for suffix, part in weight.parts.items()})
+
+    def _log_of_decay(self, name: str, stored: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not (stored < 0).all():
+            damaged(self.path, f"{shown(name)} holds decays that do not decay")
+        return np.log(-stored)
+
+    def _shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor, from that in the file."""
+        return (stored[0], 1, *stored[1:]) if self._architecture.is_kernel(name) else stored
 
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's pages; they are read again when touched."""
@@ -205,6 +221,9 @@ def _keys(path: Path, name: str, metadata: Mapping[str, Any]) -> Config:
     }
     for key in _PER_LAYER:
         value = values.get(key)
+        if key == "attention.head_count_kv" and isinstance(value, list) and 0 in value:
+            values[KV_HEADS] = value
+            values[key] = value = [count for count in value if count]
         if isinstance(value, list) and value:
             if any(other != value[0] for other in value):
                 raise UnsupportedModelError(

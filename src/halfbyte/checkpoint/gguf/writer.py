@@ -137,6 +137,11 @@ def write_gguf(
     architecture = gguf_architecture(spec.model_type)
     if architecture is None:
         raise UnsupportedModelError(f"GGUF files of {spec.model_type} models are not supported.")
+    if not architecture.written:
+        raise UnsupportedModelError(
+            f"GGUF files of the architecture {architecture.name} can be read, but not written.",
+            "Write another layout, such as awq or gptq.",
+        )
     if not architecture.windows and any(attention.window for attention in spec.attentions):
         raise UnsupportedModelError(
             f"This {spec.model_type} model has layers with a sliding window, for which GGUF files of the architecture "
@@ -179,17 +184,18 @@ def _tensors(
         if known is None:
             raise UnsupportedModelError(f"GGUF's architecture {architecture.name} has no tensor for {name}.")
         form = _choose(kind, known, shape, source.format(name), len(spec.layers), tied)
+        stored = (shape[0], *shape[2:]) if architecture.is_kernel(plain) else shape
         order = architecture.rows(plain, attention)
         chunks = _chunks(source, name, shape, form, order, importance.get(name), rounded)
         if architecture.is_shifted(name):
             chunks = _shifted(chunks, architecture.norm_offset, architecture.norm_factor(spec, name))
-        outgoing.append(_Outgoing(known, shape, form, chunks))
+        outgoing.append(_Outgoing(known, stored, form, chunks))
     return outgoing + [_vector(name, factors) for name, factors in _rope_factors(spec).items()]
 
 
 def _choose(kind: Kind, name: str, shape: tuple[int, ...], stored: Format, layers: int, tied: bool) -> Format:
     """The format of a tensor, by GGUF's name."""
-    if len(shape) == 1:
+    if len(shape) != 2:
         return get_format("f32")
     if kind.base is None:
         return _as_stored(name, shape, stored)

@@ -97,6 +97,10 @@ Paging Fields::paging() const {
     return {state("positions"), state("sequences"), blocks};
 }
 
+Stateful Fields::stateful() const {
+    return {state("positions"), state("sequences"), table<const int32_t>(array("table", Array::Type::i32, 2, false)), floats("states")};
+}
+
 Activation Fields::activation() const {
     const std::string& name = get<std::string>("activation", "a name");
     require(name == "silu" || name == "gelu_tanh", "unknown activation '" + name + "'");

@@ -60,6 +60,7 @@ public:
     // Groups of fields that several ops have.
     Heads heads() const;
     Paging paging() const;
+    Stateful stateful() const;
     Norm norm() const { return {number("eps"), number("offset")}; }
     Activation activation() const;
 

@@ -27,6 +27,17 @@ void Inputs::paged(const Paging& paging, int64_t blocks, int64_t block_size, int
     paged_.push_back({paging, blocks, block_size, window});
 }
 
+void Inputs::stateful(const Stateful& stateful, int64_t tokens) {
+    require_equal(stateful.positions.size(), tokens, "number of positions");
+    require_equal(stateful.sequences.size(), tokens, "number of sequences");
+    require_equal(stateful.table.columns, 2, "width of the table of states");
+    limit(stateful.positions, Axis::tokens, context_, "position");
+    limit(stateful.sequences, Axis::tokens, stateful.table.rows, "sequence");
+    for (const Stateful& known : stateful_)
+        if (known.table.data == stateful.table.data && known.states.rows <= stateful.states.rows) return;
+    stateful_.push_back(stateful);
+}
+
 void Inputs::check(const Batch& batch) const {
     for (const Limit& limit : limits_) {
         const int64_t count = batch.count(limit.axis);
@@ -40,6 +51,7 @@ void Inputs::check(const Batch& batch) const {
         check_limit({rows_, Axis::rows, batch.tokens, "logit row"}, batch.rows);
     }
     for (const Paged& paged : paged_) check_paged(paged, batch.tokens);
+    for (const Stateful& stateful : stateful_) check_stateful(stateful, batch.tokens);
 }
 
 void Inputs::check_limit(const Limit& limit, int64_t count) const {
@@ -47,6 +59,21 @@ void Inputs::check_limit(const Limit& limit, int64_t count) const {
         const int64_t value = limit.values[i];
         require(value >= 0 && value < limit.limit, limit.what + " " + std::to_string(value) + " at " + std::to_string(i) +
                                                        " is not in 0 … " + std::to_string(limit.limit - 1));
+    }
+}
+
+void Inputs::check_stateful(const Stateful& stateful, int64_t tokens) const {
+    std::vector<bool> met(stateful.table.rows);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int32_t sequence = stateful.sequences[t];
+        if (t > 0 && stateful.sequences[t - 1] == sequence) continue;
+        require(!met[sequence], "the tokens of sequence " + std::to_string(sequence) + " are no neighbours");
+        met[sequence] = true;
+        for (const int64_t i : {0, 1}) {
+            const int32_t number = stateful.table.row(sequence)[i];
+            require(number >= 0 && number < stateful.states.rows, "state " + std::to_string(number) + " of sequence " + std::to_string(sequence) +
+                                                                      " is not in 0 … " + std::to_string(stateful.states.rows - 1));
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tensor.h"
+#include "threads.h"
 
 namespace halfbyte {
 
@@ -28,6 +29,24 @@ struct Paging {
     Table<const int32_t> blocks;  // [sequences, columns]
 };
 
+// The states of sequences, a row each, and which of them a batch goes on from and leaves.
+struct Stateful {
+    State positions, sequences;
+    Table<const int32_t> table;  // [sequences, 2]
+    Floats states;
+
+    // Calls each(tokens, before, after) for each sequence that has some of the batch's tokens; `before` is null where it
+    // begins with them.
+    template <class Each>
+    void each(int64_t tokens, const Each& each) const {
+        for (int64_t begin = 0, end; begin < tokens; begin = end) {
+            for (end = begin + 1; end < tokens && sequences[end] == sequences[begin];) ++end;
+            const int32_t* numbers = table.row(sequences[begin]);
+            each(Range{begin, end}, positions[begin] == 0 ? nullptr : states.row(numbers[0]), states.row(numbers[1]));
+        }
+    }
+};
+
 class Inputs {
 public:
     explicit Inputs(int64_t context) : context_(context) {}
@@ -40,6 +59,8 @@ public:
     // Positions, sequences and the block of each of the last `window` positions (0: of all) that a token sees must lie
     // in a cache of that many blocks of that size.
     void paged(const Paging& paging, int64_t blocks, int64_t block_size, int64_t window);
+    // Each sequence's tokens must be neighbours, at most so many in all, and the numbers of its states those of some.
+    void stateful(const Stateful& stateful, int64_t tokens);
     // Throws `std::invalid_argument` with the first value that is out of range.
     void check(const Batch& batch) const;
 
@@ -57,10 +78,12 @@ private:
 
     void check_limit(const Limit& limit, int64_t count) const;
     void check_paged(const Paged& paged, int64_t tokens) const;
+    void check_stateful(const Stateful& stateful, int64_t tokens) const;
 
     int64_t context_;
     std::vector<Limit> limits_;
     std::vector<Paged> paged_;
+    std::vector<Stateful> stateful_;
     State rows_;
 };
 

@@ -11,9 +11,13 @@ using Make = StepPtr (*)(const Fields&, Inputs&);
 const std::map<std::string, Make> kOps{
     {"Add", make_add},
     {"Attention", make_attention},
+    {"CausalConv", make_causal_conv},
     {"Embed", make_embed},
+    {"GateHeads", make_gate_heads},
     {"GatedActivation", make_gated_activation},
+    {"GatedDeltaRule", make_gated_delta_rule},
     {"GatedLinear", make_gated_linear},
+    {"GatedNorm", make_gated_norm},
     {"KvWrite", make_kv_write},
     {"Linear", make_linear},
     {"QkNorm", make_qk_norm},
@@ -23,6 +27,7 @@ const std::map<std::string, Make> kOps{
     {"RopeTable", make_rope_table},
     {"Rows", make_rows},
     {"Softcap", make_softcap},
+    {"SplitGates", make_split_gates},
 };
 
 }  // namespace

@@ -41,6 +41,15 @@ StepPtr make_rope(const Fields&, Inputs&);
 StepPtr make_rope_kv_write(const Fields&, Inputs&);
 StepPtr make_rope_table(const Fields&, Inputs&);
 
+// conv.cpp
+StepPtr make_causal_conv(const Fields&, Inputs&);
+
+// delta.cpp
+StepPtr make_gate_heads(const Fields&, Inputs&);
+StepPtr make_gated_delta_rule(const Fields&, Inputs&);
+StepPtr make_gated_norm(const Fields&, Inputs&);
+StepPtr make_split_gates(const Fields&, Inputs&);
+
 // attention.cpp
 StepPtr make_attention(const Fields&, Inputs&);
 

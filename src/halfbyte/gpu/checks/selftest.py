@@ -217,7 +217,7 @@ def _decode_and_prompt(plan: Plan, start: int, words: int) -> Batch:
         np.append(decode.positions, prompt.positions),
         np.append(decode.sequences, prompt.sequences + 1),
         np.append(decode.rope_sets, prompt.rope_sets),
-        {group.blocks: np.arange(2 * group.columns, dtype=np.int32).reshape(2, -1) for group in plan.groups},
+        plan.own_tables(),
         np.append(decode.logit_rows, prompt.logit_rows + 1),
         num_decodes=1,
     )

@@ -18,7 +18,7 @@ from halfbyte.gpu.lowering.columns import COLUMNS, capacity, columns_for
 from halfbyte.gpu.lowering.context import LoweringContext
 from halfbyte.gpu.lowering.norms import quantize_outputs
 from halfbyte.gpu.lowering.ops import lower_op
-from halfbyte.gpu.lowering.pages import page_nbytes
+from halfbyte.gpu.lowering.pages import page_nbytes, state_nbytes
 from halfbyte.gpu.lowering.passes import Section, schedule
 from halfbyte.gpu.lowering.program import Cache, Lowered, Output, Program
 from halfbyte.gpu.lowering.sampling import SAMPLING_PROGRAMS, lower_sampling
@@ -197,10 +197,13 @@ def _lower_section(section: Section, name: str, inputs: Mapping[str, Output]) ->
 
 
 def caches(plan: Plan) -> dict[str, Cache]:
-    """How large the caches of a plan may become, and which block tables lead to them."""
+    """How large the caches of a plan may become, and which block tables lead to them; a state is a block."""
     found = {}
     for group in plan.groups:
         for name in (name for pair in group.caches for name in pair):
             tensor = plan.tensors[name]
             found[name] = Cache(group.blocks, tensor.shape[1] * page_nbytes(tensor), tensor.shape[0])
+    if plan.states:
+        tensors = [plan.tensors[name] for name in plan.states.names]
+        found |= {t.name: Cache(plan.states.table, state_nbytes(t), t.shape[0]) for t in tensors}
     return found

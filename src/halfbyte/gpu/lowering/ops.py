@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.gpu.lowering import attention, norms, products
+from halfbyte.gpu.lowering import attention, norms, products, stateful
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import format_constants
 from halfbyte.gpu.lowering.norms import prepare_norm
@@ -31,6 +31,11 @@ lower_op.register(ops.GatedLinear)(products.lower_gated)
 for _heads_op in (ops.QkNorm, ops.Rope, ops.KvWrite, ops.RopeKvWrite):
     lower_op.register(_heads_op)(attention.lower_heads)
 lower_op.register(ops.Attention)(attention.lower_attention)
+lower_op.register(ops.CausalConv)(stateful.lower_conv)
+lower_op.register(ops.GatedDeltaRule)(stateful.lower_delta)
+lower_op.register(ops.GatedNorm)(stateful.lower_gated_norm)
+lower_op.register(ops.SplitGates)(stateful.lower_split_gates)
+lower_op.register(ops.GateHeads)(stateful.lower_gate_heads)
 
 
 @lower_op.register

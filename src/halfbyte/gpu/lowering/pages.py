@@ -1,6 +1,8 @@
-"""Pages of the cache as kernels see them: what one head of a block of positions takes."""
+"""Pages of the cache as kernels see them: what one head of a block of positions takes, or the state of a sequence."""
 
 from __future__ import annotations
+
+import math
 
 from halfbyte.plan import Tensor
 from halfbyte.plan.cache import is_rounded
@@ -19,3 +21,12 @@ def page_nbytes(cache: Tensor) -> int:
     if is_rounded(cache.dtype):
         words += -(-head_dim // 64)
     return -(-block_size * words // _WORDS) * _WORDS * 4
+
+
+def state_nbytes(states: Tensor) -> int:
+    """Bytes of a state; of a matrix for each head, its columns lie one after another, each in whole fours."""
+    shape = states.shape[1:]
+    if len(shape) == 3:
+        heads, rows, columns = shape
+        shape = heads, columns, -(-rows // 4) * 4
+    return math.prod(shape) * 4

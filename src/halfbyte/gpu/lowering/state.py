@@ -22,9 +22,10 @@ class StateLayout:
     """Where each state tensor of a plan begins, in int32s.
 
     Attributes:
-        offsets: By the names of `constants`. `STEPS` has the steps made for each row of logits since the batch was
-            written, `DRAWN` the last token that was drawn for each slot.
-        tables: Offset of each block table, by its `blocks` name.
+        offsets: By the names of `constants`. `STARTS` has the first token of each slot, -1 where it has none; `STEPS`
+            the steps made for each row of logits since the batch was written, `DRAWN` the last token that was drawn for
+            each slot.
+        tables: Offset of each block table, by its `blocks` name, and of the table of states.
         columns: Entries of each row of a block table.
         batch: int32s that are written for a batch; what follows them stays.
         size: int32s in total.
@@ -47,15 +48,17 @@ class StateLayout:
             ("SEQ", tokens),
             ("SETS", tokens),
             ("ROWS_AT", plan.rows),
+            ("STARTS", plan.sequences),
             ("STEPS", plan.rows),
             ("DRAWN", plan.sequences),
         ):
             offsets[name] = at
             at += count
-        for group in plan.groups:
-            tables[group.blocks] = at
-            at += plan.sequences * group.columns
         columns = {group.blocks: group.columns for group in plan.groups}
+        columns |= {plan.states.table: 2} if plan.states else {}
+        for name, count in columns.items():
+            tables[name] = at
+            at += plan.sequences * count
         return StateLayout(offsets, tables, columns, offsets["DRAWN"], at)
 
     def fill(self, batch: Batch) -> NDArray[np.int32]:
@@ -71,6 +74,10 @@ class StateLayout:
             ("ROWS_AT", batch.logit_rows),
         ):
             values[self.offsets[name] : self.offsets[name] + len(array)] = array
+        slots, first = np.unique(batch.sequences, return_index=True)
+        starts = values[self.offsets["STARTS"] : self.offsets["STEPS"]]
+        starts[:] = -1
+        starts[slots] = first
         return values
 
     def row_at(self, table: str, slot: int) -> int:

@@ -28,16 +28,27 @@ _SHARED = ("IntegratedGPU", "CPU")
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes on the device: of weights, of caches when they are full, and of everything that is computed."""
+    """Bytes on the device: of weights, of full KV caches and states, and of everything that is computed."""
 
     weights: int
     cache: int
+    states: int
     scratch: int
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the tokens that the caches hold."""
+        return self.weights + self.computing
+
+    @property
+    def computing(self) -> int:
+        """What computing takes beside weights and caches."""
+        return self.states + self.scratch
 
     @property
     def nbytes(self) -> int:
         """All together."""
-        return self.weights + self.cache + self.scratch
+        return self.fixed + self.cache
 
 
 def needs(plan: Plan) -> Needs:
@@ -48,13 +59,15 @@ def needs(plan: Plan) -> Needs:
     return Needs(
         sum(tensor.nbytes for tensor in plan.of_kind("weight")),
         sum(_cache_nbytes(plan)),
+        sum(cache.blocks * cache.block_nbytes for cache in caches(plan).values()) - sum(_cache_nbytes(plan)),
         2 * plan.arena_nbytes + 2 * logits + 4 * plan.sequences * params_pitch(vocabulary) + (16 << 20),
     )
 
 
 def _cache_nbytes(plan: Plan) -> list[int]:
-    """Bytes of each cache, as its buffer holds it."""
-    return [cache.blocks * cache.block_nbytes for cache in caches(plan).values()]
+    """Bytes of each cache of keys or values, as its buffer holds it."""
+    states = plan.states.names if plan.states else ()
+    return [cache.blocks * cache.block_nbytes for name, cache in caches(plan).items() if name not in states]
 
 
 def free_memory(device: Device, host_nbytes: int) -> int | None:
@@ -90,7 +103,7 @@ def fitting_tokens(plan: Plan, device: Device, free: int | None, *, share: float
     """
     needed, ratio = needs(plan), 1.0
     if free is not None and needed.cache:
-        ratio = (free - needed.weights - needed.scratch) * share / needed.cache
+        ratio = (free - needed.fixed) * share / needed.cache
     largest = max(_cache_nbytes(plan))
     ratio = min(ratio, device.capabilities.largest / largest)
     if ratio >= 1:
@@ -112,14 +125,14 @@ def check(plan: Plan, device: Device, free: int | None) -> None:
         what, hint = f"a cache of {plan.cache_tokens:,} tokens", f"Use cache_tokens of at most {fitting:,}."
     if free is not None and (needed.nbytes > free and fitting == 0):
         raise DeviceError(
-            f"the model takes {quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to "
+            f"the model takes {quantity(needed.weights, 'B')} of weights and {quantity(needed.computing, 'B')} to "
             f"compute; {name} has {quantity(free, 'B')} free.",
             "Store its weights in fewer bits (weights='q4g32'), take a smaller model, or use device='cpu'.",
         )
     if free is not None and needed.nbytes > free:
         raise DeviceError(
             f"{what} takes {quantity(needed.cache, 'B')} beside "
-            f"{quantity(needed.weights, 'B')} of weights and {quantity(needed.scratch, 'B')} to compute; {name} has "
+            f"{quantity(needed.weights, 'B')} of weights and {quantity(needed.computing, 'B')} to compute; {name} has "
             f"{quantity(free, 'B')} free.",
             hint,
         )

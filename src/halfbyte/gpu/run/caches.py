@@ -15,10 +15,12 @@ from halfbyte.plan.batch import Int32, UInt8
 
 FIRST_POSITIONS = 2048
 """Positions that the caches have room for at the start."""
+FIRST_STATES = 2
+"""States of sequences that there is room for at the start."""
 
 
 class Caches:
-    """Every layer's k and v. A position's values take a whole number of eights.
+    """Every layer's k and v, or states. A position's values take a whole number of eights.
 
     Attributes:
         buffers: By tensor name.
@@ -30,7 +32,8 @@ class Caches:
         self._capacity: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         for name, cache in self._layouts.items():
-            blocks = min(-(-FIRST_POSITIONS // plan.block_size), cache.blocks)
+            is_state = plan.states is not None and name in plan.states.names
+            blocks = min(FIRST_STATES if is_state else -(-FIRST_POSITIONS // plan.block_size), cache.blocks)
             self._capacity[cache.table] = blocks
             self.buffers[name] = Buffer(device.buffer(blocks * cache.block_nbytes, name), grows=True)
 

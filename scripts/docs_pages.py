@@ -196,8 +196,9 @@ def catalog_table() -> str:
     rows = ["| short name | on the hub | weights | context | in 4 bits |", "|---|---|---:|---:|---:|"]
     for name, hub in HUB_IDS.items():
         spec = catalog_spec(name)
-        gigabytes = 4.25 / 8 * spec.parameters * 1e-9
-        rows.append(f"| `{name}` | {hub} | {spec.parameters * 1e-9:.1f} billion | {spec.context:,} | {gigabytes:.1f} GB |")
+        billions = spec.parameters * 1e-9
+        packed = billions * 4.25 / 8
+        rows.append(f"| `{name}` | {hub} | {billions:.1f} billion | {spec.context:,} | {packed:.1f} GB |")
     return "\n".join(rows)
 
 

@@ -146,7 +146,8 @@ def _yarn_kept(rope: RopeSpec, scaling: YarnScaling) -> NDArray[np.float32]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     reach = high - low or 0.001
-    return (1 - np.clip((np.arange(rope.dim // 2, dtype=np.float32) - low) / reach, 0, 1)).astype(np.float32)
+    kept: NDArray[np.float32] = 1 - np.clip((np.arange(rope.dim // 2, dtype=np.float32) - low) / reach, 0, 1)
+    return kept.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ class Plan:
         numbers = np.arange(self.sequences, dtype=np.int32)[:, None]
         tables: dict[str, NDArray[np.int32]] = {}
         for group in self.groups:
-            tables[group.blocks] = numbers * np.int32(group.columns) + np.arange(group.columns, dtype=np.int32)
+            own: NDArray[np.int32] = numbers * np.int32(group.columns) + np.arange(group.columns, dtype=np.int32)
+            tables[group.blocks] = own
         return tables | ({self.states.table: np.repeat(numbers, 2, axis=1)} if self.states else {})
 
     @cached_property

@@ -106,13 +106,12 @@ def _join(q: Array, k: Array, v: Array) -> Array:
 @run_op.register
 def _(op: ops.QkNorm, get: Get) -> Array:
     q, k, v = _split(op, get(op.qkv))
-    shapes = [(len(x), 1, -1) if op.whole else x.shape for x in (q, k)]
-    weights = get(op.q_weight), get(op.k_weight)
-    normed = (
-        rms_norm(x.reshape(shape), weight, op.eps, op.offset).reshape(x.shape)
-        for x, shape, weight in zip((q, k), shapes, weights, strict=True)
-    )
-    return _join(*normed, v)
+
+    def normed(x: Array, weight: str) -> Array:
+        shape = (len(x), 1, -1) if op.whole else x.shape
+        return rms_norm(x.reshape(shape), get(weight), op.eps, op.offset).reshape(x.shape)
+
+    return _join(normed(q, op.q_weight), normed(k, op.k_weight), v)
 
 
 def rotate(x: Array, table: Array) -> Array:

@@ -110,6 +110,7 @@ def results(path: Path) -> str:
             notebook,
             kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         ).execute()
     shown = {"NbConvertBase": {"display_data_priority": ["text/html", "text/plain"]}}

@@ -10,7 +10,7 @@ from typing import Any
 from halfbyte.executors import Progress
 
 PATIENCE_S = 0.5
-"""A bar that is gone sooner is only a flicker."""
+"""Seconds before a bar shows, in Python and in commands: one that is gone sooner is only a flicker."""
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress]:
         yield lambda what, done, total: None
 
 
+# Commands have bars of rich: their clock runs on between steps, and notes stand above them. Only tqdm suits notebooks.
 class _Bar:
     """Draws what it is called with: a new bar for each part of the work that is counted anew."""
 

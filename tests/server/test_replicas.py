@@ -94,6 +94,12 @@ def test_each_says_what_runs_where(server: Served) -> None:
     assert server.said.count("listening on") == 1
 
 
+def test_each_says_the_warnings_of_the_library() -> None:
+    with serve("--replicas", "2", "--threads", "1000") as served:
+        for name in "01":
+            assert f"replica {name}: threads=1000 is more than the processors" in served.said
+
+
 def test_a_conversation_stays_with_the_replica_that_has_it_in_its_cache(server: Served) -> None:
     with http(server) as client:
         answers = [chat(client, f"{LONG} Number {number}.") for number in range(8) for _ in range(2)]

@@ -32,7 +32,7 @@ class Served:
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "halfbyte", "serve", *arguments, *ARGUMENTS], stderr=subprocess.PIPE,
+            [sys.executable, "-m", "halfbyte", "serve", *ARGUMENTS, *arguments], stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL, text=True, env={**os.environ, **(environment or {})},
         )  # fmt: skip
         self.lines: list[str] = []

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.input import PipeInput, create_input, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from halfbyte.cli.chat_commands import commands
 from halfbyte.cli.chat_prompt import typed
-from halfbyte.cli.history import history_path
+from halfbyte.cli.history import chat_history, history_path
+from halfbyte.cli.typeahead import keys_kept
 
 ENTER, TAB, CTRL_C, CTRL_D, CTRL_J, CTRL_R, UP = "\r", "\t", "\x03", "\x04", "\n", "\x12", "\x1b[A"
 ALT_ENTER = "\x1b\r"
@@ -94,6 +96,20 @@ def test_the_history_is_for_its_user_only(keyboard: PipeInput, state: Path) -> N
     assert history_path().parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(
+    ("lines", "kept"), [(11, ["oldest", "old\nin two lines", "new"]), (8, ["old\nin two lines", "new"]), (4, ["new"])]
+)
+def test_a_long_history_is_cut_to_its_newest_whole_entries(
+    keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch, lines: int, kept: list[str]
+) -> None:
+    entered(keyboard, "oldest" + ENTER, pasted("old\nin two lines") + ENTER, "new" + ENTER)
+    monkeypatch.setattr("halfbyte.cli.history.KEPT_LINES", lines)
+    assert list(chat_history().load_history_strings()) == kept[::-1]
+    assert len(history_path().read_text().splitlines()) <= lines
+    assert history_path().stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in history_path().parent.iterdir()] == [history_path().name]
+
+
 def test_lines_that_readline_kept_are_found(keyboard: PipeInput) -> None:
     history_path().parent.mkdir(parents=True)
     history_path().write_text("older\nold\n")
@@ -118,6 +134,53 @@ def test_commands_and_their_arguments_are_completed(keyboard: PipeInput, tmp_pat
 
 def test_what_is_no_command_is_not_completed(keyboard: PipeInput) -> None:
     assert entered(keyboard, "reg" + TAB + ENTER) == ["reg"]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The other end of a terminal that is standard input."""
+    ours, theirs = pty.openpty()
+    with open(theirs, encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        yield ours
+    os.close(ours)
+
+
+def entered_ahead(terminal: int, before: bytes, meanwhile: bytes) -> list[str]:
+    """What the prompt gives where keys were pressed before the program began, and after the first entry."""
+    os.write(terminal, before)
+    given = []
+    with keys_kept() as keys:
+        for text in typed(commands(), keys, input=create_input(sys.stdin), output=DummyOutput()):
+            os.write(terminal, b"" if given else meanwhile)
+            given.append(text)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "given"),
+    [
+        (b"one\r", b"two\rthree\r\x04", ["one", "two", "three"]),
+        (b"one\rtwo\r\x04", b"never\r", ["one", "two"]),
+        (b"one\rtw", b"o\r\x04", ["one", "two"]),
+        (b"gr\xc3\xbc\xc3\x9f\n", b"one\ntwo\r\x04", ["grüß", "one\ntwo"]),
+    ],
+)
+def test_what_is_typed_ahead_is_entered(terminal: int, before: bytes, meanwhile: bytes, given: list[str]) -> None:
+    assert entered_ahead(terminal, before, meanwhile) == given
+
+
+def test_what_is_typed_while_an_answer_runs_is_not_shown_in_it(terminal: int) -> None:
+    unchanged = termios.tcgetattr(sys.stdin)
+    with keys_kept():
+        os.write(terminal, b"one\r")
+        assert not select.select([terminal], [], [], 0.1)[0]
+    assert termios.tcgetattr(sys.stdin) == unchanged
+
+
+def test_ctrl_c_stops_what_runs_while_keys_are_kept(terminal: int) -> None:
+    with keys_kept():
+        assert termios.tcgetattr(sys.stdin)[3] & termios.ISIG
 
 
 def on_terminal(*options: str, **environment: str) -> str:

@@ -177,6 +177,42 @@ def test_set_changes_what_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
+    ("line", "asked", "shown"),
+    [
+        ("stop User:", ("User:",), 'stop: "User:"'),
+        ("stop two words", ("two words",), 'stop: "two words"'),
+        ("stop 5", ("5",), 'stop: "5"'),
+        (r'stop "a b"  "\n" "grüß \"x\""', ("a b", "\n", 'grüß "x"'), r'stop: "a b" "\n" "grüß \"x\""'),
+        ('stop "none"', ("none",), 'stop: "none"'),
+        ("stop none", (), "stop: none"),
+        ("logit_bias 42=-5 7=1.5", {42: -5.0, 7: 1.5}, "logit_bias: 42=-5 7=1.5"),
+        ("logit_bias 42=-5, 7=1.5", {42: -5.0, 7: 1.5}, "logit_bias: 42=-5 7=1.5"),
+        ("logit_bias none", {}, "logit_bias: none"),
+    ],
+)
+def test_stop_texts_and_biases_are_set_and_shown(
+    monkeypatch: pytest.MonkeyPatch, line: str, asked: object, shown: str
+) -> None:
+    model = use_fake(monkeypatch, ["a"])
+    name = line.split()[0]
+    result = halfbyte("chat", "--stop", "E", "--logit-bias", "5=1", stdin=f"/set {line}\n/set {name}\nhi\n")
+    assert result.stderr.splitlines() == [shown, shown]
+    assert model.asked[0][1][name] == asked
+
+
+def test_stop_texts_and_biases_of_options_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake(monkeypatch)
+    shown = halfbyte("chat", "--stop", "E", "--stop", "a b", "--logit-bias", "5=1", stdin="/set\n").stderr.splitlines()
+    listed = dict(line.split(maxsplit=1) for line in shown)
+    assert (listed["stop"], listed["logit_bias"]) == ('"E" "a b"', "5=1")
+
+
+def test_a_stop_text_that_is_set_ends_the_answer() -> None:
+    result = halfbyte("chat", stdin="What does ls do?\n/set stop dir\nWhat does ls do?\n")
+    assert result.stdout == "List directory contents.\nList \n"
+
+
+@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("temperature high", "temperature must be a number between 0 and 100 (got 'high')."),
@@ -185,6 +221,10 @@ def test_set_changes_what_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) 
         ("when_full never", "when_full must be stop or drop (got 'never')."),
         ("samplers dice", "there is no sampler 'dice'."),
         ("temp 1", "there is no setting 'temp'."),
+        ("logit_bias 42", "logit bias '42' is not ID=X."),
+        ("logit_bias -1=2", "A token id in logit_bias must be"),
+        ('stop ""', "stop is ('',)."),
+        ('stop "a', "stop '\"a' has a quotation mark without its other one"),
     ],
 )
 def test_set_refuses_what_the_library_does(monkeypatch: pytest.MonkeyPatch, line: str, sentence: str) -> None:

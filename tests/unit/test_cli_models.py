@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from halfbyte.checkpoint.hub import CachedModel, CachedRepository
+from halfbyte.checkpoint.hub import CachedModel, Removable
 from halfbyte.checkpoint.safetensors import SafetensorsFile
 from halfbyte.errors import DownloadError, InvalidModelError, ModelNotFoundError, UsageError
 from halfbyte.model import POCKET
@@ -60,12 +60,12 @@ def test_pull_prints_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_remove_asks_first(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str, code: int, removed: bool
 ) -> None:
-    gone: list[str] = []
-    found = CachedRepository("org/name", Path("/cache"), 2, 17_000_000)
-    monkeypatch.setattr("halfbyte.checkpoint.hub.cached", lambda repo: found)
-    monkeypatch.setattr("halfbyte.checkpoint.hub.remove", lambda repo: gone.append(repo) or 17_000_000)
+    gone: list[Removable] = []
+    found = Removable("org/name", Path("/cache"), (Path("/cache"),), 2, 17_000_000)
+    monkeypatch.setattr("halfbyte.checkpoint.hub.removable", lambda model: found)
+    monkeypatch.setattr("halfbyte.checkpoint.hub.remove", gone.append)
     result = halfbyte("models", "remove", "org/name", *arguments, stdin=answer)
-    assert (result.exit_code, bool(gone)) == (code, removed)
+    assert (result.exit_code, gone) == (code, [found] if removed else [])
     assert ("17 MB freed" in result.stderr) == removed
     assert ("Delete org/name (2 revisions, 17 MB)?" in result.stderr) == (not arguments)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from halfbyte.cli import progress
+from halfbyte.cli import loading, progress
+from halfbyte.progress import PATIENCE_S
 
 
 def test_the_time_left_follows_from_the_pace_of_the_part(
@@ -36,3 +41,25 @@ def test_the_time_left_follows_from_the_pace_of_the_part(
 )
 def test_durations_are_in_one_unit(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_a_bar_comes_only_once_loading_takes_as_long_as_it_does_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def bar() -> Iterator[progress.Tick]:
+        yield lambda *step: drawn.append(step)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    now = 100.0
+    monkeypatch.setattr("halfbyte.cli.loading.time.perf_counter", lambda: now)
+    monkeypatch.setattr("halfbyte.cli.progress.progress_bar", bar)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with loading.late_bar() as tick:
+        for after in (0.0, 0.9, 1.1):
+            now = 100.0 + after * PATIENCE_S
+            tick("weights", round(10 * after), 20)
+    assert drawn == [("weights", 11, 20)]

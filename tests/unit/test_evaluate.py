@@ -106,6 +106,22 @@ def test_a_table_in_every_form() -> None:
     assert (table.plot("png")[:4], table.plot("pdf", dark=True)[:4]) == (b"\x89PNG", b"%PDF")
 
 
+@pytest.mark.parametrize("width", [48, 80, 240])
+def test_a_table_fits_a_terminal_with_all_its_figures(width: int) -> None:
+    moved = Divergence(0.02, 0.001, 0.2, 1.5, 0.9, 33.0, 32.25, 1.02326, 98, 0.2, 0.2)
+    lengths = (16, 96, 192, 256, 512, 768, 1024, 1536, 2048)
+    found = [tuple(base + 1.125 * i for i in range(len(lengths))) for base in (72.5, 84.0)]
+    rows = (
+        Row("bf16", 16.0, found[0], (0.5,) * len(lengths), None, Answers(9, 10)),
+        Row("q4-awq", 4.5, found[1], (0.5,) * len(lengths), moved, Answers(8, 10, 7, 9)),
+    )
+    table = Table(lengths, rows, "x", 99)
+    shown = table.terminal(width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    cells = {cell.strip() for line in table.markdown().splitlines() for cell in line.strip("|").split(" | ")}
+    assert {cell for cell in cells if not re.fullmatch(r"[\s|:-]*", cell) and cell not in shown} == set()
+
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -499,13 +499,13 @@ def test_remove_frees_every_revision(server: Hub, cache: Path) -> None:
     hub.pull(REPO, revision="next")
     expected = sum(len(data) for data in SINGLE.values()) + len(b'{"model_type": "phi3"}')
     expected += sum(len(revision.read_bytes()) for revision in cache.glob("models--*/refs/*"))
-    found = hub.cached(REPO)
+    found = hub.removable(REPO)
     assert (found.id, found.revisions, found.nbytes) == (REPO, 2, expected)
-    assert hub.remove(REPO) == expected
+    hub.remove(found)
     assert hub.installed() == []
     assert not (cache / "models--acme--tiny").exists()
     with pytest.raises(ModelNotFoundError, match="not in the local cache"):
-        hub.remove(REPO)
+        hub.removable(REPO)
 
 
 def test_rm_names_what_it_deletes_and_who_else_uses_it(server: Hub, cache: Path) -> None:
@@ -582,7 +582,8 @@ def test_remove_takes_what_was_never_finished(server: Hub, cache: Path) -> None:
     blobs = cache / "models--acme--tiny" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "0123.incomplete").write_bytes(b"half")
-    assert hub.remove(REPO) == 4
+    assert hub.removable(REPO).nbytes == 4
+    hub.remove(hub.removable(REPO))
     assert not (cache / "models--acme--tiny").exists()
 
 
@@ -678,9 +679,85 @@ def test_the_only_gguf_of_a_repository_needs_no_name(server: Hub, tmp_path: Path
     assert path.read_bytes() == data
     assert hub.installed() == [hub.CachedModel(f"{REPO}:F16", FIRST, path)]
     assert hub.resolve(f"{REPO}:F16") == path
-    with pytest.raises(UsageError, match="as a whole"):
-        hub.remove(f"{REPO}:F16")
-    assert hub.remove(REPO) == len(data) + len(FIRST)
+    assert hub.removable(REPO).nbytes == hub.removable(f"{REPO}:F16").nbytes == len(data) + len(FIRST)
+
+
+def files_in(cache: Path) -> list[str]:
+    """The files of the cache by name, links among them, and of blobs what is in them."""
+    paths = [path for path in (cache / "models--acme--tiny").rglob("*") if not path.is_dir()]
+    return sorted(path.name if path.is_symlink() else path.read_text() for path in paths)
+
+
+def test_one_gguf_of_several_is_removed_in_every_revision_and_the_others_stay(server: Hub, cache: Path) -> None:
+    server.files[FIRST] = GGUFS
+    server.revisions["next"] = SECOND
+    server.files[SECOND] = {"tiny-Q4_K_M.gguf": b"4", "tiny-q8_0.gguf": b"88"}
+    for name in (f"{REPO}:BF16", f"{REPO}:Q8_0", f"{REPO}:Q4_K_M", f"{REPO}:Q4_K_M@next", f"{REPO}:Q8_0@next"):
+        hub.pull(name)
+    assert "Delete acme/tiny:q8_0 (2 revisions, 3 B)?" in halfbyte("rm", f"{REPO}:q8_0", stdin="n\n").stderr
+    assert f"{REPO}:q8_0 is removed: 3 B freed." in halfbyte("rm", f"{REPO}:q8_0", "--yes").stderr
+    q4, bf16 = "tiny-Q4_K_M.gguf", [Path(name).name for name in GGUFS_BF16]
+    assert files_in(cache) == sorted([q4, q4, *bf16, "4", "1", "2", FIRST, SECOND])
+    assert [model.id for model in hub.installed()] == [f"{REPO}:BF16", f"{REPO}:Q4_K_M", f"{REPO}:Q4_K_M"]
+    assert hub.resolve(f"{REPO}:Q4_K_M@next", offline=True).read_bytes() == b"4"
+    assert "2 B freed" in halfbyte("rm", f"{REPO}:BF16", "--yes").stderr
+    assert files_in(cache) == sorted([q4, q4, "4", FIRST, SECOND])
+    assert list(cache.rglob("BF16")) == []
+    assert halfbyte("rm", f"{REPO}:{q4}", "--yes").exit_code == 0
+    assert not (cache / "models--acme--tiny").exists()
+
+
+def test_a_file_that_another_name_stands_for_is_not_freed(server: Hub, cache: Path) -> None:
+    server.files[FIRST] = {"tiny-Q4_K_M.gguf": b"same", "tiny-Q8_0.gguf": b"same"}
+    for name in ("Q4_K_M", "Q8_0"):
+        hub.pull(f"{REPO}:{name}")
+    assert "0 B freed" in halfbyte("rm", f"{REPO}:Q4_K_M", "--yes").stderr
+    assert files_in(cache) == sorted(["tiny-Q8_0.gguf", "same", FIRST])
+
+
+def test_a_gguf_beside_other_weights_is_removed_alone(server: Hub) -> None:
+    server.files[FIRST] = SINGLE | {"tiny-Q8_0.gguf": b"8"}
+    folder = hub.pull(REPO)
+    hub.pull(f"{REPO}:Q8_0")
+    assert halfbyte("rm", f"{REPO}:Q8_0", "--yes").exit_code == 0
+    assert contents(folder) == SINGLE
+
+
+def test_a_gguf_of_which_a_part_is_missing_is_removed(server: Hub, cache: Path) -> None:
+    server.files[FIRST] = GGUFS
+    hub.pull(f"{REPO}:Q8_0")
+    first = hub.pull(f"{REPO}:BF16")
+    first.resolve().unlink()
+    assert "1 B freed" in halfbyte("rm", f"{REPO}:BF16", "--yes").stderr
+    assert files_in(cache) == sorted(["tiny-q8_0.gguf", "8", FIRST])
+
+
+def test_what_a_broken_download_left_of_others_stays(server: Hub, cache: Path) -> None:
+    server.files[FIRST] = GGUFS
+    path = hub.pull(f"{REPO}:Q8_0")
+    (path.resolve().parent / "0123.incomplete").write_bytes(b"half")
+    assert "1 B freed" in halfbyte("rm", f"{REPO}:Q8_0", "--yes").stderr
+    assert files_in(cache) == sorted(["half", FIRST])
+
+
+def test_rm_of_a_gguf_that_is_not_there_names_those_that_are(server: Hub) -> None:
+    server.files[FIRST] = GGUFS
+    hub.pull(f"{REPO}:Q8_0")
+    result = halfbyte("rm", f"{REPO}:Q4_K_M", "--yes")
+    assert result.exit_code == ModelNotFoundError.exit_code
+    assert error_lines(result) == [
+        f"error: {REPO}:Q4_K_M is none of the GGUF models of {REPO} in the local cache.", f"Name {REPO}:Q8_0.",
+    ]  # fmt: skip
+
+
+def test_rm_of_one_revision_is_refused(server: Hub) -> None:
+    hub.pull(REPO)
+    result = halfbyte("rm", f"{REPO}@main", "--yes")
+    assert result.exit_code == UsageError.exit_code
+    assert error_lines(result) == [
+        f"error: {REPO} can only be removed in every revision.", "Leave out @main.",
+    ]  # fmt: skip
+    assert hub.installed() != []
 
 
 def test_a_menu_offers_the_ggufs_of_a_repository_on_a_terminal(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

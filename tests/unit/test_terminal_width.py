@@ -14,6 +14,8 @@ from tests.unit.test_cli_process import COMMAND, on_terminal, too_wide
 WIDTH = 80
 CODES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 QUICK = ("--device", "cpu", "--threads", "1")
+BAR = {"starting", "weights"}
+"""What a bar says where loading takes long; a pipe has none."""
 
 
 def lines_of(recording: str) -> list[str]:
@@ -41,7 +43,19 @@ def test_lines_fit_and_their_words_are_those_of_the_piped_output(arguments: tupl
     shown = lines_of(on_terminal(*arguments, width=WIDTH))
     piped = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (piped.returncode, too_wide(shown, WIDTH)) == (0, [])
-    assert words("\n".join(shown)) - words(piped.stdout + piped.stderr) == set()
+    assert words("\n".join(shown)) - words(piped.stdout + piped.stderr) - BAR == set()
+
+
+def test_a_chat_fits_and_answers_what_was_typed_before_it_began(tmp_path: Path) -> None:
+    typed = "How do I list files?\n/stats\n/set\n/help\n/nonsense\n/set temperature none\n"
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    command = ("chat", *QUICK, "-v")
+    shown = lines_of(on_terminal(*command, width=WIDTH, typed=f"{typed}\x04", PROMPT_TOOLKIT_NO_CPR="1", **state))
+    piped = subprocess.run([*COMMAND, *command], capture_output=True, text=True, input=typed)
+    assert too_wide(shown, WIDTH) == []
+    assert "Use ls:" in "\n".join(shown)
+    greeting = "pocket on cpu. /help lists commands, Ctrl-D leaves."
+    assert words("\n".join(shown)) - words(piped.stdout + piped.stderr + typed + greeting) - BAR == set()
 
 
 def test_a_batch_with_its_bar_fits(tmp_path: Path) -> None:
@@ -59,3 +73,14 @@ def test_quantizing_fits_and_ends_with_the_next_command(shell_29m: Path, tmp_pat
     assert [line for line in shown if len(line) > WIDTH and str(target) not in line] == []
     assert any("bits per weight" in line for line in shown)
     assert "try it" in "\n".join(shown)
+
+
+def test_a_table_of_methods_fits(shell_29m: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("How do I list files? Use ls. " * 40)
+    lengths = "8,12,16,20,24,28,32,36,40"
+    command = ("eval", "table", "-m", str(shell_29m), "--text", str(text), "--calibration", str(text))
+    options = ("--methods", "bf16", "--windows", lengths, "--max-tokens", "40", "--keep", str(tmp_path / "kept"))
+    shown = lines_of(on_terminal(*command, *options, width=WIDTH))
+    assert too_wide(shown, WIDTH) == []
+    assert {*lengths.split(","), "perplexity", "KL"} <= set(" ".join(shown).split())

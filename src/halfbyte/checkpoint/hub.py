@@ -14,7 +14,7 @@ import errno
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -57,18 +57,20 @@ class CachedModel:
 
 
 @dataclass(frozen=True)
-class CachedRepository:
-    """What the cache holds of a hub id.
+class Removable:
+    """What can be removed from the cache: all that it holds of a hub id, or one of its GGUF models.
 
     Attributes:
-        id: `org/name`.
-        path: The folder with all of it.
-        revisions: How many commits.
-        nbytes: Bytes of its files, each counted once.
+        id: `org/name`, or `org/name:Q4_K_M`.
+        repository: The folder with all that the cache holds of the hub id.
+        paths: What is deleted: that folder, or files and links in it.
+        revisions: How many commits have it.
+        nbytes: Bytes that are freed: of all files that nothing else uses, each counted once.
     """
 
     id: str
-    path: Path
+    repository: Path
+    paths: tuple[Path, ...]
     revisions: int
     nbytes: int
 
@@ -161,38 +163,75 @@ def installed() -> list[CachedModel]:
     return found
 
 
-def cached(repo: str) -> CachedRepository:
-    """What the cache holds of a hub id, of every revision.
+def removable(model: str) -> Removable:
+    """What the cache holds of a hub id, or of a GGUF model such as `org/name:Q4_K_M`, in every revision.
 
     Raises:
         ModelNotFoundError: It is not in the cache.
-        UsageError: A folder or file is named that is not the cache's, or one file of a repository.
+        UsageError: A folder or file is named that is not the cache's, or a revision.
     """
-    if _looks_like_path(repo, Path(repo).expanduser()):
-        raise UsageError(f"{repo} is not in the Hugging Face cache.", "Name a hub id, or delete the files yourself.")
-    repo, choice, _ = _parse(repo, None)
-    if choice:
-        raise UsageError(f"{repo} can only be removed as a whole.", f"Leave out :{choice}.")
+    if _looks_like_path(model, Path(model).expanduser()):
+        raise UsageError(f"{model} is not in the Hugging Face cache.", "Name a hub id, or delete the files yourself.")
+    name, at, revision = model.partition("@")
+    if at:
+        raise UsageError(f"{name} can only be removed in every revision.", f"Leave out @{revision}.")
+    repo, choice, _ = _parse(model, None)
     folder = _repo_folder(repo)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{repo} is not in the local cache.", "`halfbyte list` shows what is.")
-    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
-    commits = list(folder.glob("snapshots/*"))
-    return CachedRepository(repo, folder, len(commits), sum(file.stat().st_size for file in files))
+    if choice:
+        return _removable_gguf(repo, choice, folder)
+    return Removable(repo, folder, (folder,), len(list(folder.glob("snapshots/*"))), _nbytes(folder.rglob("*")))
 
 
-def remove(repo: str) -> int:
-    """Delete every revision of a hub id from the cache; returns the bytes freed.
+def _removable_gguf(repo: str, choice: str, folder: Path) -> Removable:
+    """A GGUF model of a repository, with those of its files that no other name in the cache stands for."""
+    snapshots = {snapshot: _gguf_named(repo, snapshot, choice) for snapshot in folder.glob("snapshots/*")}
+    links = [link for files in snapshots.values() for link in files]
+    if not links:
+        here = _ggufs_here(repo)
+        raise ModelNotFoundError(
+            f"{repo}:{choice} is none of the GGUF models of {repo} in the local cache.",
+            f"Name {' or '.join(here)}." if here else "`halfbyte list` shows what is there.",
+        )
+    others = {path for path in folder.glob("snapshots/**/*") if not path.is_dir()} - set(links)
+    files = {link.resolve() for link in links} - {other.resolve() for other in others}
+    files = {file for file in files if file.is_relative_to(folder.resolve())}  # not what a link of the user's leads to
+    nothing_else = not others and all(blob.resolve() in files for blob in folder.glob("blobs/*"))
+    paths = (folder,) if nothing_else else (*files, *links)
+    nbytes = _nbytes(folder.rglob("*") if nothing_else else files)
+    return Removable(f"{repo}:{choice}", folder, paths, sum(map(bool, snapshots.values())), nbytes)
+
+
+def _gguf_named(repo: str, snapshot: Path, choice: str) -> list[Path]:
+    """The files of a snapshot that belong to a GGUF model, also to one that is not complete."""
+    names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
+    with suppress(ModelNotFoundError):
+        return [snapshot / name for name in choose(repo, names, choice)]
+    return []
+
+
+def _nbytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
+
+
+def remove(found: Removable) -> None:
+    """Delete it from the cache.
 
     Raises:
-        HalfbyteError: Something could not be deleted; or as `cached` does.
+        HalfbyteError: Something could not be deleted.
     """
-    found = cached(repo)
-    try:
-        shutil.rmtree(found.path)
-    except OSError as error:
-        raise HalfbyteError(f"{found.path} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
-    return found.nbytes
+    for path in found.paths:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise HalfbyteError(f"{path} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
+        if path.parent.parent.parent.name == "snapshots":  # a folder of a snapshot, in which no other file may be left
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def commit_of(path: Path) -> str | None:
@@ -280,6 +319,11 @@ def _gguf_files(snapshot: Path) -> dict[str, list[Path]]:
     return {name: [snapshot / n for n in files] for name, files in models.items() if len(files) == parts(files[0])}
 
 
+def _ggufs_here(repo: str) -> list[str]:
+    """What the GGUF models of a repository are called that are in the cache."""
+    return sorted({found.id for found in installed() if found.id.startswith(f"{repo}:")})
+
+
 def _complete(snapshot: Path) -> bool:
     """Whether a snapshot has a configuration and all of its weights."""
     if not (snapshot / CONFIG_NAME).is_file():
@@ -296,7 +340,7 @@ def _complete(snapshot: Path) -> bool:
 
 
 def _not_cached(model: str, repo: str, revision: str) -> Path:
-    if here := sorted({found.id for found in installed() if found.id.startswith(f"{repo}:")}):
+    if here := _ggufs_here(repo):
         raise ModelNotFoundError(
             f"{model} is none of the GGUF models of {repo} in the local cache.",
             f"Name {' or '.join(here)}, or download it with `halfbyte pull {model}`.",

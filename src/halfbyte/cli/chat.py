@@ -19,6 +19,7 @@ from halfbyte.cli.conversation import Conversation, Show, WhenFull
 from halfbyte.cli.loading import FILES, NAMED, RUN, Chosen, say_loaded, takes_model
 from halfbyte.cli.output import accept_any_bytes, note, print_error, print_pairs, styled
 from halfbyte.cli.sampling import Sampling, takes_sampling
+from halfbyte.cli.typeahead import keys_kept
 from halfbyte.errors import HalfbyteError
 
 WhenFullOption = Annotated[
@@ -50,26 +51,27 @@ def chat(
     verbose: opt.Verbose = False,
 ) -> None:
     """Talk with a model; /help lists the commands."""
-    loaded = chosen.load()
-    conversation = Conversation(
-        model=loaded,
-        chosen=chosen,
-        arguments={"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling},
-        show=_show(plain=plain),
-        system=system,
-        when_full=when_full,
-    )
-    if verbose:
-        say_loaded(loaded)
     accept_any_bytes(sys.stdin)
-    if not sys.stdin.isatty():
-        if failed := converse(conversation, iter(sys.stdin.readline, ""), stats=stats):
-            raise typer.Exit(failed.exit_code)
-        return
-    from halfbyte.cli.chat_prompt import typed
+    with keys_kept() as keys:
+        loaded = chosen.load()
+        conversation = Conversation(
+            model=loaded,
+            chosen=chosen,
+            arguments={"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling},
+            show=_show(plain=plain),
+            system=system,
+            when_full=when_full,
+        )
+        if verbose:
+            say_loaded(loaded)
+        if not sys.stdin.isatty():
+            if failed := converse(conversation, iter(sys.stdin.readline, ""), stats=stats):
+                raise typer.Exit(failed.exit_code)
+            return
+        from halfbyte.cli.chat_prompt import typed
 
-    note(f"{loaded.name} on {loaded.device}. /help lists commands, Ctrl-D leaves.")
-    converse(conversation, typed(commands()), stats=stats)
+        note(f"{loaded.name} on {loaded.device}. /help lists commands, Ctrl-D leaves.")
+        converse(conversation, typed(commands(), keys), stats=stats)
 
 
 def converse(conversation: Conversation, entries: Iterable[str], *, stats: bool) -> HalfbyteError | None:

@@ -221,7 +221,7 @@ COMMANDS = (
     Command(("save",), "FILE", "write the conversation to a new JSON file", _save),
     Command(("load",), "FILE", "go on with a conversation that was saved", _load),
     Command(("model",), "[MODEL]", "go on with another model, or show which", _model, lambda: completion.models("")),
-    Command(("set",), "[NAME [X]]", "show or change settings", _set, chat_settings.names),
+    Command(("set",), "[NAME [X]]", "show or change settings, such as temperature or stop", _set, chat_settings.names),
     Command(("stats",), "", "show speed, and what is left of the context", _stats),
     Command(("help", "?"), "", "show this", _help),
     Command(("quit", "bye", "exit"), "", "leave, as Ctrl-D does, and Ctrl-C twice", _quit),

@@ -10,7 +10,9 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.input import Input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import is_dumb_terminal
@@ -24,12 +26,13 @@ _NEW_LINE = (("escape", "enter"), ("c-j",))
 
 
 def typed(
-    commands: Mapping[str, Command], *, input: Input | None = None, output: Output | None = None
+    commands: Mapping[str, Command], keys: str = "", *, input: Input | None = None, output: Output | None = None
 ) -> Iterator[str]:
     """What is entered at the prompt, until Ctrl-D or a second Ctrl-C.
 
     Args:
         commands: By name, to complete.
+        keys: Those that were pressed before.
         input, output: The terminal; by default that of the process.
     """
     session: PromptSession[str] = PromptSession(
@@ -45,6 +48,9 @@ def typed(
         input=input,
         output=output or _terminal(),
     )
+    pressed: list[KeyPress] = []
+    Vt100Parser(pressed.append).feed_and_flush(keys)
+    store_typeahead(session.input, pressed)
     warned = False
     while True:
         try:

@@ -12,7 +12,7 @@ from halfbyte.cli import completion
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
 from halfbyte.cli.loading import NAMED, Chosen, takes_model
-from halfbyte.cli.output import note, print_json, print_pairs
+from halfbyte.cli.output import note, print_json, print_pairs, terminal_width
 from halfbyte.cli.progress import progress_bar
 from halfbyte.errors import HalfbyteError, UsageError
 
@@ -172,7 +172,8 @@ def table(
 ) -> None:
     """Quantize by several methods and compare their quality.
 
-    The table has perplexities at several window lengths, the divergence from the original, and right answers.
+    The table has perplexities at several window lengths, the divergence from the original, and right answers. It is
+    fitted to a terminal; elsewhere it is Markdown.
     """
     from halfbyte import atomic
     from halfbyte.evaluation.answers import read_questions
@@ -196,7 +197,8 @@ def table(
             _folder(chosen.model), methods.split(","), _lengths(windows), text, calibration, group_size, keep,
             max_tokens, chosen.run, asked,
         ).run(tick)  # fmt: skip
-    print(made.markdown(), end="", flush=True)
+    width = terminal_width()
+    print(made.markdown() if width is None else made.terminal(width), end="", flush=True)
     for file in out or []:
         plotted = file.suffix in _PLOTS
         atomic.write(file, made.plot(file.suffix[1:], dark=dark) if plotted else _TEXTS[file.suffix](made))

@@ -6,9 +6,15 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from halfbyte import atomic
+
+KEPT_LINES = 10_000
+"""Lines of the file that are kept from earlier sessions; an entry has two more than its text."""
 
 
 def chat_history() -> History:
@@ -20,7 +26,17 @@ def chat_history() -> History:
         path.chmod(0o600)
     except OSError:
         return InMemoryHistory()
+    with suppress(OSError):  # it stays as long as it is
+        _cut(path.resolve())
     return _PrivateHistory(path)
+
+
+def _cut(path: Path) -> None:
+    """Leave the newest lines of a history, without the rest of an entry whose beginning goes."""
+    with path.open("rb") as file:
+        lines = file.readlines()
+    if len(lines) > KEPT_LINES:
+        atomic.write(path, b"".join(dropwhile(lambda line: line.startswith(b"+"), lines[-KEPT_LINES:])))
 
 
 class _PrivateHistory(FileHistory):

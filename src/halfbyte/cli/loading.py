@@ -22,6 +22,7 @@ from halfbyte.cli.declare import Command, takes
 from halfbyte.cli.output import note
 from halfbyte.cli.usage import in_terminal
 from halfbyte.options import RunOptions
+from halfbyte.progress import PATIENCE_S
 from halfbyte.units import size
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ _RUN: dict[str, Any] = {
 """Options that say how a model is run: fields of `RunOptions`, with its defaults."""
 
 RUN = tuple(_RUN)
-
-PATIENCE_S = 0.5
-"""A bar that is gone sooner is only a flicker."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,11 @@ Name = Annotated[
 ]
 Downloaded = Annotated[
     str,
-    typer.Argument(metavar="ID", help="Hugging Face id, as list shows it.", autocompletion=completion.downloaded),
+    typer.Argument(
+        metavar="ID",
+        help="Hugging Face id, as list shows it; org/name is all of it.",
+        autocompletion=completion.downloaded,
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit.", show_default="main")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -111,22 +115,23 @@ def verify(model: Name = None, revision: Revision = None, json: opt.Json = False
 
 
 def remove(repo: Downloaded, yes: Yes = False) -> None:
-    """Delete a downloaded model.
+    """Delete a downloaded model, or one of its GGUF files.
 
     It is deleted from the Hugging Face cache, which other programs use too: they lose it as well.
     """
-    from halfbyte.checkpoint.hub import cached, remove
+    from halfbyte.checkpoint.hub import removable, remove
 
     if repo == POCKET:
         raise UsageError("the pocket model is part of Halfbyte and cannot be removed.", "Name a downloaded model.")
-    found = cached(repo)
+    found = removable(repo)
     if not yes:
-        note(f"{found.path} is part of the Hugging Face cache: other programs that use this model lose it too.")
+        note(f"{found.repository} is part of the Hugging Face cache: other programs that use this model lose it too.")
         revisions = "1 revision" if found.revisions == 1 else f"{found.revisions} revisions"
         if not _confirmed(f"Delete {found.id} ({revisions}, {size(found.nbytes)})?"):
             note("nothing was removed.")
             raise typer.Exit(1)
-    note(f"{found.id} is removed: {size(remove(repo))} freed.")
+    remove(found)
+    note(f"{found.id} is removed: {size(found.nbytes)} freed.")
 
 
 COMMANDS: Mapping[str, Callable[..., Any]] = {

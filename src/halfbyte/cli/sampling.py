@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from halfbyte.cli import options as opt
@@ -82,7 +82,7 @@ def _arguments(values: dict[str, Any]) -> Sampling:
     from halfbyte.sampling.params import SamplingParams
 
     breakers, order = values.pop("dry_sequence_breaker"), values.pop("samplers")
-    values["logit_bias"] = dict(map(_bias, values["logit_bias"] or ()))
+    values["logit_bias"] = biases(values["logit_bias"] or ())
     if order is not None:
         values["samplers"] = [name.strip() for name in order.replace(";", ",").split(",")]
     SamplingParams(**values)  # refuses what is out of range
@@ -93,6 +93,24 @@ def _arguments(values: dict[str, Any]) -> Sampling:
         texts = [] if breakers == ["none"] else list(map(_unescaped, breakers))
         values["dry_sequence_breakers"] = sequence_breakers(texts)
     return values
+
+
+def biases(texts: Iterable[str]) -> dict[int, float]:
+    """What is added to logits, by token id, from texts such as `42=-5`.
+
+    Raises:
+        UsageError: A text is not ID=X.
+    """
+    found = {}
+    for text in texts:
+        token_id, _, value = text.partition("=")
+        try:
+            found[int(token_id)] = float(value)
+        except ValueError as error:
+            raise UsageError(
+                f"logit bias {text!r} is not ID=X.", "Write a token id and a number, such as 42=-5."
+            ) from error
+    return found
 
 
 def without_effect(values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -123,13 +141,3 @@ def _unescaped(text: str) -> str:
     """A text in which `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a backslash."""
     parts = text.split("\\\\")
     return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token_id, _, value = text.partition("=")
-    try:
-        return int(token_id), float(value)
-    except ValueError as error:
-        raise UsageError(
-            f"--logit-bias {text!r} is not ID=X.", "Write a token id and a number, such as 42=-5."
-        ) from error

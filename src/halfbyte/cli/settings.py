@@ -175,7 +175,8 @@ def settle(ctx: Any) -> None:
     built_in = {param.name: param.default for param in ctx.command.params}
     typed = {name for name in values if _source(ctx, name) == "COMMANDLINE"}
     if "threads" in weak:
-        # Unlike --threads, it does not mean that the CPU is to run the model; on the CPU it is what is usual.
+        # Unlike --threads, it does not mean that the CPU is to run the model; on the CPU it is what is usual. All that
+        # loads, measures or serves looks for that in the variable, replicas too, which an argument would have to reach.
         os.environ["OMP_NUM_THREADS"] = str(values["threads"])
     without = {
         "threads": True,

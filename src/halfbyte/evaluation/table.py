@@ -1,4 +1,4 @@
-"""One table of many models: perplexities at window lengths, divergence, answers; as Markdown, CSV, JSON or a plot."""
+"""Many models in a table: perplexities at window lengths, divergence, answers; as text, Markdown, CSV, JSON, a plot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 
+from halfbyte.columns import aligned
 from halfbyte.evaluation.answers import Answers
 from halfbyte.evaluation.divergence import Divergence
 from halfbyte.evaluation.plot import plot
@@ -38,14 +39,26 @@ class Table:
     text: str
     tokens: int
 
+    def terminal(self, width: int | None = None) -> str:
+        """Two tables of plain text: perplexities, and how each model differs from the first.
+
+        Args:
+            width: Of the terminal; columns that have no room follow below. None for no limit.
+        """
+        return "\n\n".join(aligned(rows, width=width) for rows in self._tables()) + "\n"
+
     def markdown(self) -> str:
-        """Two pipe tables: perplexities, and how each model differs from the first."""
+        """The same as two pipe tables."""
+        return "\n".join(map(_pipes, self._tables()))
+
+    def _tables(self) -> tuple[list[list[str]], list[list[str]]]:
+        """Both tables, each with its headings first."""
         head = ["perplexity at windows of", "bits per weight", *map(str, self.windows)]
         lines = [[row.name, f"{row.bits_per_weight:.3f}", *(f"{p:.3f}" for p in row.ppl)] for row in self.rows]
         asked = any(row.answers for row in self.rows)
         head_2 = [f"windows of {self.windows[-1]}", "bits per weight", "KL mean", "KL p99", "top-1", "perplexity ratio"]
         lines_2 = [_differences(row, asked) for row in self.rows]
-        return _pipes(head, lines) + "\n" + _pipes([*head_2, *(["right", "kept"] if asked else [])], lines_2)
+        return [head, *lines], [[*head_2, *(["right", "kept"] if asked else [])], *lines_2]
 
     def csv(self) -> str:
         """A line per model."""
@@ -87,9 +100,9 @@ class Table:
         )
 
 
-def _pipes(head: list[str], lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+def _pipes(rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (rows[0], rule, *rows[1:]))
 
 
 def _differences(row: Row, asked: bool) -> list[str]:

@@ -7,6 +7,7 @@ Standard input ends when the front closes it, and when the front is gone, howeve
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -88,6 +89,7 @@ def main() -> None:
     order = Order.of(line)
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    logging.getLogger("halfbyte").addHandler(_Warnings(order.name))
     system.divide_memory(order.replicas)
     with bind(order.settings.host, 0) as listening:
         server = _server(order, listening, report)
@@ -128,6 +130,18 @@ def _serve(server: HttpServer, listening: socket.socket, report: TextIO) -> None
     finally:
         if not server.should_exit:
             os._exit(code)
+
+
+class _Warnings(logging.Handler):
+    """Says the library's warnings as the front says what a replica reports: a line each, with the replica's name."""
+
+    def __init__(self, replica: str) -> None:
+        super().__init__(logging.WARNING)
+        self._replica = replica
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"replica {self._replica}: {' '.join(record.getMessage().split())}\n")
+        sys.stderr.flush()
 
 
 def _tell(report: TextIO, what: Report) -> None:

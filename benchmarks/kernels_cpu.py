@@ -40,7 +40,7 @@ from halfbyte.plan import Plan, make_plan, ops
 SCHEMA = 1
 FORMATS = (
     *("q3g32", "q3g128z", "q4g32", "q4g32z", "q4g64", "q4g128", "q4g128z", "q8g32", "q8g128"),
-    *("q4_k", "q6_k", "f16", "bf16", "f32"),
+    *("q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "f16", "bf16", "f32"),
 )
 OUT_OF_CACHE = 128 << 20
 """Bytes of weights that one run goes through at least, so that none is in a cache when its turn comes again."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from halfbyte.cpu import CpuExecutor, _native
 from halfbyte.errors import UnsupportedModelError, UsageError
 from halfbyte.formats import Weight, get_format
+from halfbyte.formats.ggml import BLOCKS
 from halfbyte.plan import Batch, Plan, Tensor
 from halfbyte.plan.cache import head_nbytes
 from halfbyte.plan.memory import plan_memory
@@ -41,10 +42,12 @@ from halfbyte.plan.ops import (
 )
 from halfbyte.plan.plan import LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_ROWS, STATE_SEQUENCES, Kind
 from halfbyte.reference.executor import ReferenceExecutor
+from tests.blocks import HALVES, RUN_AS_THEY_ARE, block_format, put_halves
+from tests.blocks import stored as stored_in
 
 PACKED = [
     "q3g32", "q3g32z", "q3g64z", "q3g128", "q4g32", "q4g32z", "q4g64", "q4g64z", "q4g128", "q4g128z", "q8g32", "q8g64",
-    "q8g128", "q4_k", "q6_k",
+    "q8g128", *RUN_AS_THEY_ARE,
 ]  # fmt: skip
 FORMATS = ["f32", "f16", "bf16", *PACKED]
 TOKENS = [1, 2, 7, 33]
@@ -96,9 +99,8 @@ class Case:
         return self.tensor(f"out{len(self.tensors)}", (self.tokens, width))
 
     def weight(self, name: str, values: NDArray[np.float32], stored: str = "f32") -> str:
-        codec = get_format(stored)
-        self.stored[name] = Weight(codec, values.shape, codec.encode(values))
-        self.tensors[name] = Tensor(name, values.shape, stored, "weight", codec.nbytes(values.shape))
+        self.stored[name] = weight = stored_in(stored, values, np.random.default_rng(list(values.shape)))
+        self.tensors[name] = Tensor(name, values.shape, stored, "weight", weight.nbytes)
         return name
 
     def activation(self, values: NDArray[np.float32]) -> str:
@@ -242,7 +244,19 @@ def test_8_bit_products_of_the_largest_codes_do_not_overflow(isa: str) -> None:
         x = case.activation(np.full((1, columns), -127, np.float32))
         signs = np.repeat([[1.0], [-1.0]], 8, axis=0).astype(np.float32)
         weight = case.weight("w", np.broadcast_to(signs, (16, columns)).copy(), stored)
+        if stored in HALVES:
+            case.stored[weight] = largest_codes(stored, columns)
         check(case, case.add(Linear(x, (weight,), case.out(16))), isa, activations="int8")
+
+
+def largest_codes(stored: str, columns: int) -> Weight:
+    """Rows all of whose bits but those of the scales are set, then rows with none; scales of q6_k are ±127."""
+    form = block_format(stored)
+    blocks = np.repeat(np.array([0xFF, 0], np.uint8), 8 * form.row_bytes(columns)).reshape(-1, form.block_bytes)
+    put_halves(stored, blocks, np.full((len(blocks), len(HALVES[stored])), 0.5))
+    if stored == "q6_k":
+        blocks[:, 192:208] = np.where(blocks[:, :1] > 0, 127, 129)
+    return Weight(form, (16, columns), {BLOCKS: blocks.reshape(16, -1)})
 
 
 def test_8_bit_activations_round_to_nearest_in_blocks_of_32(isa: str) -> None:
@@ -581,8 +595,9 @@ def put(stored: str, parts: dict[str, NDArray[np.generic]], value: float) -> Non
         parts[".scale"][3, 0] = value  # type: ignore[call-overload]
     elif stored == "bf16":
         parts[""][3, 7] = np.float32(value).view(np.uint32) >> 16  # type: ignore[call-overload]
-    elif stored.endswith("_k"):
-        next(iter(parts.values())).view(np.float16)[3, -1 if stored == "q6_k" else 0] = value
+    elif stored in HALVES:
+        at = HALVES[stored][0]
+        parts[BLOCKS][3, at : at + 2] = np.array([value], np.float16).view(np.uint8)
     else:
         parts[""][3, 7] = value  # type: ignore[call-overload]
 
@@ -837,8 +852,10 @@ def test_parts_that_do_not_fit_their_matrix_are_refused() -> None:
         matrix("q8g", (1, 16), 32, 32, 2, 1)
     with pytest.raises(ValueError, match="bytes of the codes is 143, expected 144"):
         matrix("q4_k", (1, 200), 0, 143, None, None)
-    with pytest.raises(ValueError, match="unknown format 'q2_k'"):
-        matrix("q2_k", (1, 256), 0, 84, None, None)
+    with pytest.raises(ValueError, match="bytes of the codes is 21, expected 22"):
+        matrix("q5_0", (1, 20), 0, 21, None, None)
+    with pytest.raises(ValueError, match="unknown format 'q2_x'"):
+        matrix("q2_x", (1, 256), 0, 84, None, None)
     with pytest.raises(ValueError, match="must have rows and columns"):
         matrix("f16", (0, 32), 0, 0, None, None)
 

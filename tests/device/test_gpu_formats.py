@@ -29,9 +29,10 @@ from halfbyte.gpu.shaders.variants import choose
 from halfbyte.plan import Plan, ops
 from halfbyte.plan.plan import Tensor
 from halfbyte.reference.ops import run_op
+from tests.blocks import RUN_AS_THEY_ARE, stored
 from tests.device.gpu import software_gpu
 
-PACKED = ("q4g32z", "q4g64", "q3g32z", "q3g128", "q8g32", "q8g64", "q4_k", "q6_k")
+PACKED = ("q4g32z", "q4g64", "q3g32z", "q3g128", "q8g32", "q8g64", *RUN_AS_THEY_ARE)
 TOKENS = 70
 TOLERANCE = 1e-5
 """Of the largest value: float32 sums of the same products in another order."""
@@ -137,11 +138,10 @@ def _weight(name: str, shape: tuple[int, int], size: float, random: np.random.Ge
     values = random.standard_normal(shape).astype(np.float32) / np.float32(shape[1] ** 0.5) + np.float32(0.02)
     values[::5, 3::17] *= 20
     values[::3, -1] *= 20
-    form = get_format(name)
-    parts = form.encode(values * np.float32(size))
+    weight = stored(name, values * np.float32(size), random)
     if name.startswith("q8g"):
-        parts[".q"][1, : shape[1] : 9] = 0x80
-    return Weight(form, shape, parts)
+        weight.parts[".q"][1, : shape[1] : 9] = 0x80
+    return weight
 
 
 NORM = ops.RmsNorm("x", "norm", "n", 1e-6)
@@ -177,11 +177,11 @@ def test_packed_weights_times_int8_of_several_rows(name: str, off: tuple[str, ..
 
 
 @pytest.mark.parametrize("cores", [rules.CORES, 2, 1], ids=["narrow tiles", "large workgroups", "many workgroups"])
-@pytest.mark.parametrize("name", ["q4g32z", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q4g32z", "q4_k", "q6_k", "q2_k"])
 def test_packed_weights_times_int8_of_several_rows_on_a_large_device(
     name: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One format without offsets, one with them, and one with two scales in a block."""
+    """One format without offsets, one with them, one with two scales in a block, and one with two of both."""
     monkeypatch.setattr(rules, "CORES", cores)
     bench = Bench(1056, {"a": (name, 31), "b": (name, 31)}, int8=True, wide=True)
     for tokens in (16, 32, 64):
@@ -221,7 +221,8 @@ def test_embeddings(name: str) -> None:
 @pytest.mark.parametrize("name", ["f16", *PACKED])
 def test_scales_below_the_normal_numbers_of_float16(name: str) -> None:
     """They are as exact as others; drivers may take such numbers for zero."""
-    bench = Bench(288, {"a": (name, 33)}, size=2**-9 if name.endswith("_k") else 2**-15)
+    size = {"iq4_nl": 2**-9, "iq4_xs": 2**-3}.get(name, 2**-9 if name.endswith("_k") else 2**-15)
+    bench = Bench(288, {"a": (name, 33)}, size=size)
     bench.check(ops.Linear("x", ("a",), "out"), 1)
 
 
@@ -259,5 +260,5 @@ def test_weights_arrive_in_pieces_that_are_waited_for(monkeypatch: pytest.Monkey
 
 
 def test_a_format_without_kernels_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"cannot read weights in q5_k"):
-        Bench(256, {"a": ("q5_k", 4)}).check(ops.Linear("x", ("a",), "out"), 1)
+    with pytest.raises(UnsupportedModelError, match=r"cannot read weights in q4_0"):
+        Bench(256, {"a": ("q4_0", 4)}).check(ops.Linear("x", ("a",), "out"), 1)

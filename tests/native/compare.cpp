@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <random>
 
 #include "half.h"
@@ -46,14 +47,24 @@ struct Parts {
     int64_t group = 0;
 };
 
+// ggml's blocks: values and bytes of one, and where its numbers in half precision are.
+struct BlockShape {
+    int64_t values, nbytes;
+    std::vector<int64_t> halves;
+};
+const std::map<std::string, BlockShape> kBlockShapes{
+    {"q4_1", {32, 20, {0, 2}}},    {"q5_0", {32, 22, {0}}},       {"q5_1", {32, 24, {0, 2}}},    {"iq4_nl", {32, 18, {0}}},
+    {"q2_k", {256, 84, {80, 82}}}, {"q3_k", {256, 110, {108}}},   {"q4_k", {256, 144, {0, 2}}}, {"q5_k", {256, 176, {0, 2}}},
+    {"q6_k", {256, 210, {208}}},   {"iq4_xs", {256, 136, {0}}},
+};
+
 // A random matrix as it is stored in one format.
 Parts stored(const std::string& format, int64_t rows, int64_t columns, bool zeros) {
     Parts parts;
-    if (format == "q4_k" || format == "q6_k") {
-        const int64_t each = format == "q4_k" ? 144 : 210, count = rows * ((columns + 255) / 256);
-        parts.codes = bytes(count * each);
-        put_scales(parts.codes, format == "q4_k" ? 0 : 208, each);
-        if (format == "q4_k") put_scales(parts.codes, 2, each);
+    if (const auto found = kBlockShapes.find(format); found != kBlockShapes.end()) {
+        const BlockShape& shape = found->second;
+        parts.codes = bytes(rows * ((columns + shape.values - 1) / shape.values) * shape.nbytes);
+        for (const int64_t at : shape.halves) put_scales(parts.codes, at, shape.nbytes);
     } else if (format[0] == 'q') {
         parts.group = 64;
         const int64_t groups = (columns + parts.group - 1) / parts.group, bits = format[1] - '0';

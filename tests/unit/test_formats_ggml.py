@@ -9,13 +9,8 @@ import pytest
 from halfbyte.checkpoint.runnable import regrouped, ungrouped
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Weight, get_format
-from halfbyte.formats.ggml import BLOCKS, BlockFormat
-
-HALVES = {
-    "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0], "q2_k": [80, 82], "q3_k": [108],
-    "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208], "iq4_nl": [0], "iq4_xs": [0], "mxfp4": [],
-}  # fmt: skip
-"""Every format, and where the float16 values of its blocks are."""
+from halfbyte.formats.ggml import BLOCKS
+from tests.blocks import BLOCK_FORMATS, HALVES, RUN_AS_THEY_ARE, block_format, random_blocks
 
 LLAMA_CPP_ERRORS = {
     "q4_0": (0.0177075, 0.0221447),
@@ -30,24 +25,13 @@ LLAMA_CPP_ERRORS = {
 """Root mean squared errors of llama.cpp's ggml_quantize_chunk (ggml 0.25.3) on `sample()`: plain, and with
 `importance()` given and weighing the errors."""
 
-EXACT = {"q4_0": "q4g32", "q5_0": "q8g32", "q8_0": "q8g32", "iq4_nl": "q8g32", "mxfp4": "q8g32"}
+ENCODED = [name for name in BLOCK_FORMATS if block_format(name).encode_blocks]
+GROUPED = {"q4_0": "q4g32", "q8_0": "q8g32", "mxfp4": "q8g32"}
+"""Those that become Halfbyte's groups while loading."""
 
 
-def block_format(name: str) -> BlockFormat:
-    form = get_format(name)
-    assert isinstance(form, BlockFormat)
-    return form
-
-
-def random_blocks(name: str, count: int) -> np.ndarray:
-    """Blocks of random bits, with scales that are ordinary numbers."""
-    rng = np.random.default_rng(5)
-    blocks = rng.integers(0, 256, (count, block_format(name).block_bytes), dtype=np.uint8)
-    for at in HALVES[name]:
-        blocks[:, at : at + 2] = rng.standard_normal(count).astype(np.float16).view(np.uint8).reshape(-1, 2)
-    if name == "mxfp4":
-        blocks[:, 0] = rng.integers(0, 248, count)
-    return blocks
+def blocks_of(name: str, count: int) -> np.ndarray:
+    return random_blocks(name, count, np.random.default_rng(5))
 
 
 def sample() -> np.ndarray:
@@ -75,7 +59,7 @@ def f16(value: float) -> bytes:
 @pytest.mark.parametrize("name", sorted(HALVES))
 def test_decodes_as_the_gguf_package_does(name: str) -> None:
     form = block_format(name)
-    blocks = random_blocks(name, 300).reshape(100, -1)
+    blocks = blocks_of(name, 300).reshape(100, -1)
     theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name.upper()])
     np.testing.assert_array_equal(form.decode({BLOCKS: blocks}, (100, 3 * form.values)), theirs)
 
@@ -140,7 +124,7 @@ def test_errors_are_within_a_hundredth_of_llama_cpps(name: str) -> None:
         assert ours <= 1.01 * theirs
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("name", sorted(set(ENCODED) - {"q4_1", "q5_0", "q5_1", "q8_0"}))
 def test_importance_moves_the_error_to_where_it_matters_less(name: str) -> None:
     form, values, weights = block_format(name), sample(), importance()
     errors = [form.decode(form.encode(values, w), values.shape) - values for w in (None, weights)]
@@ -148,7 +132,7 @@ def test_importance_moves_the_error_to_where_it_matters_less(name: str) -> None:
     assert informed < plain
 
 
-@pytest.mark.parametrize("name", sorted(LLAMA_CPP_ERRORS))
+@pytest.mark.parametrize("name", ENCODED)
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1e8, 3e38])
 def test_extreme_values_are_stored_without_a_warning(name: str, scale: float) -> None:
     values = np.clip(sample()[:2, :512], -1, 1) * np.float32(scale)
@@ -158,46 +142,50 @@ def test_extreme_values_are_stored_without_a_warning(name: str, scale: float) ->
     assert np.abs(back).max() / 1.2 <= np.abs(values).max()
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("name", sorted(set(ENCODED) - {"q4_1", "q5_0", "q5_1", "q8_0"}))
 def test_channels_that_never_matter_do_no_harm(name: str) -> None:
     form, values = block_format(name), sample()
     back = form.decode(form.encode(values, np.zeros(1024, np.float32)), values.shape)
     assert np.abs(back - values).max() <= np.abs(values).max()
 
 
-@pytest.mark.parametrize("name", sorted(LLAMA_CPP_ERRORS))
+@pytest.mark.parametrize("name", ENCODED)
 def test_rows_that_fill_no_block_are_padded(name: str) -> None:
     form, values = block_format(name), sample()[:, :400]
     error = form.decode(form.encode(values, importance()[:400]), values.shape) - values
     assert error.shape == values.shape
-    assert np.sqrt(np.mean(error**2)) < 0.15 * np.sqrt(np.mean(values**2))
+    assert np.sqrt(np.mean(error**2)) < {"q2_k": 0.3, "q3_k": 0.2}.get(name, 0.15) * np.sqrt(np.mean(values**2))
 
 
-@pytest.mark.parametrize("name", ["q2_k", "q3_k", "iq4_nl", "iq4_xs", "mxfp4"])
-def test_formats_that_are_only_read_say_so(name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{name} can be read, not written"):
-        get_format(name).encode(sample())
+def test_a_format_that_is_only_read_says_so() -> None:
+    with pytest.raises(UnsupportedModelError, match="mxfp4 can be read, not written"):
+        get_format("mxfp4").encode(sample())
 
 
-@pytest.mark.parametrize("name", sorted(EXACT))
-def test_symmetric_formats_become_groups_without_loss(name: str) -> None:
+def test_every_format_is_among_the_tested() -> None:
+    assert sorted(HALVES) == sorted(BLOCK_FORMATS)
+    assert sorted({*GROUPED, *RUN_AS_THEY_ARE}) == sorted(BLOCK_FORMATS)
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
+def test_formats_that_are_groups_already_become_halfbytes(name: str) -> None:
     form = block_format(name)
-    blocks = random_blocks(name, 24)
+    blocks = blocks_of(name, 24)
     if name == "mxfp4":
         blocks[:, 0] = np.random.default_rng(0).integers(104, 144, len(blocks))
     weight = Weight(form, (3, 256), {BLOCKS: blocks.reshape(3, -1)})
     turned = regrouped(weight)
     assert turned is not None
-    assert turned.format.name == form.runs_as == EXACT[name]
+    assert turned.format.name == form.grouped == GROUPED[name]
     np.testing.assert_array_equal(turned.decode(), weight.decode())
     back = ungrouped(turned, form)
-    assert (back is not None) == (name in ("q4_0", "q8_0"))
+    assert (back is not None) == (name != "mxfp4")
     if back is not None:
         np.testing.assert_array_equal(back[0].parts[BLOCKS], weight.parts[BLOCKS])
         assert back[1] == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(HALVES) - set(EXACT)))
-def test_other_formats_are_not_called_exact(name: str) -> None:
-    weight = Weight(get_format(name), (1, 256), {BLOCKS: random_blocks(name, 256 // block_format(name).values)})
+@pytest.mark.parametrize("name", RUN_AS_THEY_ARE)
+def test_other_formats_stay_as_they_are(name: str) -> None:
+    weight = Weight(get_format(name), (1, 256), {BLOCKS: blocks_of(name, 256 // block_format(name).values)})
     assert regrouped(weight) is None

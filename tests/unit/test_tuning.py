@@ -116,10 +116,19 @@ def test_every_family_offers_other_sizes_that_fit_and_the_usual_ones_fit_too(cap
             )
         ],
         "gemm": [
-            {"rows": rows, "outputs": outputs, "width": 64, "int8": int8, "gated": gated, "format": "q"}
+            {
+                "rows": rows,
+                "outputs": outputs,
+                "width": 64,
+                "int8": int8,
+                "gated": gated,
+                "scales": scales,
+                "format": "",
+            }
             for rows in (16, 32, 64, 512)
             for outputs in (64, 5000, 100_000)
             for int8, gated in ((True, False), (True, True), (False, False))
+            for scales in (2, 4)
         ],
         "attend": [
             {"heads": heads, "kv_heads": 8, "head_dim": 128, "columns": 1, "long": long, "left": left, "cache": "f16"}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.checkpoint.base import Checkpoint
-from halfbyte.checkpoint.packed import RepackedWeights, repack
+from halfbyte.checkpoint.packed import RepackedWeights
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat
 from halfbyte.formats.q4g import Q4G
@@ -19,9 +19,7 @@ _CHUNK_VALUES = 1 << 20
 
 
 class ExecutableWeights:
-    """A `WeightSource` whose formats are those that executors compute with; the others are turned into them.
-
-    What is lost, if anything, is the difference between a block format with offsets and 8 bits a value.
+    """A `WeightSource` in the formats that executors compute with; others are turned into them without loss.
 
     Args:
         checkpoint: Where the tensors come from.
@@ -49,18 +47,12 @@ class ExecutableWeights:
     def format(self, name: str) -> Format:
         """The format `weight` gives a tensor in. Raises as `Checkpoint.format` does."""
         stored = self.checkpoint.format(name)
-        return get_format(stored.runs_as) if isinstance(stored, BlockFormat) else stored
+        return get_format(stored.grouped) if isinstance(stored, BlockFormat) and stored.grouped else stored
 
     def weight(self, name: str) -> Weight:
         """A tensor in its format. Raises as `Checkpoint.weight` does."""
-        weight, form = self.checkpoint.weight(name), self.format(name)
-        if weight.format == form:
-            return weight
-
-        def release() -> None:
-            self.checkpoint.release(name)
-
-        return regrouped(weight, release) or repack(weight, form, name, release)
+        weight = self.checkpoint.weight(name)
+        return regrouped(weight, lambda: self.checkpoint.release(name)) or weight
 
     def release(self, name: str) -> None:
         """Give back the memory map's pages of a tensor."""
@@ -68,14 +60,14 @@ class ExecutableWeights:
 
 
 def regrouped(weight: Weight, release: Callable[[], None] = lambda: None) -> Weight | None:
-    """A matrix of one of ggml's symmetric formats in Halfbyte's groups of 32, bit for bit; None for other formats.
+    """A matrix of one of ggml's formats in Halfbyte's groups of 32, where executors take it so; None for other formats.
 
     It is made a few rows at a time; `release` is called after each.
     """
     stored = weight.format
-    if not isinstance(stored, BlockFormat) or stored.group_parts is None:
+    if not isinstance(stored, BlockFormat) or not stored.grouped or stored.group_parts is None:
         return None
-    form, (rows, columns) = get_format(stored.runs_as), weight.shape
+    form, (rows, columns) = get_format(stored.grouped), weight.shape
     shapes = {suffix: shape for suffix, (_, shape) in form.layout(weight.shape).items()}
     parts: Parts = {".q": np.empty(shapes[".q"], np.uint8), ".scale": np.empty(shapes[".scale"], np.float16)}
     step = max(1, _CHUNK_VALUES // max(1, columns))

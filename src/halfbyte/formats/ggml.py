@@ -22,12 +22,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.formats import Parts, Storage
+from halfbyte.formats import Parts, RowLayout, Storage
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -51,10 +52,9 @@ class BlockFormat:
         decode_blocks: From blocks `[n, block_bytes]` to values `[n, values]`.
         encode_blocks: From values and importance (or None), both `[n, values]`, to blocks; None where ggml's
             search is not offered.
-        runs_as: The format in which executors compute with it: its own, or one it is turned into while loading.
-        group_parts: From blocks to what such a format of 32 values a group stores, where that loses nothing: the bytes
-            of its codes `[n, …]` and float16 scales `[n]`.
-        gpu_storage: What `storage` gives for a number of columns, where a GPU has a snippet for the format.
+        gpu_storage: What `storage` gives for a number of columns, where executors compute with the format.
+        grouped: The format of 32 values a group that it is turned into while loading, where they do not.
+        group_parts: From blocks to what that format stores: the bytes of its codes `[n, …]` and float16 scales `[n]`.
     """
 
     name: str
@@ -62,9 +62,9 @@ class BlockFormat:
     block_bytes: int
     decode_blocks: Callable[[U8], F32] = field(repr=False)
     encode_blocks: Callable[[F32, F32 | None], U8] | None = field(default=None, repr=False)
-    runs_as: str = "q8g32"
-    group_parts: Callable[[U8], GroupParts] | None = field(default=None, repr=False)
     gpu_storage: Callable[[int], Storage] | None = field(default=None, repr=False)
+    grouped: str | None = None
+    group_parts: Callable[[U8], GroupParts] | None = field(default=None, repr=False)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         rows, columns = shape
@@ -229,8 +229,41 @@ def scale_first(blocks: U8) -> GroupParts:
     return blocks[:, 2:], np.ascontiguousarray(blocks[:, :2]).view(np.float16)[:, 0]
 
 
-def _signed_five_bits(blocks: U8) -> GroupParts:
-    return _five_bits(blocks, 2) - np.uint8(16), scale_first(blocks)[1]
+def cut(blocks: int, start: int, stop: int, nbytes: int = 0) -> RowLayout:
+    """Bytes `start` to `stop` of each of ggml's blocks of a row, followed by zeros up to `nbytes`."""
+    more = max(0, nbytes - (stop - start))
+
+    def of(parts: Parts) -> U8:
+        stored = parts[BLOCKS].view(np.uint8)
+        found = stored.reshape(len(stored), blocks, -1)[:, :, start:stop]
+        return np.pad(found, ((0, 0), (0, 0), (0, more))) if more else found
+
+    return RowLayout(blocks * (stop - start + more), of)
+
+
+def _fifth_bits(blocks: int, at: int) -> RowLayout:
+    """The high bits of each block's codes: bit t of each byte belongs to codes 4t … 4t + 3."""
+    stored = cut(blocks, at, at + 4)
+
+    def of(parts: Parts) -> NDArray[np.uint32]:
+        bits = np.ascontiguousarray(stored.of(parts)).view("<u4")[..., 0]
+        spread = np.zeros_like(bits)
+        for t in range(8):
+            spread |= ((bits >> 4 * t & 15) * np.uint32(0x204081) & np.uint32(0x01010101)) << t
+        return spread
+
+    return RowLayout(blocks * 4, of)
+
+
+def _storage(columns: int, *, five: bool, minimum: bool) -> Storage:
+    """Of a block the scales, the high bits of codes of five bits, and the nibble pairs."""
+    blocks, head = -(-columns // 32), 4 if minimum else 2
+    pairs = head + (4 if five else 0)
+    arrays = {"w_q": cut(blocks, pairs, pairs + 16), "w_scale": cut(blocks, 0, head)}
+    if five:
+        arrays["w_high"] = _fifth_bits(blocks, head)
+    constants = {"BLOCKS": blocks, "COLUMNS": columns, "FIVE": five, "MINIMUM": minimum}
+    return Storage("ggml", {**constants, "HALVES": False, "OFFSETS": minimum}, arrays, True)
 
 
 def _symmetric(codes: U8, scale: F32, middle: int) -> F32:
@@ -291,14 +324,14 @@ _FORMATS = {
     form.name: form
     for form in (
         BlockFormat("q4_0", 32, 18, lambda b: _symmetric(nibbles(b[:, 2:]), half(b, 0), 8),
-                    lambda x, w: _encode_symmetric(x, w, 4), "q4g32", scale_first),
+                    lambda x, w: _encode_symmetric(x, w, 4), grouped="q4g32", group_parts=scale_first),
         BlockFormat("q4_1", 32, 20, lambda b: _affine(nibbles(b[:, 4:]), half(b, 0), half(b, 2)),
-                    lambda x, w: _encode_affine(x, w, 4)),
+                    lambda x, w: _encode_affine(x, w, 4), partial(_storage, five=False, minimum=True)),
         BlockFormat("q5_0", 32, 22, lambda b: _symmetric(_five_bits(b, 2), half(b, 0), 16),
-                    lambda x, w: _encode_symmetric(x, w, 5), group_parts=_signed_five_bits),
+                    lambda x, w: _encode_symmetric(x, w, 5), partial(_storage, five=True, minimum=False)),
         BlockFormat("q5_1", 32, 24, lambda b: _affine(_five_bits(b, 4), half(b, 0), half(b, 2)),
-                    lambda x, w: _encode_affine(x, w, 5)),
-        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0, group_parts=scale_first),
+                    lambda x, w: _encode_affine(x, w, 5), partial(_storage, five=True, minimum=True)),
+        BlockFormat("q8_0", 32, 34, _decode_q8_0, _encode_q8_0, grouped="q8g32", group_parts=scale_first),
     )
 }  # fmt: skip
 

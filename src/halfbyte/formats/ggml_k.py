@@ -8,41 +8,49 @@ Codes q, group scales s and offsets m are integers, d and e are float16 (ggml-co
     q5_k  176  d, e, 12, 32 of q's high bit, 128 nibble pairs      d·s·q - e·m       groups of 32
     q6_k  210  128 nibble pairs, 64 of q's 2 high bits, 16 s, d    d·s·(q - 32)      groups of 16, s of 8 signed bits
 
-The reader has all five, the writer q4_k, q5_k and q6_k: ggml's search for scales and offsets, many blocks at a time.
+Encoding is ggml's search for scales and offsets, many blocks at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.formats import Parts, RowLayout, Storage, stored_part
+from halfbyte.formats import Storage
 from halfbyte.formats.ggml import (
-    BLOCKS,
     F32,
     U8,
     BlockFormat,
     affine_scale,
     block_weights,
+    cut,
     half,
     half_bytes,
     inverse,
     nibbles,
+    pair,
     symmetric_scale,
     to_half,
 )
 
 Floats = NDArray[np.floating[Any]]
 
-_SIX_BITS = 63
-
 
 def _fields(packed: U8, bits: int) -> U8:
     """Bytes `[n, k, w]` as codes `[n, k, 8/bits, w]`: the lowest bits of all w bytes, then the next, and so on."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     return packed[:, :, None, :] >> shifts & np.uint8((1 << bits) - 1)
+
+
+def _joined(codes: U8, bits: int) -> U8:
+    """The inverse of `_fields`, as `[n, k·w]`, of the lowest `bits` of codes."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields = (codes & np.uint8((1 << bits) - 1)) << shifts
+    joined: U8 = np.bitwise_or.reduce(fields, axis=2)
+    return joined.reshape(len(codes), -1)
 
 
 def _grouped(codes: U8, size: int) -> F32:
@@ -111,8 +119,8 @@ def _decode_q6(blocks: U8) -> F32:
     return scale[..., None] * (_grouped(low | high << np.uint8(4), 16) - np.float32(32))
 
 
-def _six_bit(values: Floats, weights: Floats) -> tuple[U8, F32]:
-    """Codes 0…63 for non-negative values `[n, 8]`, and the scale of each row, by weighted least squares.
+def _whole(values: Floats, weights: Floats, top: int) -> tuple[U8, F32]:
+    """Codes 0…top for non-negative values `[n, groups]`, and the scale of each row, by weighted least squares.
 
     Nine roundings, then five sweeps that move one code at a time (ggml's make_qp_quants).
     """
@@ -120,42 +128,82 @@ def _six_bit(values: Floats, weights: Floats) -> tuple[U8, F32]:
     unit = inverse(values.max(axis=-1).astype(np.float32))[:, None]
     best, codes = np.full(len(values), np.inf), np.zeros_like(values)
     for step in (0, -4, -3, -2, -1, 1, 2, 3, 4):
-        reach = np.float32(_SIX_BITS + 0.1 * step)
-        tried = np.minimum(np.rint(values * (unit * reach)), _SIX_BITS)
+        reach = np.float32(top + 0.1 * step)
+        tried = np.minimum(np.rint(values * (unit * reach)), top)
         error = (weights * (values - tried * inverse(unit * reach)) ** 2).sum(axis=-1)
         better = error < best
         codes[better], best[better] = tried[better], error[better]
     cross, power = (weights * values * codes).sum(axis=-1), (weights * codes * codes).sum(axis=-1)
     for column in [*range(values.shape[1])] * 5:
-        cross, power = _move_code(values[:, column], weights[:, column], codes[:, column], cross, power)
+        cross, power = _move_code(values[:, column], weights[:, column], codes[:, column], cross, power, top)
     scale = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
     return codes.astype(np.uint8), scale.astype(np.float32)
 
 
-def _move_code(values: Floats, weights: Floats, codes: Floats, cross: Floats, power: Floats) -> tuple[Floats, Floats]:
+def _move_code(
+    values: Floats, weights: Floats, codes: Floats, cross: Floats, power: Floats, top: int
+) -> tuple[Floats, Floats]:
     """Give one column of codes (changed in place) its best value under the others' scale; returns the new sums."""
     others, rest = cross - weights * values * codes, power - weights * codes * codes
     usable = (others > 0) & (rest > 0)
     ratio = np.divide(rest, others, out=np.zeros_like(rest), where=usable)
-    moved = np.minimum(np.rint(values * ratio), _SIX_BITS)
+    moved = np.minimum(np.rint(values * ratio), top)
     new_cross, new_power = others + weights * values * moved, rest + weights * moved * moved
     better = usable & (moved != codes) & (new_cross * new_cross * power > cross * cross * new_power)
     codes[better] = moved[better]
     return np.where(better, new_cross, cross), np.where(better, new_power, power)
 
 
-def _affine_codes(values: F32, importance: F32 | None, top: int) -> tuple[U8, U8]:
+def _affine_scales(values: F32, importance: F32 | None, size: int, top: int, most: int) -> tuple[U8, F32, U8, F32]:
+    """s, d, m and e for groups of `size` values with codes 0…top; s and m `[n, groups]` in 0…most, d and e `[n]`."""
+    weights = block_weights(values, importance).reshape(-1, size)
+    scale, offset = affine_scale(values.reshape(-1, size), weights, top)
+    groups = values.shape[1] // size
+    share = weights.sum(axis=-1).reshape(-1, groups)
+    return *_whole(scale.reshape(-1, groups), share, most), *_whole(offset.reshape(-1, groups), share, most)
+
+
+def _affine_codes(values: F32, unit: F32, least: F32, top: int) -> U8:
+    """Codes `[n, groups, size]` from what their unit and offset are worth in each group `[n, groups]`."""
+    grouped = values.reshape(*unit.shape, -1)
+    codes: U8 = np.clip(np.rint((grouped + least[..., None]) * inverse(unit)[..., None]), 0, top).astype(np.uint8)
+    return codes
+
+
+def _encode_q2(values: F32, importance: F32 | None) -> U8:
+    scales, d, offsets, e = _affine_scales(values, importance, 16, 3, 15)
+    halves = [half_bytes(to_half(part)) for part in (d, e)]
+    codes = _affine_codes(values, half(halves[0], 0) * scales, half(halves[1], 0) * offsets, 3)
+    return np.concatenate([scales | offsets << np.uint8(4), _joined(codes.reshape(-1, 2, 4, 32), 2), *halves], axis=-1)
+
+
+def _symmetric_codes(values: F32, importance: F32 | None, middle: int, most: int) -> tuple[NDArray[np.int8], U8, U8]:
+    """Of groups of 16 s `[n, 16]` in -most…most - 1, the bytes of d, and codes `[n, 256]` in 0…2·middle - 1."""
+    groups = values.reshape(-1, 16)
+    weights = groups * groups if importance is None else importance.reshape(-1, 16)
+    scale = symmetric_scale(groups, weights, middle).reshape(-1, 16)
+    largest = np.take_along_axis(scale, np.abs(scale).argmax(axis=-1)[:, None], axis=-1)
+    d = half_bytes(to_half(largest[:, 0] / np.float32(-most)))
+    scales = np.clip(np.rint(scale * inverse(largest / np.float32(-most))), -most, most - 1).astype(np.int8)
+    unit = (half(d, 0) * scales).reshape(-1, 1)
+    codes = (np.clip(np.rint(groups * inverse(unit)), -middle, middle - 1) + middle).astype(np.uint8)
+    return scales, d, codes.reshape(len(values), -1)
+
+
+def _encode_q3(values: F32, importance: F32 | None) -> U8:
+    scales, d, codes = _symmetric_codes(values, importance, 4, 32)
+    six = (scales + np.int8(32)).view(np.uint8)
+    low, high = _joined(codes.reshape(-1, 2, 4, 32), 2), _joined(codes.reshape(-1, 1, 8, 32) >> np.uint8(2), 1)
+    return np.concatenate(
+        [high, low, pair(six & np.uint8(15)), _joined(six.reshape(-1, 1, 4, 4) >> np.uint8(4), 2), d], axis=-1
+    )
+
+
+def _affine_head(values: F32, importance: F32 | None, top: int) -> tuple[U8, U8]:
     """Of q4_k and q5_k: the first 16 bytes, and codes `[n, 8, 32]`."""
-    groups = values.reshape(-1, 32)
-    weights = block_weights(values, importance).reshape(-1, 32)
-    scale, offset = affine_scale(groups, weights, top)
-    share = weights.sum(axis=-1).reshape(-1, 8)
-    scales, d = _six_bit(scale.reshape(-1, 8), share)
-    offsets, e = _six_bit(offset.reshape(-1, 8), share)
+    scales, d, offsets, e = _affine_scales(values, importance, 32, top, 63)
     head = np.concatenate([half_bytes(to_half(d)), half_bytes(to_half(e)), _pack_scales(scales, offsets)], axis=-1)
-    unit, least = (part.reshape(-1, 1) for part in _steps(head))
-    codes = np.clip(np.rint((groups + least) * inverse(unit)), 0, top).astype(np.uint8)
-    return head, codes.reshape(-1, 8, 32)
+    return head, _affine_codes(values, *_steps(head), top)
 
 
 def _pairs_of_groups(codes: U8) -> U8:
@@ -166,70 +214,46 @@ def _pairs_of_groups(codes: U8) -> U8:
 
 
 def _encode_q4(values: F32, importance: F32 | None) -> U8:
-    head, codes = _affine_codes(values, importance, 15)
+    head, codes = _affine_head(values, importance, 15)
     return np.concatenate([head, _pairs_of_groups(codes)], axis=-1)
 
 
 def _encode_q5(values: F32, importance: F32 | None) -> U8:
-    head, codes = _affine_codes(values, importance, 31)
+    head, codes = _affine_head(values, importance, 31)
     high = np.packbits(codes >> 4, axis=1, bitorder="little").reshape(len(codes), 32)
     return np.concatenate([head, high, _pairs_of_groups(codes)], axis=-1)
 
 
 def _encode_q6(values: F32, importance: F32 | None) -> U8:
-    groups = values.reshape(-1, 16)
-    weights = groups * groups if importance is None else importance.reshape(-1, 16)
-    scale = symmetric_scale(groups, weights, 32).reshape(-1, 16)
-    largest = np.take_along_axis(scale, np.abs(scale).argmax(axis=-1)[:, None], axis=-1)
-    d = to_half(largest[:, 0] / np.float32(-128))
-    scales = np.clip(np.rint(scale * inverse(largest / np.float32(-128))), -128, 127).astype(np.int8)
-    unit = (d.astype(np.float32)[:, None] * scales).reshape(-1, 1)
-    codes = (np.clip(np.rint(groups * inverse(unit)), -32, 31) + 32).astype(np.uint8).reshape(-1, 2, 4, 32)
-    low = codes[:, :, :2] & 15 | (codes[:, :, 2:] & 15) << np.uint8(4)
-    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = np.bitwise_or.reduce(codes >> 4 << shifts, axis=2)
-    n = len(values)
-    return np.concatenate([low.reshape(n, -1), high.reshape(n, -1), scales.view(np.uint8), half_bytes(d)], axis=-1)
+    scales, d, codes = _symmetric_codes(values, importance, 32, 128)
+    low, high = _joined(codes.reshape(-1, 2, 2, 64), 4), _joined(codes.reshape(-1, 2, 4, 32) >> np.uint8(4), 2)
+    return np.concatenate([low, high, scales.view(np.uint8), d], axis=-1)
 
 
-def _storage_q4(columns: int) -> Storage:
-    blocks = -(-columns // 256)
-    return _storage("q4_k", columns, {"w": stored_part(BLOCKS, blocks * 144)})
+def _arrays(kind: str, **arrays: tuple[int, int]) -> Callable[[int], Storage]:
+    """Of a format's blocks the bytes from one number to the other in each array, filled up to whole words."""
+    halves, offsets = kind in ("q2_k", "q3_k", "q6_k"), kind in ("q2_k", "q4_k", "q5_k")
 
+    def storage(columns: int) -> Storage:
+        blocks = -(-columns // 256)
+        cuts = {name: cut(blocks, start, stop, -((start - stop) // 4) * 4) for name, (start, stop) in arrays.items()}
+        constants = {"KIND": kind, "COLUMNS": columns, "BLOCKS": blocks, "HALVES": halves, "OFFSETS": offsets}
+        return Storage("ggml_k", constants, cuts, True)
 
-def _storage_q6(columns: int) -> Storage:
-    """Each of ggml's blocks in three: 210 bytes are no whole number of words."""
-    blocks = -(-columns // 256)
-
-    def cut(start: int, stop: int, nbytes: int) -> RowLayout:
-        def of(parts: Parts) -> U8:
-            stored = parts[BLOCKS].view(np.uint8).reshape(-1, blocks, 210)
-            out = np.zeros((len(stored), blocks, nbytes), np.uint8)
-            out[:, :, : stop - start] = stored[:, :, start:stop]
-            return out
-
-        return RowLayout(blocks * nbytes, of)
-
-    return _storage(
-        "q6_k", columns, {"w_low": cut(0, 128, 128), "w_high": cut(128, 192, 64), "w_scale": cut(192, 210, 20)}
-    )
-
-
-def _storage(kind: str, columns: int, arrays: dict[str, RowLayout]) -> Storage:
-    constants = {"KIND": kind, "COLUMNS": columns, "BLOCKS": -(-columns // 256)}
-    return Storage("ggml_k", {**constants, "HALVES": kind == "q6_k", "OFFSETS": kind == "q4_k"}, arrays, True)
+    return storage
 
 
 _FORMATS = {
     form.name: form
     for form in (
-        BlockFormat("q2_k", 256, 84, _decode_q2),
-        BlockFormat("q3_k", 256, 110, _decode_q3),
-        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4, "q4_k", gpu_storage=_storage_q4),
-        BlockFormat("q5_k", 256, 176, _decode_q5, _encode_q5),
-        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6, "q6_k", gpu_storage=_storage_q6),
+        BlockFormat("q2_k", 256, 84, _decode_q2, _encode_q2, _arrays("q2_k", w=(0, 80), w_scale=(80, 84))),
+        BlockFormat("q3_k", 256, 110, _decode_q3, _encode_q3, _arrays("q3_k", w=(0, 110))),
+        BlockFormat("q4_k", 256, 144, _decode_q4, _encode_q4, _arrays("q4_k", w=(0, 144))),
+        BlockFormat("q5_k", 256, 176, _decode_q5, _encode_q5, _arrays("q5_k", w=(0, 176))),
+        BlockFormat("q6_k", 256, 210, _decode_q6, _encode_q6,
+                    _arrays("q6_k", w_low=(0, 128), w_high=(128, 192), w_scale=(192, 210))),
     )
-}
+}  # fmt: skip
 NAMES = tuple(_FORMATS)
 
 

@@ -15,7 +15,12 @@ fn dot32(a: Bytes, low: vec4<u32>, high: vec4<u32>, start: i32) -> i32 {
     return dot16(a.high, high, dot16(a.low, low, start));
 }
 
+// The sum of 16 values.
+fn sum16(a: vec4<u32>) -> i32 {
+    return dot16(a, vec4<u32>(0x01010101u), 0);
+}
+
 // Codes of at most 7 bits, as signed bytes with a zero point of at most 7 bits taken off.
 fn without_zero(codes: vec4<u32>, zero: u32) -> vec4<u32> {
-    return ((codes | vec4<u32>(0x80808080u)) - vec4<u32>(zero * 0x01010101u)) ^ vec4<u32>(0x80808080u);
+    return (codes + vec4<u32>((128u - zero) * 0x01010101u)) ^ vec4<u32>(0x80808080u);
 }

@@ -111,6 +111,50 @@ static HB_INLINE void unrolled(const Use& use) {
     [&]<int... I>(std::integer_sequence<int, I...>) HB_LAMBDA { (use(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, Count>{});
 }
 
+// How the 32 codes of a block lie in words of 32 bits a row: first the words of their low bits, then those of their high
+// ones. Bits Low·(t / Low) … of each byte of word t % Low are the low bits of codes 4t … 4t+3, bits High·(t / High) … of
+// each byte of word Low + t % High the high ones. A code stands for what it is above `Middle`.
+template <int Low, int High = 0, int Middle = 0>
+struct Planes {
+    static constexpr int kLow = Low, kHigh = High, kMiddle = Middle;
+    static constexpr bool kSigned = false;
+    static constexpr int64_t kBytes = (Low + High) * kTileRows * 4;
+
+    // The codes K … K+3 as bytes.
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        constexpr int t = K / 4;
+        const typename Lanes::Bits low = Lanes::template fields<t / Low * Low>(Lanes::bits(block + t % Low * 64), kLowMask);
+        if constexpr (High == 0) {
+            return low;
+        } else {
+            const typename Lanes::Bits high = Lanes::bits(block + (Low + t % High) * 64);
+            return Lanes::either(low, Lanes::template fields<t / High * High - Low>(high, kHighMask << Low));
+        }
+    }
+    // What code `k` of a row stands for.
+    static int value(const uint8_t* block, int64_t lane, int64_t k) {
+        const int64_t t = k / 4;
+        int code = block[byte_at(t % Low, lane, k % 4)] >> (t / Low * Low) & kLowMask;
+        if constexpr (High > 0) code |= (block[byte_at(Low + t % High, lane, k % 4)] >> (t / High * High) & kHighMask) << Low;
+        return code - Middle;
+    }
+    // Puts in the 32 codes of a row.
+    static void put(uint8_t* block, int64_t lane, const uint8_t* codes) {
+        uint32_t words[Low + High] = {};
+        for (int t = 0; t < 8; ++t) {
+            uint32_t four;
+            std::memcpy(&four, codes + 4 * t, sizeof four);
+            words[t % Low] |= (four & kLowMask * 0x01010101u) << (t / Low * Low);
+            if constexpr (High > 0) words[Low + t % High] |= (four >> Low & kHighMask * 0x01010101u) << (t / High * High);
+        }
+        for (int word = 0; word < Low + High; ++word) std::memcpy(block + byte_at(word, lane, 0), &words[word], 4);
+    }
+
+private:
+    static constexpr int kLowMask = (1 << Low) - 1, kHighMask = (1 << High) - 1;
+};
+
 // factor · x on all lanes; the factor is zero or a power of two.
 template <class Lanes, int Factor>
 static HB_INLINE typename Lanes::Ints multiple(int32_t x) {
@@ -118,23 +162,45 @@ static HB_INLINE typename Lanes::Ints multiple(int32_t x) {
     else return Lanes::ints(x) << std::countr_zero(static_cast<unsigned>(Factor));
 }
 
-// What formats whose groups have one scale, and maybe a zero point, have in common. Without zero points codes are
-// around `Middle`.
-template <int Middle>
+// A format as the loops over tiles see it. `Lanes` holds 16 floats; see kernels_impl.h. This is what formats have in
+// common whose groups have one scale, and maybe a zero point; the others say what is different.
+template <class Codes>
 struct Grouped {
-    static constexpr int kMiddle = Middle;
+    static constexpr int kMiddle = Codes::kMiddle;
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
     static constexpr bool kZeros = true;           // whether groups can have zero points
     static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
     static constexpr int64_t kGroup = 0;           // columns of a group; 0 where each matrix has its own size of group
     static constexpr int64_t kGroupScales = 1;     // scales of a group
     static constexpr bool kStoredScales = true;    // whether scales are stored apart from the codes
+    static constexpr int64_t kBlockBytes = Codes::kBytes;
 
-    // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each block.
-    static HB_INLINE bool has_offsets(const Tiles& w) { return w.zeros; }
+    // Calls use(chain, k, values) for the 32 codes of a block, each less the middle and times the scale of its part.
+    // `chain` counts 0 … 3 or 0 … 7 at compile time.
+    template <class Lanes, class Use>
+    static HB_INLINE void codes(const uint8_t* block, const Use& use) {
+        unrolled<8>([&](auto t) HB_LAMBDA {
+            use_bytes<Lanes>(Codes::template bytes<Lanes, 4 * t>(block), 4 * t, [&](auto chain, int at, Lanes code) HB_LAMBDA {
+                use(chain, at, above_middle(code));
+            });
+        });
+    }
     template <class Lanes>
+    static HB_INLINE Lanes above_middle(Lanes code) {
+        if constexpr (kMiddle == 0) return code;
+        else return code - Lanes::broadcast(kMiddle);
+    }
+    // The codes K … K+3 of a block as bytes.
+    template <class Lanes, int K>
+    static HB_INLINE typename Lanes::Bits bytes(const uint8_t* block) {
+        return Codes::template bytes<Lanes, K>(block);
+    }
+
+    // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each part.
+    static HB_INLINE bool has_offsets(const Tiles& w) { return w.zeros; }
+    template <class Lanes, int Part>
     static HB_INLINE Lanes offset(const Tiles& w, int64_t tile, int64_t g, const uint8_t*) {
-        return Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(Middle);
+        return Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(kMiddle);
     }
     // What the offsets are multiplied with.
     template <class Lanes>
@@ -145,18 +211,32 @@ struct Grouped {
     template <class Lanes, bool Zeros>
     static HB_INLINE typename Lanes::Ints start(const Tiles& w, int64_t tile, int64_t g, int32_t minus) {
         if constexpr (Zeros) return Lanes::ints(w.zero(tile, g)) * Lanes::ints(minus);
-        return multiple<Lanes, Middle>(minus);
+        else return multiple<Lanes, Codes::kSigned ? Lanes::kSignedBias : kMiddle>(minus);
     }
     // The sum of a part of a block, times the part's own scale.
     template <class Lanes, int Part>
     static HB_INLINE typename Lanes::Ints scaled(const uint8_t*, typename Lanes::Ints sum) {
         return sum;
     }
-    // sum + the products of four codes, as unsigned bytes below 128, and activations
+    // sum + the products of four codes and activations; codes are bytes below 128, or signed
     template <class Lanes>
     static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
-        return Lanes::dot(sum, codes, x);
+        if constexpr (Codes::kSigned) return Lanes::dot_signed(sum, codes, x);
+        else return Lanes::dot(sum, codes, x);
     }
 };
+
+// The values of one row of a format whose groups have one scale, and maybe a zero point.
+template <class Codes>
+inline void decode_grouped_row(const Tiles& from, int64_t row, int64_t columns, float* out) {
+    const int64_t tile = row / kTileRows, lane = row % kTileRows;
+    for (int64_t b = 0; b < from.blocks; ++b) {
+        const int64_t g = b / from.blocks_per_group, left = columns - b * kBlock;
+        const int zero = from.zeros ? from.zero(tile, g)[lane] - Codes::kMiddle : 0;
+        const float scale = half_to_float(from.scale(tile, g)[lane]);
+        for (int64_t k = 0; k < kBlock && k < left; ++k)
+            out[b * kBlock + k] = static_cast<float>(Codes::value(from.block(tile, b), lane, k) - zero) * scale;
+    }
+}
 
 }  // namespace halfbyte

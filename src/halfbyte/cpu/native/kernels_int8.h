@@ -40,8 +40,11 @@ static void quantize(const Activations& x, Range blocks, const Quantized& to) {
     }
 }
 
-// The share of the first or second half in a sum.
-static HB_INLINE int32_t part_of(int part, int32_t sum, int32_t first) { return part == 0 ? first : sum - first; }
+// The share of a block's part in a sum, of which the first half is known.
+template <int Parts>
+static HB_INLINE int32_t part_of(int part, int32_t sum, int32_t first) {
+    return Parts == 1 ? sum : part == 0 ? first : sum - first;
+}
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
@@ -64,15 +67,14 @@ static void int8_tiles(const Tiles& w, int64_t tile, const Quantized& x, int64_t
             if (Tokens > 1 && first == 0)
                 for (int i = 0; i < Count; ++i)
                     for (int64_t at = 0; at <= w.block_bytes; at += kLine) prefetch_early(block + (Count + i) * next + at);
-            const int32_t* minus = minus_sums + b * Tokens;
+            const auto minus = [&](int part, int t) HB_LAMBDA {
+                return part_of<Format::kParts>(part, minus_sums[b * Tokens + t], minus_firsts[b * Tokens + t]);
+            };
             typename Lanes::Ints sums[Count][Tokens];
             unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
                 typename Lanes::Ints sum[Count][Tokens];
                 for (int i = 0; i < Count; ++i)
-                    for (int t = 0; t < Tokens; ++t) {
-                        const int32_t taken = Format::kParts == 1 ? minus[t] : part_of(part, minus[t], minus_firsts[b * Tokens + t]);
-                        sum[i][t] = Format::template start<Lanes, Zeros>(w, tile + i, g, taken);
-                    }
+                    for (int t = 0; t < Tokens; ++t) sum[i][t] = Format::template start<Lanes, Zeros>(w, tile + i, g, minus(part, t));
                 constexpr int kSteps = kBlock / Format::kParts / 4;
                 unrolled<kSteps>([&](auto step) HB_LAMBDA {
                     constexpr int k = 4 * (part * kSteps + step);
@@ -93,8 +95,11 @@ static void int8_tiles(const Tiles& w, int64_t tile, const Quantized& x, int64_t
                 for (int t = 0; t < Tokens; ++t) {
                     Lanes value = Lanes::from(sums[i][t]) * scale;
                     if constexpr (Format::kBlockOffsets) {
-                        const Lanes off = Lanes::from(Format::template block_offset<Lanes>(block + i * next) * Lanes::ints(minus[t]));
-                        value = Lanes::fma(off, Format::template offset_scale<Lanes>(w, tile + i, g), value);
+                        typename Lanes::Ints off = Lanes::ints(0);
+                        unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
+                            off = off + Format::template block_offset<Lanes, part>(block + i * next) * Lanes::ints(minus(part, t));
+                        });
+                        value = Lanes::fma(Lanes::from(off), Format::template offset_scale<Lanes>(w, tile + i, g), value);
                     }
                     total[i][t] = Lanes::fma(value, Lanes::broadcast(scales[b * Tokens + t]), total[i][t]);
                 }

@@ -23,7 +23,12 @@ static void pack(const Activations& x, Range blocks, float* packed) {
     }
 }
 
-static HB_INLINE float block_sum(const float* x) { return (Lanes::load(F32{}, x) + Lanes::load(F32{}, x + 16)).sum(); }
+// The sum of a block's activations, or of one of its halves.
+template <int Parts>
+static HB_INLINE float part_sum(const float* x, int part) {
+    if constexpr (Parts == 1) return (Lanes::load(F32{}, x) + Lanes::load(F32{}, x + 16)).sum();
+    else return Lanes::load(F32{}, x + 16 * part).sum();
+}
 
 // The activations of a few tokens; their last block is zero-filled where the columns end within it.
 template <int Tokens>
@@ -65,8 +70,11 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
                 }
             });
             if (!Format::has_offsets(w)) continue;
-            const Lanes offset = Format::template offset<Lanes>(w, tile, g, block);
-            for (int t = 0; t < Tokens; ++t) offsets[t] = Lanes::fma(offset, Lanes::broadcast(block_sum(at[t])), offsets[t]);
+            unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
+                const Lanes offset = Format::template offset<Lanes, part>(w, tile, g, block);
+                for (int t = 0; t < Tokens; ++t)
+                    offsets[t] = Lanes::fma(offset, Lanes::broadcast(part_sum<Format::kParts>(at[t], part)), offsets[t]);
+            });
         }
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
         for (int t = 0; t < Tokens; ++t) {
@@ -93,11 +101,14 @@ static void decode(const Tiles& w, int64_t tile, Range blocks, float* panel) {
         const int64_t g = b / w.blocks_per_group;
         const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
         const uint8_t* block = w.block(tile, b);
-        Lanes minus = Lanes::broadcast(0);
-        if (Format::has_offsets(w))
-            minus = minus - Format::template offset<Lanes>(w, tile, g, block) * Format::template offset_scale<Lanes>(w, tile, g);
+        Lanes minus[Format::kParts];
+        unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
+            minus[part] = Lanes::broadcast(0);
+            if (Format::has_offsets(w))
+                minus[part] = minus[part] - Format::template offset<Lanes, part>(w, tile, g, block) * Format::template offset_scale<Lanes>(w, tile, g);
+        });
         Format::template codes<Lanes>(block, [&](auto, int k, Lanes code) HB_LAMBDA {
-            Lanes::fma(code, scale, minus).store(panel + k * kTileRows);
+            Lanes::fma(code, scale, minus[Format::kParts == 1 ? 0 : k / 16]).store(panel + k * kTileRows);
         });
     }
 }

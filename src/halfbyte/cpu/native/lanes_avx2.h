@@ -22,6 +22,11 @@ struct Lanes {
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
         friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)}; }
+        friend HB_INLINE Ints operator>>(Ints a, int bits) { return {_mm256_srai_epi32(a.low, bits), _mm256_srai_epi32(a.high, bits)}; }
+        friend HB_INLINE Ints operator&(Ints a, int32_t mask) {
+            const __m256i eight = _mm256_set1_epi32(mask);
+            return {_mm256_and_si256(a.low, eight), _mm256_and_si256(a.high, eight)};
+        }
         HB_INLINE int32_t sum() const {
             const __m256i eight = _mm256_add_epi32(low, high);
             const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -126,6 +131,10 @@ struct Lanes {
         return {fields<Shift>(bits.low, mask), fields<Shift>(bits.high, mask)};
     }
     static HB_INLINE Bits either(Bits a, Bits b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
+    static HB_INLINE Bits lookup(Bits bits, const int8_t (&table)[16]) {
+        const __m256i entries = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+        return {_mm256_shuffle_epi8(entries, bits.low), _mm256_shuffle_epi8(entries, bits.high)};
+    }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) {
         const __m256i four = broadcast_four(x);
         return {dot(sum.low, codes.low, four), dot(sum.high, codes.high, four)};

@@ -20,6 +20,8 @@ struct Lanes {
         friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
         friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
         friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm512_slli_epi32(a.v, bits)}; }
+        friend HB_INLINE Ints operator>>(Ints a, int bits) { return {_mm512_srai_epi32(a.v, static_cast<unsigned>(bits))}; }
+        friend HB_INLINE Ints operator&(Ints a, int32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
         HB_INLINE int32_t sum() const { return _mm512_reduce_add_epi32(v); }
         HB_INLINE void store_bytes(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
     };
@@ -89,6 +91,9 @@ struct Lanes {
         return _mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(mask)));
     }
     static HB_INLINE Bits either(Bits a, Bits b) { return _mm512_or_si512(a, b); }
+    static HB_INLINE Bits lookup(Bits bits, const int8_t (&table)[16]) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), bits);
+    }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return {_mm512_dpbusd_epi32(sum.v, codes, four(x))}; }
     // The unsigned operand gets 128 more than the code; `kSignedBias` takes it back.
     static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {

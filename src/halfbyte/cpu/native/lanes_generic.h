@@ -72,6 +72,14 @@ struct Lanes {
             for (Ints4& four : a.v) four = four << bits;
             return a;
         }
+        friend HB_INLINE Ints operator>>(Ints a, int bits) {
+            for (Ints4& four : a.v) four = four >> bits;
+            return a;
+        }
+        friend HB_INLINE Ints operator&(Ints a, int32_t mask) {
+            for (Ints4& four : a.v) four = four & mask;
+            return a;
+        }
         HB_INLINE int32_t sum() const {
             int32_t total = 0;
             for (int i = 0; i < 16; ++i) total += v[i / 4][i % 4];
@@ -221,6 +229,14 @@ struct Lanes {
     static HB_INLINE Bits either(Bits a, Bits b) {
         for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] | b.v[i];
         return a;
+    }
+    // The entry of a table for each byte, which are all below 16.
+    static HB_INLINE Bits lookup(Bits bits, const int8_t (&table)[16]) {
+        uint8_t bytes[64];
+        std::memcpy(bytes, bits.v, sizeof bytes);
+        for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(table[byte]);
+        std::memcpy(bits.v, bytes, sizeof bytes);
+        return bits;
     }
     // sum + the four products of each word's bytes, below 128 if unsigned, and the four codes at x
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }

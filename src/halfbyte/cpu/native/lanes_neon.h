@@ -31,6 +31,14 @@ struct Lanes {
             for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(bits));
             return a;
         }
+        friend HB_INLINE Ints operator>>(Ints a, int bits) {
+            for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(-bits));
+            return a;
+        }
+        friend HB_INLINE Ints operator&(Ints a, int32_t mask) {
+            for (int32x4_t& quarter : a.v) quarter = vandq_s32(quarter, vdupq_n_s32(mask));
+            return a;
+        }
         HB_INLINE int32_t sum() const { return vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3]))); }
         HB_INLINE void store_bytes(int8_t* p) const {
             const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
@@ -152,6 +160,11 @@ struct Lanes {
     static HB_INLINE Bits either(Bits a, Bits b) {
         for (int i = 0; i < 4; ++i) a.v[i] = vorrq_u32(a.v[i], b.v[i]);
         return a;
+    }
+    static HB_INLINE Bits lookup(Bits bits, const int8_t (&table)[16]) {
+        const int8x16_t entries = vld1q_s8(table);
+        for (uint32x4_t& word : bits.v) word = vreinterpretq_u32_s8(vqtbl1q_s8(entries, vreinterpretq_u8_u32(word)));
+        return bits;
     }
     static HB_INLINE Ints dot(Ints sum, Bits codes, const int8_t* x) { return dot_signed(sum, codes, x); }
     static HB_INLINE Ints dot_signed(Ints sum, Bits codes, const int8_t* x) {

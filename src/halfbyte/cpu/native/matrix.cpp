@@ -18,9 +18,13 @@ struct Packing {
     void (*decode_row)(const Tiles& from, int64_t row, int64_t columns, float* out);
 };
 
-#define HB_PACKING(name)                                                                                             \
-    {name::Format::kGroup,  name::kBlockBytes,  name::Format::kGroupScales, name::Format::kStoredScales,             \
-     name::Format::kZeros, name::stored_bytes, name::repack,               name::decode_row},
+template <class Format>
+constexpr Packing packing_of() {
+    return {Format::kGroup, Format::kBlockBytes, Format::kGroupScales, Format::kStoredScales,
+            Format::kZeros, Format::stored_bytes, Format::repack, Format::decode_row};
+}
+
+#define HB_PACKING(name) packing_of<name::Format>(),
 constexpr Packing kPackings[] = {HB_PACKED_FORMATS(HB_PACKING)};
 #undef HB_PACKING
 

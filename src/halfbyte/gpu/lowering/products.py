@@ -175,6 +175,7 @@ def _add_gemm(constants: dict[str, Any], bound: _Buffers, label: str, b: Builder
         width=constants["K"],
         int8=constants["INT8"],
         gated=constants["GATED"],
+        scales=4 if constants.get("HALVES") and constants.get("OFFSETS") else 2,
         format=constants["STORED"],
     )
     x = ceil_div(constants["N"] * (2 if constants["GATED"] else 1), sizes["OUTS"])

@@ -153,25 +153,28 @@ def _gemv_fits(config: KernelConfig, sizes: Sizes) -> bool:
 
 
 def _gemm(
-    config: KernelConfig, *, rows: int, outputs: int, width: int, int8: bool, gated: bool, format: str
+    config: KernelConfig, *, rows: int, outputs: int, width: int, int8: bool, gated: bool, scales: int, format: str
 ) -> Constants:
     """Sizes for a matrix × matrix product: WG, TX, RM, RN, STEP; see `gemm.wgsl`.
 
     Of many rows a workgroup takes 64, by 64 outputs. Fewer are one tile, by as many outputs as leave the fewest cores
     idle. Invocations with many sums, in lanes of 4 × 8, load little for what they multiply: an H200 core makes 64
     products of four bytes per clock, and reads 128 bytes of workgroup memory. Such a tile has few invocations, so
-    several teams of them share the depth.
+    several teams of them share the depth. `scales` are the most numbers that are staged beside a block.
     """
+    whole = {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
     if rows > FEW_ROWS or not config.sliced_k:
-        return {"WG": 256, "TX": 16, "RM": min(4, rows // 16), "RN": 4, "STEP": 4 if config.wide_tiles else 2}
+        return whole
+    shape = {"rows": rows, "int8": int8, "gated": gated, "scales": scales}
     columns = outputs * (2 if gated else 1)
     if config.wide_tiles and config.large_workgroups:
         sizes = _few_rows(rows, columns, width, gated)
-        if _gemm_fits(config, {"rows": rows, "int8": int8, "gated": gated, **sizes}):
+        if _gemm_fits(config, shape | sizes):
             return sizes
     rm = 8 if config.wide_tiles and rows >= 32 else 4
     step = max(256 * rm // (8 * rows), 4 if config.wide_tiles else 2)
-    return {"WG": 256, "TX": 8, "RM": rm, "RN": 4, "STEP": step}
+    sizes = {"WG": 256, "TX": 8, "RM": rm, "RN": 4, "STEP": step}
+    return sizes if _gemm_fits(config, shape | sizes) else whole
 
 
 def _few_rows(rows: int, columns: int, width: int, gated: bool) -> Constants:
@@ -213,7 +216,7 @@ def _gemm_derived(sizes: Sizes) -> Constants:
 def _gemm_fits(config: KernelConfig, sizes: Sizes) -> bool:
     made = _gemm_derived(sizes)
     rows, teams, step = made["ROWS"], made["TEAMS"], sizes["STEP"]
-    storage = 16 * made["TILE"] + 8 * step * (rows + made["OUTS"])
+    storage = 16 * made["TILE"] + 4 * sizes["scales"] * step * (rows + made["OUTS"])
     room = config.workgroup_storage if config.wide_tiles else min(config.workgroup_storage, LEAST_STORAGE)
     return bool(
         sizes["WG"] * sizes["RM"] == teams * rows * sizes["TX"]

@@ -3,7 +3,8 @@
 // Both tiles are staged in workgroup memory as [row][WORDS words of 16 bytes], the stride odd so that loads do not
 // collide: weights first, then x. What is staged next is loaded while this is multiplied.
 // INT8: int8 blocks of x against codes, made signed bytes on the way in. HALVES: each 16 codes have their own scale;
-// OFFSETS: something is taken off what a block's codes stand for. GATED: half the outputs of a tile are gates.
+// OFFSETS: something is taken off what a block's codes stand for, or those of each half. GATED: half the outputs of a tile
+// are gates.
 // BIAS: a value of each output is added, before the residual.
 // Grid: (outputs / OUTS, or 2 · outputs / OUTS where GATED; rows / ROWS). Constants: N, FIRST, STRIDE, X_BLOCKS or K and
 // X_STRIDE, WG, TX, TY, RM (rows of an invocation), RN (its outputs), TEAMS, STEP (blocks staged at once), WORDS, TILE
@@ -27,8 +28,21 @@
 #endif
 #if INT8
 var<workgroup> tile: array<vec4<u32>, ${TILE}>;
-var<workgroup> x_scales: array<${"vec2<f32>" if OFFSETS else "f32"}, ${ROWS * STEP}>;
-var<workgroup> w_scales: array<${"vec2<f32>" if HALVES or OFFSETS else "f32"}, ${OUTS * STEP}>;
+#if HALVES and OFFSETS
+alias XScale = vec3<f32>;
+alias WScale = vec4<f32>;
+#elif HALVES
+alias XScale = f32;
+alias WScale = vec2<f32>;
+#elif OFFSETS
+alias XScale = vec2<f32>;
+alias WScale = vec2<f32>;
+#else
+alias XScale = f32;
+alias WScale = f32;
+#endif
+var<workgroup> x_scales: array<XScale, ${ROWS * STEP}>;
+var<workgroup> w_scales: array<WScale, ${OUTS * STEP}>;
 #else
 var<workgroup> tile: array<vec4<f32>, ${TILE}>;
 #endif
@@ -59,7 +73,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let x_word${k} = (lid + ${WG * k}u) % ${WORDS}u;
     let x_from${k} = (row0 + x_row${k}) * ${X_BLOCKS}u;
     var next_x${k} = vec4<u32>(0u);
-    var next_xs${k}: ${"vec2<f32>" if OFFSETS else "f32"};
+    var next_xs${k}: XScale;
 #endfor
 #for k in range((OUTS * STEP + WG - 1) // WG)
     let w_col${k} = (lid + ${WG * k}u) / ${STEP}u;
@@ -98,7 +112,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 let at = x_from${k} + min(block, ${X_BLOCKS - 1}u);
                 next_x${k} = x8[at + x_from${k} + x_word${k} % 2u * ${X_BLOCKS}u];
                 let x_scale = select(0.0, bitcast<f32>(xm[at].x), block < ${X_BLOCKS}u);
+#if HALVES and OFFSETS
+                let x_first = sum16(next_x${k});
+                let x_sums = vec2<f32>(vec2<i32>(x_first, bitcast<i32>(xm[at].y) - x_first));
+                next_xs${k} = vec3<f32>(x_scale, x_scale * x_sums);
+#else
                 next_xs${k} = ${"vec2<f32>(x_scale, x_scale * f32(bitcast<i32>(xm[at].y)))" if OFFSETS else "x_scale"};
+#endif
             }
 #endfor
 #for k in range((OUTS * STEP + WG - 1) // WG)
@@ -124,7 +144,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                     let high = tile[at + 1u];
                     let x_scale = x_scales[b * ${ROWS}u + ty + ${TY * i}u];
 #for j in range(RN)
-#if HALVES
+#if HALVES and OFFSETS
+                    let products${j} = vec2<f32>(vec2<i32>(dot16(low, w_low${j}, 0), dot16(high, w_high${j}, 0)));
+                    sum${i}_${j} += dot(products${j}, w_scale${j}.xy) * x_scale.x - dot(x_scale.yz, w_scale${j}.zw);
+#elif HALVES
                     sum${i}_${j} += dot(vec2<f32>(vec2<i32>(dot16(low, w_low${j}, 0), dot16(high, w_high${j}, 0))), w_scale${j}) * x_scale;
 #elif OFFSETS
                     sum${i}_${j} += f32(dot16(low, w_low${j}, dot16(high, w_high${j}, 0))) * (x_scale.x * w_scale${j}.x) - x_scale.y * w_scale${j}.y;

@@ -54,6 +54,7 @@ class AnswerOptions(SamplingOptions, total=False):
     raw: bool
     system: str | None
     tools: Tools | None
+    template_variables: Mapping[str, object] | None
     ignore_eos: bool
     dry_sequence_breakers: str | Sequence[str]
     priority: int
@@ -145,7 +146,13 @@ class Model:
             return self._compiler
 
     def encode(
-        self, prompt: Prompt, *, raw: bool = False, system: str | None = None, tools: Tools | None = None
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        tools: Tools | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> list[int]:
         """Token ids of a prompt.
 
@@ -156,27 +163,31 @@ class Model:
             raw: Take text as it is, without the chat template.
             system: A system message to go before a text prompt.
             tools: JSON schemas of functions that the model may call, for chat templates that know them.
+            template_variables: What else the chat template reads, such as `{"enable_thinking": False}`.
 
         Raises:
-            UsageError: The prompt is empty or of another type, `system` or `tools` are given where no template can take
-                them, or the model is closed.
+            UsageError: The prompt is empty or of another type, `system`, `tools` or `template_variables` are given
+                where no template can take them, or the model is closed.
             TemplateError: The chat template refused the messages.
         """
         self.engine.check_open()
         check_prompt(prompt)
         if isinstance(prompt, str):
-            return self._encode_text(prompt, raw, system, tools)
+            return self._encode_text(prompt, raw, system, tools, template_variables)
         if raw or system is not None:
             raise UsageError("raw and system go with a prompt of text.", "Put the system text into the messages.")
         if is_chat(prompt):
-            return self.tokenizer.encode_chat(prompt, tools=tools)
-        if tools is not None:
-            raise UsageError("tools need messages or a text.", "A prompt of token ids is taken as it is.")
+            return self.tokenizer.encode_chat(prompt, tools=tools, variables=template_variables)
+        for name, value in (("tools", tools), ("template_variables", template_variables)):
+            if value is not None:
+                raise UsageError(f"{name} need messages or a text.", "A prompt of token ids is taken as it is.")
         return list(checked_ids(self.plan, cast(Sequence[int], prompt)))
 
-    def _encode_text(self, prompt: str, raw: bool, system: str | None, tools: Tools | None) -> list[int]:
+    def _encode_text(
+        self, prompt: str, raw: bool, system: str | None, tools: Tools | None, variables: Mapping[str, object] | None
+    ) -> list[int]:
         if raw or not self.tokenizer.has_chat_template:
-            for name, value in (("a system text", system), ("tools", tools)):
+            for name, value in (("a system text", system), ("tools", tools), ("template variables", variables)):
                 if value is not None:
                     raise UsageError(
                         f"{name} can only be given with a chat template.", "Leave out raw, or write it into the prompt."
@@ -185,7 +196,7 @@ class Model:
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        return self.tokenizer.encode_chat(messages, tools=tools)
+        return self.tokenizer.encode_chat(messages, tools=tools, variables=variables)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens.
@@ -206,6 +217,7 @@ class Model:
         raw: bool = False,
         system: str | None = None,
         tools: Tools | None = None,
+        template_variables: Mapping[str, object] | None = None,
         ignore_eos: bool = False,
         dry_sequence_breakers: str | Sequence[str] = BREAKERS,
         priority: int = 0,
@@ -225,6 +237,8 @@ class Model:
             raw: Take text as it is, without the chat template.
             system: A system message to go before a text prompt.
             tools: JSON schemas of functions that the model may call, for chat templates that know them.
+            template_variables: What else the chat template reads: `{"enable_thinking": False}` for Qwen 3 and others,
+                `{"reasoning_effort": "low"}` for gpt-oss.
             ignore_eos: Go on after stop tokens, for measuring.
             dry_sequence_breakers: Texts that no repetition reaches over, where `dry_multiplier` penalizes repetitions;
                 their tokens are added to `dry_breaker_ids`.
@@ -249,7 +263,8 @@ class Model:
             GrammarError: While tokens are taken: the grammar allows none, or failed.
         """
         return self._stream(
-            prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools, ignore_eos=ignore_eos,
+            prompt, max_tokens=max_tokens, stop=stop, raw=raw, system=system, tools=tools,
+            template_variables=template_variables, ignore_eos=ignore_eos,
             dry_sequence_breakers=dry_sequence_breakers, priority=priority, deadline=deadline,
             cache_prompt=cache_prompt, prompt_logprobs=prompt_logprobs, grammar=grammar,
             keep_special=keep_special, **sampling,
@@ -269,6 +284,7 @@ class Model:
         raw: bool = False,
         system: str | None = None,
         tools: Tools | None = None,
+        template_variables: Mapping[str, object] | None = None,
         ignore_eos: bool = False,
         dry_sequence_breakers: str | Sequence[str] = BREAKERS,
         priority: int = 0,
@@ -281,7 +297,7 @@ class Model:
     ) -> list[Stream]:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
         settings = self._settings(sampling, sequence_breakers(dry_sequence_breakers))
-        ids = self.encode(prompt, raw=raw, system=system, tools=tools)
+        ids = self.encode(prompt, raw=raw, system=system, tools=tools, template_variables=template_variables)
         stops = stop_strings(stop)
         answers = self.engine.streams(
             ids, settings, n, bounded=bounded, max_tokens=max_tokens, stop_token_ids=self.stop_token_ids,

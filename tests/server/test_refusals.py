@@ -159,8 +159,11 @@ def test_harmless_parameters_are_taken(server: Running) -> None:
         "user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "prompt_cache_key": "k",
         "safety_identifier": "s", "audio": None, "tools": [], "response_format": {"type": "text"},
         "modalities": ["text"], "parallel_tool_calls": True, "reasoning_effort": "low", "verbosity": "low",
+        "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     assert server.post(CHAT, {"messages": HELLO, "max_tokens": 1, **harmless}).status_code == 200
+    refused = server.post(CHAT, {"messages": HELLO, "chat_template_kwargs": {"messages": []}})
+    assert (refused.status_code, "'messages' cannot be set" in said(refused)) == (400, True)
 
 
 def test_several_models_have_no_tokenizer_in_common() -> None:

@@ -150,14 +150,14 @@ def test_options_show_what_is_not_the_default(model: Model) -> None:
     assert repr(model.tokenizer) == "<Tokenizer of 8,192 tokens, with a chat template>"
 
 
-def test_tools_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tools_and_variables_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     ids = model.encode(PROMPT)
-    monkeypatch.setattr(model.tokenizer, "encode_chat", lambda messages, *, tools: seen.append(tools) or ids)
-    tools = [{"type": "function", "function": {"name": "ls"}}]
-    model.chat([{"role": "user", "content": PROMPT}], tools=tools, max_tokens=1)
-    model.generate(PROMPT, tools=tools, max_tokens=1)
-    assert seen == [tools, tools]
+    monkeypatch.setattr(model.tokenizer, "encode_chat", lambda messages, **given: seen.append(given) or ids)
+    tools, variables = [{"type": "function", "function": {"name": "ls"}}], {"enable_thinking": False}
+    model.chat([{"role": "user", "content": PROMPT}], tools=tools, template_variables=variables, max_tokens=1)
+    model.generate(PROMPT, tools=tools, template_variables=variables, max_tokens=1)
+    assert seen == [{"tools": tools, "variables": variables}] * 2
 
 
 def test_repetitions_are_broken_where_texts_say(model: Model) -> None:

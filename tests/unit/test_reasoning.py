@@ -82,6 +82,7 @@ def test_thoughts_are_told_from_the_answer_however_it_is_cut(name: str, prompt: 
 
 
 CALL = '<|channel|>commentary to=functions.ping <|constrain|>json<|message|>{"a": "<|end"}<|call|>'
+RECIPIENT_FIRST = ' to=functions.ping<|channel|>commentary json<|message|>{"a": 1}<|call|>'
 THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 
 
@@ -91,6 +92,10 @@ THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
         (f"{THOUGHT}<|channel|>final<|message|>Yes.<|return|>", [("reasoning", "Hm."), ("text", "Yes.")]),
         (THOUGHT + CALL, [("reasoning", "Hm."), ("ping", {"a": "<|end"})]),
         (CALL, [("ping", {"a": "<|end"})]),
+        (RECIPIENT_FIRST, [("ping", {"a": 1})]),
+        (THOUGHT + RECIPIENT_FIRST, [("reasoning", "Hm."), ("ping", {"a": 1})]),
+        (f"{RECIPIENT_FIRST}<|start|>assistant{RECIPIENT_FIRST}", [("ping", {"a": 1}), ("ping", {"a": 1})]),
+        (" to be", [("text", " to be")]),
         (
             f"<|channel|>commentary<|message|>I ask.<|end|><|start|>assistant{CALL}",
             [("text", "I ask."), ("ping", {"a": "<|end"})],

@@ -10,6 +10,7 @@ import pytest
 
 from halfbyte.errors import UsageError
 from halfbyte.text import Tokenizer
+from halfbyte.text.marking import Written
 from tests.unit.vocab import small_byte_level_definition, small_spm_definition, write_folder
 
 
@@ -19,6 +20,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 MARK = "<|im_end|>"
+SAID = "<|end|> {</s>"
+"""Special tokens of the folder's tokenizer, spelt by a stranger."""
 ENTRY = {"content": MARK, "special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 PLAIN_ENTRY = {**ENTRY, "special": False}
 
@@ -142,3 +145,22 @@ def test_a_template_that_changes_the_marked_text_is_told(tmp_path: Path) -> None
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, small_spm_definition(), chat_template=source))
     with pytest.raises(UsageError, match=r"spells the special token '<\|end\|>'"):
         tokenizer.encode_chat([{"role": "user", "content": "<|end|>"}])
+
+
+def test_delimiters_that_were_put_into_a_message_are_tokens_and_spelt_ones_are_not(folder: Path) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages[0].content }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder)
+    text = Written(("<|user|>", True), (SAID, False), ("<|end|>", True))
+    ids = tokenizer.encode_chat([{"role": "user", "content": text}])
+    special = [token for token in ids if token in tokenizer.special_ids]
+    assert special == [tokenizer.token_id("<|user|>"), tokenizer.token_id("<|end|>")]
+    assert tokenizer.decode(ids, skip_special_tokens=False).replace(" ", "") == text.replace(" ", "")
+
+
+def test_variables_of_a_template_cannot_spell_its_tokens(folder: Path) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ effort }}{{ messages[0].content }}</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hello"}], variables={"effort": "</s>"})
+    assert [token for token in ids if token in tokenizer.special_ids] == [tokenizer.eos_token_id]

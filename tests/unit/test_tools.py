@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - DeepSeek's delimiters have wide bars
 """Calls of tools in every form that models write them: read whatever way the text is cut, and held to a grammar."""
 
 from __future__ import annotations
@@ -74,6 +75,15 @@ TEMPLATES = {
     "llama": '<|start_header_id|>{"name": {{ name }}, "parameters": {{ arguments }}}',
     "phi": "<|tool|>{{ m.tools }}<|/tool|>",
     "harmony": "<|channel|>commentary to=functions.{{ name }}",
+    "granite": "<|start_of_role|>available_tools<|end_of_role|>{{ tools }} respond with <|tool_call|> and a JSON list",
+    "granite roles": "<|start_of_role|>assistant<|end_of_role|><|tool_call|>{{ m.role == 'assistant_tool_call' }}",
+    "deepseek": "<｜tool▁calls▁begin｜>{{ m['tool_calls'] is defined }}",
+    "deepseek fenced": "<｜tool▁calls▁begin｜>```json {{ 'tool_calls' in m }}",
+    "deepseek unwritten": "<｜tool▁calls▁begin｜>```json {% for c in m['tool_calls'] %}",
+    "olmo": "<function_calls>{{ m.tool_calls }}</function_calls>",
+    "olmo keys": "<function_calls>{{ m.function_calls }}</function_calls>",
+    "hermes unwritten": "<tools>{{ tools }}</tools> <tool_call></tool_call>",
+    "lfm written": "<|tool_call_start|>{{ m.tool_calls }}<|tool_call_end|>",
     "prompted": "{{ messages }}",
 }
 FORMATS = {name: tool_format(source) for name, source in TEMPLATES.items()}
@@ -159,7 +169,49 @@ CALLS: dict[str, list[tuple[str, Found]]] = {
         )
     ],
 }
-CALLS["prompted"] = CALLS["hermes"]
+CALLS["prompted"] = CALLS["hermes unwritten"] = CALLS["hermes"]
+CALLS["lfm written"] = CALLS["lfm"]
+CALLS["granite"] = CALLS["granite roles"] = [
+    (f"<|tool_call|>[{named('get_weather', PARIS)}]", [("get_weather", PARIS)]),
+    (
+        f"<|tool_call|>[{named('get_weather', DEEP)}, {named('ping', {})}]",
+        [("get_weather", DEEP), ("ping", {})],
+    ),
+]
+BEGIN, END, CALL, SEP, CALL_END = (
+    f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "sep", "call▁end")
+)
+CALLS["deepseek"] = [
+    (f"{BEGIN}{CALL}get_weather{SEP}{dumped(PARIS)}{CALL_END}{END}", [("get_weather", PARIS)]),
+    (
+        f"{BEGIN}{CALL}get_weather{SEP}{dumped(DEEP)}{CALL_END}{CALL}ping{SEP}{{}}{CALL_END}{END}",
+        [("get_weather", DEEP), ("ping", {})],
+    ),
+]
+
+
+def fenced(name: str, arguments: object) -> str:
+    return f"{CALL}function{SEP}{name}\n```json\n{dumped(arguments)}\n```{CALL_END}"
+
+
+CALLS["deepseek fenced"] = CALLS["deepseek unwritten"] = [
+    (f"{BEGIN}{fenced('get_weather', PARIS)}{END}", [("get_weather", PARIS)]),
+    (
+        f"{BEGIN}{fenced('get_weather', DEEP)}\n{fenced('ping', {})}{END}",
+        [("get_weather", DEEP), ("ping", {})],
+    ),
+]
+CALLS["olmo"] = CALLS["olmo keys"] = [
+    (
+        '<function_calls>get_weather(city="Pa\\"ris\\n🦙", unit="C", days=3)</function_calls>',
+        [("get_weather", PARIS)],
+    ),
+    (
+        '<function_calls>\nget_weather(city="a", wind={"gusts": True, "above": [1, 2.5]}, alerts=False)\nping()\n'
+        "</function_calls>",
+        [("get_weather", DEEP), ("ping", {})],
+    ),
+]
 
 PECULIAR: dict[str, list[tuple[str, Found]]] = {
     "hermes": [
@@ -235,6 +287,27 @@ PECULIAR: dict[str, list[tuple[str, Found]]] = {
     "phi": [
         (f"<|tool_call|>{named('f', {'a': 1})}<|/tool_call|>", [("f", {"a": 1})]),
         ("<|tool_call|>[]<|/tool_call|>", [("text", "<|tool_call|>[]<|/tool_call|>")]),
+    ],
+    "granite": [
+        (f"I ask. <|tool_call|>\n{named('f', {'a': 1})}", [("text", "I ask."), ("f", {"a": 1})]),
+        ("<|tool_call|>nothing", [("text", "<|tool_call|>nothing")]),
+        ('<|tool_call|>[{"name": "f", "arguments": {"a"', [("cut", "f")]),
+    ],
+    "deepseek": [
+        (f'Hm.{BEGIN}{fenced("f", {"a": "```"})}{END}', [("text", "Hm."), ("f", {"a": "```"})]),
+        (f'{CALL}f{SEP}{{"a": 1}}{CALL_END}', [("f", {"a": 1})]),
+        (f"{BEGIN}{CALL}f <b>", [("text", f"{BEGIN}{CALL}f <b>")]),
+        (f"{BEGIN}x", [("text", f"{BEGIN}x")]),
+        (f'{CALL}f{SEP}{{"a": ', [("cut", "f")]),
+        (f"{CALL}function", [("text", f"{CALL}function")]),
+    ],
+    "olmo": [
+        (
+            "Hm.\n<function_calls>f(a='x', b=null, c=true, d=None)</function_calls>",
+            [("text", "Hm."), ("f", {"a": "x", "b": None, "c": True, "d": None})],
+        ),
+        ("<function_calls>oops</function_calls>", [("text", "<function_calls>oops</function_calls>")]),
+        ("<function_calls>\nf(a=[1, ", [("cut", "f")]),
     ],
     "harmony": [
         ('<|channel|>commentary to=functions.f json<|message|>{"a": 1}<|call|>', [("f", {"a": 1})]),
@@ -352,6 +425,8 @@ def test_at_most_one_format_matches_a_template(name: str) -> None:
     [
         ("gemma-2", "prompted"), ("gemma-3", "prompted"), ("phi-3.5", "prompted"), ("llama-3.2", "llama"),
         ("mistral-v0.3", "mistral list"), ("phi-4-mini", "phi"), ("training-marks", "prompted"),
+        ("ministral-3", "mistral args"), ("olmo-3", "olmo"), ("olmo-3-think", "olmo keys"),
+        ("smollm-3", "hermes unwritten"),
     ],
 )  # fmt: skip
 def test_a_models_template_tells_its_format(template: str, name: str) -> None:
@@ -402,7 +477,10 @@ WITH_TOOLS = {
     "harmony": LOOP + "{% for c in m.tool_calls %}<|channel|>to=functions.{{ c.function.name }}"
     "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}",
 }
-OWN = ("llama-3.2", "mistral-v0.3", "phi-4-mini", "gemma-2", "gemma-3", "phi-3.5")
+OWN = (
+    "llama-3.2", "mistral-v0.3", "phi-4-mini", "gemma-2", "gemma-3", "phi-3.5", "ministral-3", "olmo-3",
+    "olmo-3-think", "smollm-3",
+)  # fmt: skip
 SOURCES = WITH_TOOLS | {name: (CHAT_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in OWN}
 
 

@@ -91,3 +91,10 @@ def test_without_tools_and_thoughts_text_is_text(tmp_path: Path) -> None:
     assert (turn.is_plain, turn.keep, turn.tools, list(turn.messages)) == (True, (), None, HELLO)
     assert not Turn(words, HELLO, TOOLS).is_plain
     assert not Turn(tokenizer(tmp_path, "</think>"), HELLO).is_plain
+
+
+def test_what_else_the_template_reads_decides_whether_thoughts_are_open(tmp_path: Path) -> None:
+    words = tokenizer(tmp_path, "{{ messages[0].content }}{% if think %}<think>{% else %}<think></think>{% endif %}")
+    for think, found in ((True, [("reasoning", "Hm."), ("text", "Yes.")]), (False, [("text", "Hm.</think>Yes.")])):
+        parser = Turn(words, HELLO, variables={"think": think}).parser()
+        assert found_in([*parser.push("Hm.</think>Yes."), *parser.finish()]) == found

@@ -51,6 +51,7 @@ class ChatCall:
         n: How many answers.
         logprobs: Whether events tell the tokens, with their log-probabilities.
         top_logprobs: How many of the most likely tokens are told with each.
+        template_variables: What else the chat template reads.
     """
 
     model: str
@@ -63,6 +64,7 @@ class ChatCall:
     n: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
+    template_variables: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ async def answer(model: Model, call: ChatCall) -> AsyncGenerator[Event]:
         options["logprobs"] = call.top_logprobs
     turn, grammar = await asyncio.to_thread(_prepared, model, call)
     options["tools"], options["keep_special"], options["grammar"] = turn.tools, turn.keep, grammar
+    options["template_variables"] = call.template_variables
 
     def reader(choice: int) -> Reader:
         return PlainReader(choice) if turn.is_plain else TurnReader(choice, turn.parser())
@@ -284,7 +287,7 @@ def turn_of(model: Model, call: ChatCall) -> Turn:
     named = isinstance(choice, Named)
     return Turn(
         model.tokenizer, call.messages, given, called=called, required=named or choice == "required",
-        parallel=call.parallel_tool_calls and not named,
+        parallel=call.parallel_tool_calls and not named, variables=call.template_variables,
     )  # fmt: skip
 
 

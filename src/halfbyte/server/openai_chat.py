@@ -37,7 +37,7 @@ from halfbyte.server.serving import Serving, serving_of
 from halfbyte.server.sse import EventStream, event
 from halfbyte.server.tokens import Spelled, TokenLogprob
 
-HARMLESS = HARMLESS_OF_ALL | {"reasoning_effort", "verbosity"}
+HARMLESS = HARMLESS_OF_ALL | {"verbosity"}
 """Parameters that change nothing about the answer, or that only advise the model."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -53,6 +53,8 @@ class ChatRequest(Formed):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def call(self, model: str) -> ChatCall:
         """As a call that all protocols share.
@@ -73,7 +75,13 @@ class ChatRequest(Formed):
             tool_choice=tool_choice(self.tool_choice), parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self.form, options=options, n=self.count,
             logprobs=bool(self.logprobs), top_logprobs=self.top_logprobs or 0,
+            template_variables=template_variables(self.reasoning_effort, self.chat_template_kwargs),
         )  # fmt: skip
+
+
+def template_variables(effort: str | None, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a chat template reads besides messages and tools; `given` counts before the effort asked for."""
+    return {**({} if effort is None else {"reasoning_effort": effort}), **(given or {})} or None
 
 
 async def chat_completions(request: Request) -> Response:

@@ -18,6 +18,21 @@ _START, _END = "\U000f5678", "\U000f5679"
 _MARKS = re.compile(f"[{_START}{_END}]")
 
 
+class Written(str):
+    """A message's text that Halfbyte put together, some of it delimiters that mean what they are.
+
+    Attributes:
+        pieces: The text in pieces, each with whether it is such a delimiter. The others are as strangers gave them.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]
+
+    def __new__(cls, *pieces: tuple[str, bool]) -> Written:
+        written = super().__new__(cls, "".join(text for text, _ in pieces))
+        written.pieces = pieces
+        return written
+
+
 class Marker:
     """Marks some special tokens in messages.
 
@@ -40,6 +55,8 @@ class Marker:
 
     def marked(self, value: Any) -> Any:
         """Messages or tools with marks in all texts; keys stay as they are."""
+        if isinstance(value, Written):
+            return "".join(text if own else self.marked(text) for text, own in value.pieces)
         if isinstance(value, str):
             return self._tokens.sub(f"{_START}\\g<0>{_END}", _MARKS.sub("", value))
         if isinstance(value, Mapping):
@@ -57,7 +74,9 @@ def without_marks(text: str) -> str:
 
 
 def _texts(value: object) -> Iterable[str]:
-    if isinstance(value, str):
+    if isinstance(value, Written):
+        yield from (text for text, own in value.pieces if not own)
+    elif isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():

@@ -128,7 +128,7 @@ def reasoning_format(template_source: str, knows: Callable[[str], bool] = lambda
     if harmony.CHANNEL in template_source:
         return _CHANNELS
     for opening, close in _PAIRS:
-        if close in template_source or (knows(opening) and knows(close)):
+        if opening in template_source or close in template_source or (knows(opening) and knows(close)):
             special, bracket, _ = opening.partition(">")
             return ReasoningFormat(opening, close, (special + bracket, close))
     return None

@@ -2,7 +2,8 @@
 
 A template sees plain data only and runs in a sandbox where every operation is bounded, so that a hostile template ends
 in a `TemplateError`, not in a hang. Messages are brought into the shape that templates expect, as transformers does;
-beyond that, arguments of calls become objects, for clients send them as JSON text.
+beyond that, arguments of calls become objects, for clients send them as JSON text, and a call's message gets an empty
+content where a template fails without one, for clients send none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -21,8 +23,21 @@ from halfbyte.text.sandbox import RefusalError, Sandbox
 
 TIME_LIMIT_S = 5.0
 
+CONTINUED = "content"
+"""What `continue_final_message` continues unless it names another part of the message."""
+
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Where the text to be continued ends, spelt as in transformers: some templates look for it."""
+
 _RAW = "Change the messages, or give the prompt as plain text (raw=True)."
-_PROBE = "halfbyte"
+_PROBE, _PROBE_ID = "halfbyte", "halfbyte1"
+_EMPTY: Mapping[str, str] = MappingProxyType({"content": ""})
+_AFTER_CALL = (
+    {"role": "tool", "tool_call_id": _PROBE_ID, "name": "probe", "content": "1"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "?"},
+)
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which clients send what a model thought; the first is what templates read."""
 
@@ -54,21 +69,32 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
         documents: Sequence[Mapping[str, object]] | None = None,
+        continue_final_message: bool | str = False,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """The conversation as text; arguments as for `Tokenizer.render_chat`.
 
         Raises:
-            UsageError: messages that are none.
+            UsageError: messages that are none, no text to continue, or a variable that cannot be set.
             TemplateError: with the template's own words if it refuses the conversation; else with what went wrong.
         """
         _check_messages(messages)
-        variables = {
-            "messages": [self._prepared(_plain(message)) for message in messages],
-            "tools": _plain(tools),
-            "documents": _plain(documents),
-            "add_generation_prompt": add_generation_prompt,
-        }
-        return self._rendered(variables)
+        _check_variables(variables)
+        given = [self._prepared(_plain(message)) for message in messages]
+        final = ""
+        if continue_final_message:
+            part = continue_final_message if isinstance(continue_final_message, str) else CONTINUED
+            final = _tagged(given[-1], part)
+        text = self._rendered(
+            {
+                **_plain(variables or {}),
+                "messages": given,
+                "tools": _plain(tools),
+                "documents": _plain(documents),
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            }
+        )
+        return _cut(text, final) if continue_final_message else text
 
     def _rendered(self, variables: Mapping[str, object]) -> str:
         token = current.set(Meter(TIME_LIMIT_S, _characters(variables)))
@@ -96,6 +122,8 @@ class ChatTemplate:
             message["content"] = "\n".join(_text_of_part(part) for part in content)
         calls = message.get("tool_calls")
         if isinstance(calls, list) and calls:
+            if "content" not in message and self._wants_content:
+                message["content"] = ""
             change = _text_of_arguments if self._takes_arguments_as_text else _object_of_arguments
             message["tool_calls"] = [_with_arguments(call, change) for call in calls]
         return message
@@ -116,9 +144,21 @@ class ChatTemplate:
         """Whether the template takes the arguments of a call as JSON text, and as no object."""
         return not self._renders_call({_PROBE: 1}) and self._renders_call(json.dumps({_PROBE: 1}))
 
-    def _renders_call(self, arguments: object) -> bool:
-        call = {"id": "halfbyte1", "type": "function", "function": {"name": "probe", "arguments": arguments}}
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    @cached_property
+    def _wants_content(self) -> bool:
+        """Whether the template takes a message with calls only if it has a content, be it an empty one."""
+        arguments = json.dumps({_PROBE: 1}) if self._takes_arguments_as_text else {_PROBE: 1}
+        return any(
+            self._renders_call(arguments, after=after) and not self._renders_call(arguments, content={}, after=after)
+            for after in ((), _AFTER_CALL)
+        )
+
+    def _renders_call(
+        self, arguments: object, *, content: Mapping[str, str] = _EMPTY, after: Sequence[Mapping[str, str]] = ()
+    ) -> bool:
+        call = {"id": _PROBE_ID, "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        made = {"role": "assistant", **content, "tool_calls": [call]}
+        messages = [{"role": "user", "content": "?"}, made, *map(dict, after)]
         try:
             text = self._rendered(
                 {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
@@ -149,7 +189,54 @@ def _sandbox() -> Sandbox:
     return Sandbox()
 
 
+# --- a message that goes on
+
+
+def _tagged(message: dict[str, Any], part: str) -> str:
+    """Marks where the text of a message ends; returns that text."""
+    value = message.get(part)
+    if isinstance(value, list):
+        block = next((each for each in reversed(value) if isinstance(each, dict) and "text" in each), None)
+        if block is not None and isinstance(block["text"], str):
+            block["text"] += _TAG
+            return str(block["text"]).removesuffix(_TAG)
+    if not isinstance(value, str):
+        raise UsageError(
+            f"The last message has no text under {part[:80]!r} that could be continued.",
+            "Give it one, or leave out continue_final_message.",
+        )
+    for name in _REASONING if part in _REASONING else (part,):
+        if message.get(name) == value:
+            message[name] = value + _TAG
+    return value
+
+
+def _cut(text: str, final: str) -> str:
+    """A rendered conversation up to where its last message ends."""
+    place = text.rfind(_TAG.strip())
+    if place < 0 or final.strip() not in text:
+        raise TemplateError(
+            "The chat template does not write the last message as it is, so it cannot be continued.", _RAW
+        )
+    # A template that trims messages has taken off the tag's space: then the text's own is gone as well.
+    return text[:place] if text.startswith(_TAG, place) else text[:place].rstrip()
+
+
 # --- what a template sees
+
+
+def _check_variables(variables: object) -> None:
+    if variables is None:
+        return
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise UsageError(
+            "The variables of a chat template are no table of names.", 'Give them as {"enable_thinking": false}.'
+        )
+    taken = next((name for name in variables if name in _RESERVED), None)
+    if taken is not None:
+        raise UsageError(
+            f"{taken!r} cannot be set as a variable of the chat template.", "Give it as an argument of its own."
+        )
 
 
 def _check_messages(messages: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     import tokenizers
 
     from halfbyte.text.template import ChatTemplate
+
+
+_ASKED = {"role": "user", "content": "?"}
+_SAID = {"role": "assistant", "content": "halfbyte"}
+_CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "halfbyte1", "type": "function", "function": {"name": "halfbyte", "arguments": {}}}],
+}
 
 
 class Tokenizer:
@@ -171,9 +180,27 @@ class Tokenizer:
         return None if self.eos_token is None else self.token_id(self.eos_token)
 
     def with_eos(self, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
-        """A model's stop tokens and `eos_token`, which some models name in no other file."""
-        end = self.eos_token_id
-        return (*stop_token_ids, *([] if end is None or end in stop_token_ids else [end]))
+        """A model's stop tokens and those that its other files name: `eos_token`, and what the chat template ends
+        an assistant's message with."""
+        ends = [] if self.eos_token_id is None else [self.eos_token_id]
+        return tuple(dict.fromkeys([*stop_token_ids, *ends, *self._turn_ends]))
+
+    @cached_property
+    def _turn_ends(self) -> tuple[int, ...]:
+        """Ids of the special tokens that the chat template writes at the end of an answer and of a call."""
+        special = {text: token_id for token_id in self.special_ids if (text := self.token(token_id))}
+        found: list[int] = []
+        for message in (_SAID, _CALLED):
+            try:
+                text = self.render_chat([_ASKED, message], add_generation_prompt=False)
+            except (TemplateError, UsageError):
+                continue
+            while end := next((token for token in special if text.rstrip().endswith(token)), None):
+                found.append(special[end])
+                text = text.rstrip().removesuffix(end)
+                if message is _CALLED:  # what stands before may end one call of several
+                    break
+        return tuple(found)
 
     @property
     def has_chat_template(self) -> bool:
@@ -190,6 +217,8 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
+        continue_final_message: bool | str = False,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """A conversation as the one text that the model was trained on.
 
@@ -197,13 +226,20 @@ class Tokenizer:
             messages: Dictionaries with `role` and mostly `content`, oldest first.
             add_generation_prompt: Whether to end where the assistant's answer begins.
             tools: JSON schemas of functions that the model may call, for templates that know them.
+            continue_final_message: Whether to end within the last message, right after its `content`, so that the model
+                goes on with it; or the part of the message to go on with, such as `reasoning_content`. Then
+                `add_generation_prompt` does not count.
+            variables: What else the template reads: `{"enable_thinking": False}` for Qwen 3 and others,
+                `{"reasoning_effort": "low"}` for gpt-oss. Those that a template does not know change nothing.
 
         Raises:
-            UsageError: messages that are none.
+            UsageError: messages that are none, no text to continue, or a variable that cannot be set.
             TemplateError: there is no template, or it refuses the conversation, fails, or does what it may not.
         """
-        template = self._template_for(tools)
-        return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._template_for(tools).render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools,
+            continue_final_message=continue_final_message, variables=variables,
+        )  # fmt: skip
 
     def encode_chat(
         self,
@@ -211,12 +247,14 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
+        continue_final_message: bool | str = False,
+        variables: Mapping[str, object] | None = None,
         parse_special: bool = False,
     ) -> list[int]:
         """Token ids of `render_chat`'s text; no special tokens beyond those that the template writes.
 
         Args:
-            messages, add_generation_prompt, tools: As for `render_chat`.
+            messages, add_generation_prompt, tools, continue_final_message, variables: As for `render_chat`.
             parse_special: Whether a special token written out in a message or a tool becomes that token. A stranger's
                 message can then end its own turn and speak as the system.
 
@@ -225,15 +263,18 @@ class Tokenizer:
                 cannot be told from its own.
             TemplateError: As `render_chat`.
         """
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        render = partial(
+            self.render_chat,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        text = render(messages, tools=tools, variables=variables)
         ids = self.encode(text, add_special_tokens=False)
         special = [] if parse_special else [self.token(token) or "" for token in self.special_ids.intersection(ids)]
-        marker = Marker.found(special, [messages, tools])
+        marker = Marker.found(special, [messages, tools, variables])
         if marker is None:
             return ids
-        marked = self.render_chat(
-            marker.marked(messages), add_generation_prompt=add_generation_prompt, tools=marker.marked(tools)
-        )
+        marked = render(marker.marked(messages), tools=marker.marked(tools), variables=marker.marked(variables))
         if without_marks(marked) != without_marks(text):
             raise _unwritable(marker.first)
         pieces = enumerate(marker.pieces(marked))

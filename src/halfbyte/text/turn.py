@@ -5,7 +5,7 @@ Here a chat template's form of tool calls and its way to mark thoughts come toge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from halfbyte.text.forms import Form
 from halfbyte.text.grammar import Grammar, GrammarCompiler, Otherwise
@@ -25,6 +25,7 @@ class Turn:
         called: Those of them that may be called; all by default.
         required: Whether the answer must be calls.
         parallel: Whether it may call several times.
+        variables: What else the chat template reads, as for `Tokenizer.render_chat`.
 
     Attributes:
         messages, tools: As the chat template takes them.
@@ -44,6 +45,7 @@ class Turn:
         called: Sequence[Tool] | None = None,
         required: bool = False,
         parallel: bool = True,
+        variables: Mapping[str, object] | None = None,
     ) -> None:
         source = tokenizer.chat_template(tools=bool(tools)) or ""
         self._calls = tool_format(source)
@@ -51,7 +53,9 @@ class Turn:
         self._required, self._parallel = required, parallel
         self._reasoning = reasoning_format(source, lambda text: tokenizer.token_id(text) is not None)
         self.messages, self.tools = self._calls.conversation(messages, tools)
-        self._prompt = tokenizer.render_chat(self.messages, tools=self.tools) if self._reasoning else ""
+        self._prompt = (
+            tokenizer.render_chat(self.messages, tools=self.tools, variables=variables) if self._reasoning else ""
+        )
         marks = (*(self._calls.keep if tools else ()), *(self._reasoning.keep if self._reasoning else ()))
         self.keep = tuple(dict.fromkeys(marks))
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from halfbyte.text.grammar import WHITE_SPACE
+from halfbyte.text.marking import Written
 from halfbyte.text.tools.events import Mark, Message, Tool
 from halfbyte.text.tools.reader import Reader, Steps
 
@@ -194,6 +195,18 @@ def function_of(call: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(arguments, str):
         arguments = json.loads(_object(arguments))
     return str(function.get("name", "")), dict(arguments) if isinstance(arguments, Mapping) else {}
+
+
+def written(message: Message, *pieces: tuple[str, bool]) -> Message:
+    """A message whose calls stand in its text, for templates that do not write them; see `Written`."""
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**kept, "content": Written((text_of(message), False), *pieces)}
+
+
+def json_list(message: Message) -> str:
+    """A message's calls as a JSON list."""
+    made = [function_of(call) for call in calls_of(message)]
+    return json.dumps([{"name": name, "arguments": arguments} for name, arguments in made], ensure_ascii=False)
 
 
 def text_of(message: Message) -> str:

@@ -12,7 +12,7 @@ from halfbyte.text.tools.literals import Notation, Rules, read_members
 from halfbyte.text.tools.reader import Reader, ReaderParser, Steps
 
 OPEN, CLOSE, QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
-_NOTATION = Notation((QUOTE,), False, ("true", "false", "null"), bare_keys=True)
+_NOTATION = Notation((QUOTE,), False, (("true",), ("false",), ("null",)), bare_keys=True)
 
 
 class BareKeys:

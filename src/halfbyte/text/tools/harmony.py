@@ -1,5 +1,8 @@
 """`<|channel|>commentary to=functions.name <|constrain|>json<|message|>{…}<|call|>`: gpt-oss, which writes in channels.
 
+The function may also be named before the channel, ` to=functions.name<|channel|>commentary json<|message|>`, as the
+template has it.
+
 What the model thinks and says stands in channels too; `text.reasoning` takes those off before calls are looked for.
 """
 
@@ -23,6 +26,7 @@ CHANNEL, MESSAGE, START, END, CALL, RETURN = (
 )
 CONSTRAIN = "<|constrain|>"
 KEEP = (CHANNEL, MESSAGE, START, END, CALL, RETURN, CONSTRAIN)
+_TO = " to="
 _RECIPIENT = re.compile(r"to=functions\.([\w.:/-]+)")
 
 
@@ -33,7 +37,7 @@ class Channels:
 
     def matches(self, template_source: str) -> bool:
         """Whether a chat template is one for this format."""
-        return CHANNEL in template_source and "to=functions." in template_source
+        return CHANNEL in template_source and "functions." in template_source
 
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Tool]
@@ -48,12 +52,17 @@ class Channels:
         following = f'{mark(END)} {mark(START)} "assistant"'
         rules = [
             f'aside: {channel} ("analysis" | "commentary") {message} TEXT? {following}',
-            f'call: {channel} "commentary to=functions." named_call',
-            "named_call: " + " | ".join(f"call_{index}" for index in range(len(called))),
+            "call: " + " | ".join(f"call_{index}" for index in range(len(called))),
+            f'json: " " ({mark(CONSTRAIN)} "json" | "json") {message}',
         ]
         for index, tool in enumerate(called):
-            head = f'{calls.quoted(tool.name + " ")} {mark(CONSTRAIN)} "json" {message}'
-            rules.append(f"call_{index}: {head} arguments_{index}")
+            recipient = f" to=functions.{tool.name}"
+            rules.append(f"call_{index}: head_{index} json arguments_{index}")
+            heads = (
+                f"{channel} {calls.quoted(f'commentary{recipient}')}",
+                f'{calls.quoted(recipient)} {channel} "commentary"',
+            )
+            rules.append(f"head_{index}: {' | '.join(heads)}")
             rules.append(f"arguments_{index}: {calls.schema_lark(tool.parameters, strict=tool.strict)}")
         final = f' | {channel} "final" {message} TEXT?' if choice == "auto" else ""
         text = calls.TEXT if channel.startswith("<") else "TEXT: /[^<]+/"
@@ -65,8 +74,8 @@ class Channels:
 
 
 def _read(reader: Reader) -> Steps[None]:
-    while (yield from reader.until(reader.text, CHANNEL)):
-        header: list[str] = []
+    while begun := (yield from reader.until(reader.text, CHANNEL, f"{_TO}functions.")):
+        header = [begun]
         found = yield from reader.until(header.append, MESSAGE)
         name = _RECIPIENT.search("".join(header))
         if not found or name is None:
@@ -81,24 +90,31 @@ def _read(reader: Reader) -> Steps[None]:
 
 def read_channels(reader: Reader) -> Steps[None]:
     """Thoughts and text without their channels; messages to functions as they are."""
-    while True:
-        if (yield from reader.take(START)):
-            yield from reader.until(ignore, CHANNEL)
-        elif not (yield from reader.take(CHANNEL)):
-            yield from reader.until(reader.text, CHANNEL, START)
-            if not (yield from reader.peek()):
-                return
-        header: list[str] = []
-        if not (yield from reader.until(header.append, MESSAGE)):
-            return
-        name = "".join(header).strip()
-        if _RECIPIENT.search(name):
-            reader.text(f"{CHANNEL}{name}{MESSAGE}")
+    head = yield from _read_head(reader, _TO)
+    while head is not None:
+        recipient, channel = _RECIPIENT.search(head), head.rpartition(CHANNEL)[2].strip()
+        if recipient:
+            reader.text(f"{CHANNEL}commentary {recipient[0]}{MESSAGE}")
             yield from reader.json_value(reader.text)
             reader.text(CALL)
             yield from reader.until(ignore, CALL, END)
         else:
-            yield from reader.until(reader.reasoning if name.startswith("analysis") else reader.text, END, RETURN)
+            yield from reader.until(reader.reasoning if channel.startswith("analysis") else reader.text, END, RETURN)
+        head = yield from _read_head(reader, START)
+
+
+def _read_head(reader: Reader, start: str) -> Steps[str | None]:
+    """What stands before the text of the next message, its recipient and its channel; None if no message follows.
+
+    Args:
+        start: What a head begins with besides the channel; the prompt ends within the first.
+    """
+    head: list[str] = []
+    if (yield from reader.take(start)):
+        head.append(start)
+    elif not (yield from reader.take(CHANNEL)) and not (yield from reader.until(reader.text, CHANNEL, START)):
+        return None
+    return "".join(head) if (yield from reader.until(head.append, MESSAGE)) else None
 
 
 FORMATS = (Channels(),)

@@ -28,15 +28,15 @@ class Notation:
     """How values are written.
 
     Attributes:
-        quotes: Delimiters of strings; the first is the one that answers under a grammar have.
+        quotes: Delimiters of strings.
         escapes: Whether a backslash in a string begins an escape.
-        words: True, false and nothing.
+        words: True, false and nothing, each in all ways that it is written.
         bare_keys: Whether keys of objects stand without quotes.
     """
 
     quotes: tuple[str, ...]
     escapes: bool
-    words: tuple[str, str, str]
+    words: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     bare_keys: bool
 
 
@@ -151,6 +151,22 @@ def _word(word: str) -> str:
     return json.dumps(word, ensure_ascii=False)
 
 
+def python_literal(value: object) -> str:
+    """A JSON value as Python writes it, with strings as in JSON."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{python_literal(key)}: {python_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(python_literal, value)) + "]"
+    return repr(value)
+
+
+def python_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as Python writes it."""
+    return f"{name}({', '.join(f'{key}={python_literal(value)}' for key, value in arguments.items())})"
+
+
 # --- grammar
 
 
@@ -160,15 +176,15 @@ class Rules:
     Args:
         notation: The notation.
         mark: Gives delimiters as Lark.
-        string: A Lark terminal of a string between its quotes, none of which is a special token.
+        strings: For each kind of quotes, a Lark terminal of a string between them, where they are no special tokens.
     """
 
-    def __init__(self, notation: Notation, mark: Mark, string: str) -> None:
+    def __init__(self, notation: Notation, mark: Mark, *strings: str) -> None:
         self._notation = notation
-        self._quote = mark(notation.quotes[0])
+        self._quotes = tuple(map(mark, notation.quotes))
         self._lark: dict[str, str] = {}
         self._names: dict[str, str] = {}
-        self._string = string
+        self._strings = strings
 
     def members(self, name: str, tool: Tool, sign: str, between: str) -> None:
         """Adds the rule `name`: a tool's arguments, optional ones left out or not, in the order of its schema."""
@@ -177,7 +193,7 @@ class Rules:
 
     def lark(self) -> list[str]:
         """All rules so far."""
-        terminals = [f"STRING: {self._string}"]
+        terminals = [f"STRING_{place}: {string}" for place, string in enumerate(self._strings)]
         numbers = ["INTEGER: /-?(0|[1-9][0-9]*)/", r"NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/"]
         return [*(f"{name}: {body}" for name, body in self._lark.items()), *terminals, *numbers]
 
@@ -206,14 +222,14 @@ class Rules:
     def _of_kind(self, kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], name: str) -> str:
         match kind:
             case "string":
-                return f"{self._quote} STRING? {self._quote}"
+                return self._string
             case "integer" | "number":
                 limits = {key: schema[key] for key in _LIMITS if isinstance(schema.get(key), (int, float))}
                 return calls.schema_lark({"type": kind, **limits}) if limits else kind.upper()
             case "boolean":
-                return " | ".join(map(calls.quoted, self._notation.words[:2]))
+                return " | ".join(map(self._literal, (True, False)))
             case "null":
-                return calls.quoted(self._notation.words[2])
+                return self._literal(None)
             case "array":
                 item = self._value(schema.get("items", {}), root)
                 few = schema.get("minItems")
@@ -254,15 +270,28 @@ class Rules:
         """A key, any if it is None, and what comes between it and its value."""
         if self._notation.bare_keys or sign == "=":
             return f"{'NAME' if key is None else calls.quoted(key)} {calls.quoted(sign)}"
-        inner = "STRING?" if key is None else calls.quoted(json.dumps(key, ensure_ascii=False)[1:-1])
-        return f'{self._quote} {inner} {self._quote} {calls.quoted(sign)} " "?'
+        return f'({self._string if key is None else self._literal(key)}) {calls.quoted(sign)} " "?'
+
+    @property
+    def _string(self) -> str:
+        return " | ".join(f"{mark} STRING_{place}? {mark}" for place, mark in enumerate(self._quotes))
+
+    def _escaped(self, text: str, quote: str) -> str:
+        """A text as it stands between quotes."""
+        if not self._notation.escapes:
+            return text
+        inner = json.dumps(text, ensure_ascii=False)[1:-1]
+        return inner if quote == '"' else inner.replace('\\"', '"').replace(quote, "\\" + quote)
 
     def _literal(self, value: object) -> str:
         if isinstance(value, bool) or value is None:
-            return calls.quoted(self._notation.words[(True, False, None).index(value)])
+            words = self._notation.words[(True, False, None).index(value)]
+            return " | ".join(map(calls.quoted, words))
         if isinstance(value, str):
-            inner = json.dumps(value, ensure_ascii=False)[1:-1] if self._notation.escapes else value
-            return f"{self._quote} {calls.quoted(inner)} {self._quote}" if inner else f"{self._quote} {self._quote}"
+            return " | ".join(
+                f"{mark} {calls.quoted(inner)} {mark}" if (inner := self._escaped(value, quote)) else f"{mark} {mark}"
+                for quote, mark in zip(self._notation.quotes, self._quotes, strict=True)
+            )
         return calls.quoted(json.dumps(value, ensure_ascii=False))
 
 

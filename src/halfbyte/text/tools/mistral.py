@@ -55,8 +55,9 @@ class NamedArguments(JsonList):
         """See `ToolFormat`."""
         called = chosen(tools, choice)
         rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(called)))]
+        rules.append(f"id: {mark(CALL_ID)} /[0-9A-Za-z]{{9}}/")
         for index, tool in enumerate(called):
-            rules.append(f"call_{index}: {calls.quoted(tool.name)} {mark(ARGS)} arguments_{index}")
+            rules.append(f"call_{index}: {calls.quoted(tool.name)} id? {mark(ARGS)} arguments_{index}")
             rules.append(f"arguments_{index}: {calls.schema_lark(tool.parameters, strict=tool.strict)}")
         return calls.lark(*calls.marked_calls(choice, parallel, OPEN, mark), *rules, calls.SPACE)
 

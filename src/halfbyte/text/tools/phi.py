@@ -58,12 +58,9 @@ def _read(reader: Reader) -> Steps[None]:
 
 def _written(message: Message) -> Message:
     """A message with its calls in its text."""
-    made = [calls.function_of(call) for call in calls.calls_of(message)]
-    if not made:
+    if not calls.calls_of(message):
         return message
-    listed = [{"name": name, "arguments": arguments} for name, arguments in made]
-    text = calls.text_of(message) + OPEN + json.dumps(listed, ensure_ascii=False) + CLOSE
-    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": text}
+    return calls.written(message, (OPEN, True), (calls.json_list(message), False), (CLOSE, True))
 
 
 FORMATS = (DelimitedList(),)

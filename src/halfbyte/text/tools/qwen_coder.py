@@ -14,6 +14,8 @@ from halfbyte.text.tools.reader import Reader, ReaderParser, Steps, ignore
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END = "<function=", "</function>"
 _PARAMETER, _VALUE_END = "<parameter=", "</parameter>"
+_PLAIN = (True, False, None)
+"""Values that the templates write as Python does."""
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -76,10 +78,18 @@ def _value_rule(schema: Any, tool: Tool) -> str:
     )
     if isinstance(values, (list, tuple)) and values and all(isinstance(value, str) for value in values):
         return "(" + " | ".join(calls.quoted(f"{value}\n{_VALUE_END}\n") for value in values) + ")"
-    if "string" in kinds(schema, tool.parameters):
+    allowed = kinds(schema, tool.parameters)
+    if "string" in allowed:
         return "free_value"
     shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-    return f"{calls.schema_lark({**shared, **schema}, strict=tool.strict)} {end}"
+    json_lark = calls.schema_lark({**shared, **schema}, strict=tool.strict)
+    given = (
+        values
+        if isinstance(values, (list, tuple))
+        else _PLAIN[:2] * ("boolean" in allowed) + _PLAIN[2:] * ("null" in allowed)
+    )
+    words = [calls.quoted(str(value)) for value in given if any(value is plain for plain in _PLAIN)]
+    return f"({' | '.join([json_lark, *words])}) {end}"
 
 
 # --- reading

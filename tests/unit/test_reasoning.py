@@ -116,9 +116,13 @@ def test_channels_are_told_apart(answer: str, found: Found) -> None:
         assert found_in([*told, *after]) == found
 
 
-def test_templates_without_thoughts_have_no_format() -> None:
-    for path in (Path(__file__).parent / "chat_templates").glob("*.jinja"):
-        assert reasoning_format(path.read_text(encoding="utf-8")) is None
+def test_templates_have_the_format_of_their_thoughts() -> None:
+    found = {
+        path.stem: form.open
+        for path in (Path(__file__).parent / "chat_templates").glob("*.jinja")
+        if (form := reasoning_format(path.read_text(encoding="utf-8")))
+    }
+    assert found == {"ministral-3": "[THINK]", "olmo-3-think": "<think>", "smollm-3": "<think>"}
 
 
 def test_the_vocabulary_tells_it_where_the_template_does_not() -> None:

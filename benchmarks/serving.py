@@ -2,7 +2,9 @@
 
 One process has a model, its engine and a server. So many clients at a time, in this process, send the server requests;
 then the engine answers as many requests of the same lengths without it. Both in turns, several times. A line of JSON
-for each number of clients: tokens per second of both, their ratio, times between events, and the processors' time.
+for each number of clients: tokens per second of both, their ratio, times to the first event and between events, and
+how busy processors, threads and the GPU were, as shares of the time. The GPU's is from one more turn, which its clock
+slows.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +27,8 @@ from benchmarks.clients import Answer, connected
 from halfbyte.report import host
 from halfbyte.report.workload import Arrival, Workload, arrivals
 
+KIND = "halfbyte serve"
+SCHEMA = 1
 VOCABULARY = 256
 """Prompts have tokens below this, which every model has."""
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -43,12 +47,23 @@ class Worker:
         line = self._process.stdout.readline()
         return json.loads(line) if line else sys.exit("the process with the model has ended")
 
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        return self._said()
+
     def alone(self, clients: int, workload: Workload) -> float:
         """Tokens per second without the server."""
-        assert self._process.stdin is not None
         asked = {"clients": clients, "workload": asdict(workload), "vocabulary": VOCABULARY}
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return float(self._said()["tokens_per_s"])
+        return float(self._answer(asked)["tokens_per_s"])
+
+    def clock(self, on: bool) -> bool:
+        """Have the GPU timed from now on, or no more; whether it is."""
+        return bool(self._answer({"clock": on})["clock"])
+
+    def spent(self) -> dict[str, Any]:
+        """What `serving_worker.spent` tells."""
+        return self._answer({})
 
     def cpu_s(self) -> float:
         """Processor time that it has taken so far, in seconds."""
@@ -91,9 +106,11 @@ async def _all(port: int, clients: int, coming: Sequence[Arrival]) -> list[Answe
 def served(server: Worker, clients: int, workload: Workload) -> dict[str, float]:
     """Figures of the workload, answered by the server."""
     coming = arrivals(workload, VOCABULARY)
+    before = server.spent()
     began, server_s, own_s = time.perf_counter(), server.cpu_s(), time.process_time()
     answers = asyncio.run(_all(server.port, clients, coming))
     seconds, server_s, own_s = time.perf_counter() - began, server.cpu_s() - server_s, time.process_time() - own_s
+    after = server.spent()
     gaps = sorted(b - a for answer in answers for a, b in zip(answer.event_s, answer.event_s[1:], strict=False))
     firsts = sorted(answer.event_s[0] for answer in answers)
     return {
@@ -101,7 +118,33 @@ def served(server: Worker, clients: int, workload: Workload) -> dict[str, float]
         "first_p50_ms": 1000 * _at(firsts, 0.5), "first_p99_ms": 1000 * _at(firsts, 0.99),
         "gap_p50_ms": 1000 * _at(gaps, 0.5), "gap_p99_ms": 1000 * _at(gaps, 0.99),
         "events": len(gaps) + len(firsts), "server_cpu": server_s / seconds, "client_cpu": own_s / seconds,
+        **_shares(before, after, seconds),
     }  # fmt: skip
+
+
+def _shares(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, float]:
+    """How busy the threads of the server and of the engine were, how long that waited for a GPU, and its submits."""
+    if before["engine_id"] != after["engine_id"]:
+        before = {**before, "engine": 0.0}
+    names = {"server": "server_thread", "engine": "engine_thread", "wait_s": "gpu_wait"}
+    shares = {told: (after[name] - before[name]) / seconds for name, told in names.items() if name in after}
+    return shares | ({"submits": after["submits"] - before["submits"]} if "submits" in after else {})
+
+
+def gpu_busy(server: Worker, clients: int, workload: Workload) -> dict[str, float]:
+    """The share of the time in which the GPU works, with the server and without; nothing if it has no clock."""
+    if not server.clock(True):
+        return {}
+    tokens, shares = workload.requests * workload.new_tokens[0], dict[str, float]()
+    for told, work in (
+        ("gpu_busy", lambda: served(server, clients, workload)["tokens_per_s"]),
+        ("engine_gpu_busy", lambda: server.alone(clients, workload)),
+    ):
+        before = server.spent()["gpu_s"]
+        seconds = tokens / work()
+        shares[told] = round((server.spent()["gpu_s"] - before) / seconds, 3)
+    server.clock(False)
+    return shares
 
 
 def _at(values: Sequence[float], part: float) -> float:
@@ -109,10 +152,14 @@ def _at(values: Sequence[float], part: float) -> float:
 
 
 def measure(server: Worker, clients: int, shape: Workload, rounds: int) -> dict[str, Any]:
-    """Figures of both ways in turns, after one that does not count; medians over the rounds."""
+    """Figures of both ways in turns, after one that does not count; medians over the rounds.
+
+    Every turn has prompts of its own, of which the server's cache has nothing.
+    """
     of_server, of_engine = [], []
+    shape = replace(shape, requests=shape.requests * clients)
     for turn in range(2 * rounds + 2):
-        workload = Workload(shape.requests * clients, shape.prompt_tokens, shape.new_tokens, seed=turn)
+        workload = replace(shape, seed=1000 * clients + turn)
         if turn % 2:
             of_server.append(served(server, clients, workload))
         else:
@@ -120,11 +167,12 @@ def measure(server: Worker, clients: int, shape: Workload, rounds: int) -> dict[
     counted = of_server[1:]
     ratios = [each["tokens_per_s"] / engine for each, engine in zip(counted, of_engine[1:], strict=True)]
     return {
-        "clients": clients, "requests": shape.requests * clients, "prompt_tokens": shape.prompt_tokens[0],
+        "clients": clients, "requests": shape.requests, "prompt_tokens": shape.prompt_tokens[0],
         "new_tokens": shape.new_tokens[0],
         **{name: round(statistics.median(each[name] for each in counted), 3) for name in counted[0]},
         "engine_tokens_per_s": round(statistics.median(of_engine[1:]), 1),
         "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios],
+        **gpu_busy(server, clients, replace(shape, seed=1000 * clients + 999)),
     }  # fmt: skip
 
 
@@ -147,11 +195,13 @@ def main() -> None:
     shape = Workload(given.requests, (given.prompt_tokens,) * 2, (given.new_tokens,) * 2)
     options = {"device": given.device, "threads": given.threads, "context": shape.context, "sequences": max(numbers)}
     asked = {"model": given.synthetic or given.model, "synthetic": given.synthetic is not None, "options": options}
-    about = {"kind": "halfbyte serve", "time": datetime.now(UTC).isoformat(timespec="seconds"), **asked}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"schema": SCHEMA, "kind": KIND, "time": now, **asked}
     with worker(asked) as server:
+        about |= {"machine": host.machine() | server.about["device"], "versions": host.versions()}
         for clients in numbers:
             found = measure(server, clients, shape, given.rounds)
-            print(json.dumps({**about, "machine": host.machine(), **found}), flush=True)
+            print(json.dumps({**about, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Results:
         return read(self.path)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What `benchmarks.peers` wrote."""
+        """What `benchmarks.peers` or `benchmarks.serving` wrote."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
@@ -87,6 +87,7 @@ H200 = (
     Results("nvidia-h200/bench-2026-11-21.jsonl", ("7389829", "87625bd")),
 )
 H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("8aadbaa",))
+H200_SERVING = Results("nvidia-h200/serving-2026-11-30.jsonl", ("96fea1e",))
 ZEN5 = Results("amd-epyc-zen5-2-cores/bench-2026-11-21.jsonl", ("7b7bfd4",))
 ZEN5_PEERS = Results("amd-epyc-zen5-2-cores/peers-2026-11-21.jsonl", ("d53094c", "d12c6bc"))
 ZEN4_PEERS = Results("amd-epyc-zen4-2-cores/peers-2026-11-21.jsonl", ("6301fa0",))
@@ -242,6 +243,25 @@ def _whole_speed(record: Record) -> float:
     return record.case.batch * record.case.new_tokens / median(sample.total_s for sample in record.samples)
 
 
+def h200_serving() -> tuple[str, Sequence[Results]]:
+    """The server on an H200, for several numbers of clients."""
+    sizes, lines, rows = (1, 8, 32, 64), H200_SERVING.lines(), []
+    for name, title in MODELS.items():
+        by_size = {line["clients"]: line for line in lines if line["model"] == name}
+        if not by_size:
+            continue
+        own = [by_size[n] for n in sizes]
+        rows.append([f"{title}, tokens/s", *(f"{line['tokens_per_s']:,.0f}" for line in own)])
+        rows.append(["… over those of the engine alone", *(f"{line['ratio']:.2f}" for line in own)])
+        rows.append(["… first token, ms: median (p99)", *(_median_and_p99(line, "first") for line in own)])
+        rows.append(["… between events, ms: median (p99)", *(_median_and_p99(line, "gap") for line in own)])
+    return _pipe(["clients", *map(str, sizes)], rows), [H200_SERVING]
+
+
+def _median_and_p99(line: dict[str, Any], what: str) -> str:
+    return f"{line[f'{what}_p50_ms']:,.0f} ({line[f'{what}_p99_ms']:,.0f})"
+
+
 def zen5() -> tuple[str, Sequence[Results]]:
     """Every model on two cores of Zen 5."""
     head = ["model", "prefill of 128, ms", "decode, tokens/s", "ms per token, p50", "p99", "MB per token"]
@@ -348,6 +368,7 @@ TABLES: dict[str, Callable[[], tuple[str, Sequence[Results]]]] = {
     "h200-formats": h200_formats,
     "h200-llama-cpp": h200_llama_cpp,
     "h200-together": h200_together,
+    "h200-serving": h200_serving,
     "zen5": zen5,
     "zen5-memory": zen5_memory,
     "peers-llama": lambda: _peers(ZEN5_PEERS, "llama-3.2-1b"),

@@ -92,8 +92,8 @@ class AsyncStream(AsyncIterator[Token]):
         async with self:
             async for token in self:
                 tokens = [token]
-                while self._outbox.has_token and not self._stream._closed:
-                    tokens.append(await anext(self))
+                while not self._stream._closed and (output := self._outbox.take_token()):
+                    tokens.append(self._stream._taken(output))
                 yield tokens
                 await self._rest(pace_s())
 

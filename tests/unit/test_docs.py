@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks import tables
+from benchmarks import serving, tables
 from benchmarks.peers import report
 from halfbyte.cli.app import app
 from halfbyte.report import schema, throughput_schema
@@ -187,12 +187,13 @@ def test_every_table_stands_on_a_page() -> None:
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_results_are_named_by_kind_and_date(path: Path) -> None:
-    found = re.fullmatch(r"(bench|peers|throughput)-(\d{4}-\d{2}-\d{2})\.jsonl", path.name)
+    found = re.fullmatch(r"(bench|peers|serving|throughput)-(\d{4}-\d{2}-\d{2})\.jsonl", path.name)
     assert found is not None
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kinds = {
         "bench": ("kind", schema.KIND, schema.SCHEMA),
         "peers": ("benchmark", "peers", report.SCHEMA),
+        "serving": ("kind", serving.KIND, serving.SCHEMA),
         "throughput": ("kind", throughput_schema.KIND, throughput_schema.SCHEMA),
     }
     key, value, version = kinds[found[1]]

@@ -16,7 +16,6 @@ from halfbyte.cpu import _native
 from halfbyte.errors import HalfbyteError
 from halfbyte.plan.drawing import Draw, Token, UInt32
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
-from halfbyte.sampling.params import SAMPLERS
 from halfbyte.sampling.sampler import invalid_logits
 
 Float32 = NDArray[np.float32]
@@ -27,8 +26,7 @@ _BEYOND_PLAIN = {"typical_p"}
 
 def known(params: SamplingParams) -> bool:
     """Whether the core does all that these settings ask for, in the order that they ask for."""
-    in_order = list(params.active) == sorted(params.active, key=SAMPLERS.index)
-    return in_order and _BEYOND_PLAIN.issuperset(params.beyond_plain)
+    return params.in_default_order and _BEYOND_PLAIN.issuperset(params.beyond_plain)
 
 
 def choose(program: _native.Program, logits: Float32, draws: Sequence[Draw]) -> list[Token]:

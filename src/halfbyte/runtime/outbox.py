@@ -45,12 +45,6 @@ class Outbox:
             notify()
 
     @property
-    def has_token(self) -> bool:
-        """Whether what would be taken next is a token."""
-        with self._changed:
-            return bool(self._outputs) and isinstance(self._outputs[0], TokenOutput)
-
-    @property
     def has_end(self) -> bool:
         """Whether the last token, or a failure, is there."""
         with self._changed:
@@ -72,6 +66,15 @@ class Outbox:
         """Whether there is something, and what was put in first."""
         with self._changed:
             return (True, self._taken()) if self._outputs else (False, None)
+
+    def take_token(self) -> TokenOutput | None:
+        """Take what was put in first, if it is a token."""
+        with self._changed:
+            output = self._outputs[0] if self._outputs else None
+            if not isinstance(output, TokenOutput):
+                return None
+            self._taken()
+            return output
 
     def _taken(self) -> Output | BaseException | None:
         output = self._outputs.popleft()

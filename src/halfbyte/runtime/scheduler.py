@@ -49,6 +49,8 @@ class Chunk:
     def scored(self) -> range:
         """Positions after which a token of the prompt comes whose log-probability is wanted."""
         sequence = self.sequence
+        if sequence.scoring is None:
+            return range(0)
         first = len(sequence.prompt_ids) - 1 - sequence.num_unscored
         return range(max(self.start, first), min(self.stop, first + sequence.num_unscored))
 

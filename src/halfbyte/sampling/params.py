@@ -230,10 +230,15 @@ class SamplingParams:
         """The samplers, with the bias first if `samplers` does not name it."""
         return (*(("logit_bias",) if "logit_bias" not in self.samplers else ()), *self.samplers)
 
-    @property
+    @cached_property
     def active(self) -> tuple[str, ...]:
         """The samplers that do something with these settings, in their order."""
         return tuple(name for name in self.order if self._uses(name))
+
+    @cached_property
+    def in_default_order(self) -> bool:
+        """Whether the samplers that do something come in the order of `SAMPLERS`."""
+        return list(self.active) == sorted(self.active, key=SAMPLERS.index)
 
     @property
     def uses_mirostat(self) -> bool:

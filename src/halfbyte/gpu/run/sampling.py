@@ -23,7 +23,6 @@ from halfbyte.gpu.run.bound import Buffer
 from halfbyte.plan.drawing import Draw, Token, asked_for
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
 from halfbyte.sampling.noise import coins_below
-from halfbyte.sampling.params import SAMPLERS
 from halfbyte.sampling.sampler import invalid_logits
 
 IN_PROMPT = np.uint32(1 << 31)
@@ -33,8 +32,7 @@ _BEYOND_PLAIN = {"xtc_probability"}
 
 def supported(sampling: SamplingParams) -> bool:
     """Whether the GPU can choose tokens this way, which gives no log-probabilities of other tokens."""
-    in_order = list(sampling.active) == sorted(sampling.active, key=SAMPLERS.index)
-    return in_order and _BEYOND_PLAIN.issuperset(sampling.beyond_plain) and not sampling.logprobs
+    return sampling.in_default_order and not sampling.logprobs and _BEYOND_PLAIN.issuperset(sampling.beyond_plain)
 
 
 def penalizes(sampling: SamplingParams) -> bool:

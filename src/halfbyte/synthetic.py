@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.q4g import Q4G
-from halfbyte.models.spec import ModelSpec
+from halfbyte.models.spec import DeltaNet, ModelSpec
 from halfbyte.plan import Batch, Plan
 
 DISTINCT_ROWS = 512
@@ -42,9 +42,16 @@ class SyntheticWeights:
         """Random parts, the same at each call; norms' weights leave their input's size as it is."""
         shape, stored = self._spec.shapes[name], self.format(name)
         if len(shape) == 1:
-            return Weight(stored, shape, {"": np.full(shape, 1 - self._spec.norm_offset, np.float32)})
+            return Weight(stored, shape, {"": np.full(shape, self._vector_value(name), np.float32)})
+        if len(shape) > 2:
+            return Weight(stored, shape, {"": np.full(shape, shape[-1] ** -0.5, np.float32)})
         parts = self.tile(name).parts
         return Weight(stored, shape, {suffix: _repeated(part, shape[0]) for suffix, part in parts.items()})
+
+    def _vector_value(self, name: str) -> float:
+        """The value of all of a vector's; norms inside mixers have no offset."""
+        plain = {layer.mixer.norm for layer in self._spec.layers if isinstance(layer.mixer, DeltaNet)}
+        return 1.0 if name in plain else 1 - self._spec.norm_offset
 
     def tile(self, name: str) -> Weight:
         """The first rows of a matrix, which the others repeat: a device can copy them by itself."""

@@ -36,10 +36,8 @@ def software_index() -> int:
 
 
 def block_tables(plan: Plan) -> dict[str, np.ndarray]:
-    """Each sequence's share of the blocks, in order."""
-    return {
-        g.blocks: np.arange(plan.sequences * g.columns, dtype=np.int32).reshape(plan.sequences, -1) for g in plan.groups
-    }
+    """Each sequence's share of the blocks, and its state."""
+    return plan.own_tables()
 
 
 def one(plan: Plan, token: int, position: int, *, rope_set: int = 0) -> Batch:

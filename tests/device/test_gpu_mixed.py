@@ -34,6 +34,7 @@ def mixed(plan: Plan, held: np.ndarray, decodes: list[int], prompts: dict[int, i
         .reshape(plan.sequences, -1)
         for group in plan.groups
     }
+    tables = plan.own_tables() | tables
     rows = np.cumsum([count for _, count in counts]).astype(np.int32) - 1
     ids = random.integers(3, VOCABULARY - 8, len(sequences), np.int32)
     return Batch(ids, positions, sequences, np.zeros_like(ids), tables, rows, len(decodes))
@@ -60,10 +61,18 @@ def schedule(plan: Plan, seed: int, steps: int) -> Iterator[Batch]:
 
 @pytest.mark.parametrize(
     ("family", "baseline"),
-    [("phi-4-mini", False), ("gemma-3-1b", False), ("mistral-7b-v0.1", False), ("gemma-3-1b", True)],
+    [
+        ("phi-4-mini", False),
+        ("gemma-3-1b", False),
+        ("mistral-7b-v0.1", False),
+        ("gemma-3-1b", True),
+        ("lfm-2-four-inputs", False),
+        ("qwen-3.5-text", False),
+        ("qwen-3.5-text", True),
+    ],
 )
 def test_decodes_and_prompts_in_any_mixture_agree_with_the_reference(family: str, baseline: bool) -> None:
-    """Key heads that queries share, windows shorter than the context, prompts in pieces, up to 40 decodes."""
+    """Key heads that queries share, windows shorter than the context, states, prompts in pieces, up to 40 decodes."""
     model = tiny(family)
     plan = model.plan(sequences=SEQUENCES, context=CONTEXT, block_size=BLOCK, tokens=90)
     gpu = GpuExecutor(plan, model, device=software_gpu(baseline=baseline), off=("int8",), tuning=Tuning())

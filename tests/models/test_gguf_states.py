@@ -101,7 +101,7 @@ def write_qwen35(target: Path, model: Tiny, *, decay: float | None = None) -> No
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([f"t{index}" for index in range(VOCABULARY)])
     writer.add_token_types([1] * VOCABULARY)
-    writer.add_token_merges([])
+    writer.add_token_merges(["t0 t1"])
     writer.add_eos_token_id(2)
     whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     for name, values in model.tensors.items():

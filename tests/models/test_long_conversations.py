@@ -25,7 +25,9 @@ def greedy_by_fresh_runs(family: str, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("device", [ReferenceExecutor, CpuExecutor])
-@pytest.mark.parametrize("family", ["phi-3.5-mini", "phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1", "lfm-2"])
+@pytest.mark.parametrize(
+    "family", ["phi-3.5-mini", "phi-4-mini", "gemma-3-1b", "mistral-7b-v0.1", "lfm-2", "qwen-3.5-text"]
+)
 def test_decoding_across_the_boundary_equals_fresh_runs(family: str, device: Any) -> None:
     """LongRoPE's switch is at 24 tokens; the windows of 17 and 19 are full, and their rings wrap, before the end."""
     model = tiny(family)

@@ -30,7 +30,7 @@ TEXT = np.random.default_rng(3).integers(3, VOCABULARY - 8, 30).tolist()
 GREEDY = (0.0, 0)
 SETTINGS = (GREEDY, (1.0, 5), (2.0, 9))
 """Temperatures and seeds."""
-FAMILIES = ("llama-3.2-1b", "mistral-7b-v0.1", "gemma-3-1b", "phi-4-mini", "lfm-2")
+FAMILIES = ("llama-3.2-1b", "mistral-7b-v0.1", "gemma-3-1b", "phi-4-mini", "lfm-2", "qwen-3.5-text")
 """Without a window; all layers, and most layers, with one; with LongRoPE, which switches at 24 tokens;
 with states."""
 

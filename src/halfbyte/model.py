@@ -11,13 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from halfbyte.answer import Generation, Stream
+from halfbyte.checkpoint.adapter import Adapter, AdapterFolder
+from halfbyte.checkpoint.base import Checkpoint
+from halfbyte.checkpoint.lora import AdaptedWeights, MergedWeights
 from halfbyte.checkpoint.open import open_checkpoint
-from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.packed import RepackedWeights, TensorSource
 from halfbyte.checkpoint.runnable import ExecutableWeights
 from halfbyte.embedding import EmbeddingOptions, EmbeddingParams, Float32, Texts, all_of, texts_of
 from halfbyte.errors import UsageError
@@ -63,6 +67,7 @@ class AnswerOptions(SamplingOptions, total=False):
     grammar: Grammar | None
     keep_special: Sequence[str]
     prompt_logprobs: int | None
+    adapter: str | None
 
 
 class Model:
@@ -80,11 +85,14 @@ class Model:
         nbytes: Bytes of its weights as stored on the device.
         load_s: Seconds that loading took.
         notes: What a user should know about how its weights are held.
+        adapter: The adapter that answers come with if they name none; None for the model itself.
     """
+
+    adapter: str | None = None
 
     def __init__(
         self, *, name: str, path: Path, spec: ModelSpec, tokenizer: Tokenizer, placed: Placed, load_s: float,
-        notes: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (), merged: Adapter | None = None, beside: Mapping[str, Adapter] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = path
@@ -97,10 +105,12 @@ class Model:
         self.why_device = placed.why
         self.load_s = load_s
         self.notes = notes
+        self._merged, self._beside = merged, dict(beside or {})
         engine = Engine(self.executor, rope_switch=spec.rope_switch, prefill_chunk=self.options.prefill_chunk)
         self.engine = EngineLoop(engine, survives_fork=factory(self.device).survives_fork)
         self._compiler: GrammarCompiler | None = None
         self._compiling = threading.Lock()
+        self._base = self
 
     def __repr__(self) -> str:
         sizes: dict[str, int] = {}
@@ -140,10 +150,40 @@ class Model:
         """
         from halfbyte.text.grammar import GrammarCompiler
 
+        base = self._base
         with self._compiling:
-            if self._compiler is None:
-                self._compiler = GrammarCompiler(self.tokenizer, self.stop_token_ids, vocab_size=self.spec.vocab_size)
-            return self._compiler
+            if base._compiler is None:
+                base._compiler = GrammarCompiler(self.tokenizer, self.stop_token_ids, vocab_size=self.spec.vocab_size)
+            return base._compiler
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that lie beside its weights."""
+        return tuple(self._beside)
+
+    def with_adapter(self, name: str | None) -> Model:
+        """This model, with another adapter where none is named; both share everything, and closing one closes both.
+
+        Raises:
+            UsageError: There is no such adapter.
+        """
+        self._adapter_number(name)
+        other = copy(self)
+        other.adapter = name
+        return other
+
+    def _adapter_number(self, name: str | None) -> int:
+        """The number of an adapter, 0 for None.
+
+        Raises:
+            UsageError: There is no such adapter.
+        """
+        if name is None:
+            return 0
+        if self.spec.adapters is None or name not in self._beside:
+            known = f"There are {', '.join(self._beside)}." if self._beside else "Load the model with `adapters`."
+            raise UsageError(f"there is no adapter {name!r}.", known)
+        return self.spec.adapters.number(name)
 
     def encode(
         self,
@@ -226,6 +266,7 @@ class Model:
         grammar: Grammar | None = None,
         keep_special: Sequence[str] = (),
         prompt_logprobs: int | None = None,
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Generate token by token.
@@ -254,6 +295,8 @@ class Model:
                 and tool calls, for who reads them.
             prompt_logprobs: How many of the most likely tokens to tell with each token of the prompt, in the stream's
                 `prompt_scores`; None to tell nothing of the prompt. 0 tells each token alone.
+            adapter: The name of one of the adapters that the model was loaded with; "" for none of them, None for the
+                model's own `adapter`.
             **sampling: Fields of `SamplingParams`; greedy without any.
 
         Raises:
@@ -267,7 +310,7 @@ class Model:
             template_variables=template_variables, ignore_eos=ignore_eos,
             dry_sequence_breakers=dry_sequence_breakers, priority=priority, deadline=deadline,
             cache_prompt=cache_prompt, prompt_logprobs=prompt_logprobs, grammar=grammar,
-            keep_special=keep_special, **sampling,
+            keep_special=keep_special, adapter=adapter, **sampling,
         )  # fmt: skip
 
     def _stream(self, prompt: Prompt, *, bounded: bool = True, **options: Unpack[AnswerOptions]) -> Stream:
@@ -293,16 +336,18 @@ class Model:
         grammar: Grammar | None = None,
         keep_special: Sequence[str] = (),
         prompt_logprobs: int | None = None,
+        adapter: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Stream]:
         check_names("option", sampling, (*SamplingOptions.__annotations__, *AnswerOptions.__annotations__), OTHER_NAMES)
         settings = self._settings(sampling, sequence_breakers(dry_sequence_breakers))
         ids = self.encode(prompt, raw=raw, system=system, tools=tools, template_variables=template_variables)
         stops = stop_strings(stop)
+        number = self._adapter_number(self.adapter if adapter is None else adapter or None)
         answers = self.engine.streams(
             ids, settings, n, bounded=bounded, max_tokens=max_tokens, stop_token_ids=self.stop_token_ids,
             ignore_eos=ignore_eos, priority=priority, deadline=deadline, cache_prompt=cache_prompt,
-            prompt_logprobs=prompt_logprobs, grammar=grammar,
+            prompt_logprobs=prompt_logprobs, grammar=grammar, adapter=number,
         )  # fmt: skip
         read_back = not self.executor.draws(settings)
         texts = [TextStream(self.tokenizer, stops, keep=keep_special) for _ in answers]
@@ -408,7 +453,8 @@ class Model:
     def _pooled(self, texts: Texts, params: EmbeddingParams) -> list[AnswerStream]:
         found = texts_of(texts)
         ids = [self.encode(text, raw=True) if isinstance(text, str) else text for text in found]
-        return [self.engine.pooled(each, params.pooling) for each in ids]
+        number = self._adapter_number(self.adapter)
+        return [self.engine.pooled(each, params.pooling, number) for each in ids]
 
     def save_cache(
         self, path: str | Path, prompt: Prompt, *, raw: bool = False, system: str | None = None
@@ -416,12 +462,14 @@ class Model:
         """Write a file that holds a prompt as the KV cache does, for `load_cache`; the prompt is computed if need be.
 
         A file that is there is replaced. Errors are those of `stream`, and HalfbyteError if it cannot be written.
-        Returns the leading token ids of the prompt that the file holds: those of its full blocks.
+        Returns the leading token ids of the prompt that the file holds: those of its full blocks. It is computed with
+        the model's `adapter`, and goes with that only.
         """
         from halfbyte import prompt_cache
 
         ids = self.encode(prompt, raw=raw, system=system)
-        return prompt_cache.save(Path(path), self.engine, self.executor, ids, self._made_with())
+        number = self._adapter_number(self.adapter)
+        return prompt_cache.save(Path(path), self.engine, self.executor, ids, self._made_with(), number)
 
     def load_cache(self, path: str | Path) -> list[int]:
         """Put a file's prompt into the KV cache, for prompts that begin with it, and return its token ids.
@@ -435,12 +483,16 @@ class Model:
         """
         from halfbyte import prompt_cache
 
-        return prompt_cache.load(Path(path), self.engine, self.executor, self._made_with())
+        number = self._adapter_number(self.adapter)
+        return prompt_cache.load(Path(path), self.engine, self.executor, self._made_with(), number)
 
     def _made_with(self) -> dict[str, str]:
         from halfbyte import prompt_cache
 
-        return prompt_cache.made_with(self.path, self.spec, self.options, self.plan)
+        adapters = {"merged": self._merged.folder.path} if self._merged else {}
+        if self.adapter is not None:
+            adapters["beside"] = self._beside[self.adapter].folder.path
+        return prompt_cache.made_with(self.path, self.spec, self.options, self.plan, adapters)
 
     def close(self) -> None:
         """Free weights and caches, once the batch at hand is done. Whatever is still asked of the model is refused."""
@@ -470,7 +522,7 @@ def load(
             progress(what, done, all) while weights are prepared and a GPU's kernels are compiled.
         **changes: Fields of `RunOptions`, which explains all of them, in place of those in `options`: `device`,
             `threads`, `context`, `weights="q4g32"` to pack weights while loading, `sequences` for conversations that
-            are computed together, and others.
+            are computed together, `adapters` or `merge` for LoRA adapters, and others.
 
     Raises:
         ModelNotFoundError, DownloadError: There is no such model, or it could not be fetched.
@@ -492,17 +544,40 @@ def load(
     checkpoint.check(spec)
     tokenizer = Tokenizer(checkpoint.tokenizer_files())
     _log.debug("read the configuration and the tokenizer after %.2f s", time.perf_counter() - started)
-    source = ExecutableWeights(RepackedWeights(checkpoint, wanted.weights) if wanted.weights else checkpoint)
+    merged = _adapter(wanted.merge, spec, offline) if wanted.merge else None
+    beside = {name: _adapter(path, spec, offline) for name, path in wanted.adapters.items()}
+    source = executable(checkpoint, merged, wanted.weights)
+    adapted = AdaptedWeights(source, beside) if beside else None
+    if adapted is not None:
+        spec = replace(spec, adapters=adapted.adapters)
+    found = [*beside.values(), *([merged] if merged else [])]
+    notes = (*checkpoint.notes, *source.notes, *(note for adapter in found for note in adapter.notes))
     with shown(progress) as tick:
-        placed = place_first(wanted, spec, source, progress=tick)
+        placed = place_first(wanted, spec, adapted or source, progress=tick)
     loaded = Model(
         name=str(model or "pocket"), path=path, spec=spec, tokenizer=tokenizer, placed=placed,
-        load_s=time.perf_counter() - started, notes=(*checkpoint.notes, *source.notes),
+        load_s=time.perf_counter() - started, notes=notes, merged=merged, beside=beside,
     )  # fmt: skip
     for note in loaded.notes:
         _log.info("%s", note)
     _log.info("%s was loaded in %.2f s, running on %s: %s", loaded, loaded.load_s, loaded.device, loaded.why_device)
     return loaded
+
+
+def executable(checkpoint: Checkpoint, merged: Adapter | None, weights: str | None) -> ExecutableWeights:
+    """A checkpoint's weights as executors take them: with an adapter merged into them, then packed, if wanted."""
+    source: TensorSource = checkpoint
+    if merged is not None:
+        source = MergedWeights(checkpoint, merged, rounded=weights is None)
+    return ExecutableWeights(RepackedWeights(source, weights) if weights else source)
+
+
+def _adapter(name: str | Path, spec: ModelSpec, offline: bool) -> Adapter:
+    from halfbyte.checkpoint import hub
+
+    path = hub.resolve_adapter(str(name), offline=offline)
+    _log.info("opening the adapter %s", path)
+    return AdapterFolder(path).fitted(spec)
 
 
 def locate(model: str | Path | None, revision: str | None, offline: bool) -> Path:

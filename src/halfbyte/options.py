@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ _OTHER_NAMES = {
     "n_threads": "threads", "num_threads": "threads", "kv_cache": "kv_dtype", "cache_type": "kv_dtype",
     "cache_type_k": "kv_dtype", "cache_type_v": "kv_dtype", "kv_cache_dtype": "kv_dtype",
     "quantization": "weights", "dtype": "weights", "parallel": "sequences", "max_num_seqs": "sequences",
+    "lora": "merge", "lora_path": "merge", "adapter": "adapters", "lora_modules": "adapters",
     "n_batch": "batch_tokens", "batch_size": "batch_tokens", "max_total_tokens": "cache_tokens",
 }  # fmt: skip
 """What other programs call the same thing."""
@@ -44,6 +46,8 @@ class LoadOptions(TypedDict, total=False):
     prefill_chunk: int
     cache_tokens: int | None
     logit_rows: int
+    merge: str | Path | None
+    adapters: Mapping[str, str | Path]
 
 
 def _whole(default: int | None, least: int, most: int, only: str | None = None) -> Any:
@@ -80,6 +84,10 @@ class RunOptions:
             memory holds, at least one `context` and at most `sequences` of them. Conversations wait for each other
             when it is full, and it keeps what finished ones computed while it has room.
         logit_rows: Most tokens of a batch whose logits can be had; more than `sequences` is for evaluation only.
+        merge: A LoRA adapter (a folder as PEFT saves it, or a hub id) to be merged into the weights while loading,
+            before `weights` packs them.
+        adapters: LoRA adapters by name, any of which a request can choose. They stay beside the weights, which may be
+            packed.
 
     Raises:
         UsageError: A value is of the wrong type or out of range, or two options contradict each other.
@@ -98,10 +106,15 @@ class RunOptions:
     prefill_chunk: int = _whole(256, 1, 65536)
     cache_tokens: int | None = _whole(None, 1, _MANY)
     logit_rows: int = _whole(8, 1, 65536)
+    merge: str | Path | None = None
+    adapters: Mapping[str, str | Path] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         self._check_device()
+        self._check_adapters()
         for option in fields(self):
+            if option.name == "adapters":
+                continue
             if "least" in option.metadata:
                 self._check_whole(option.name, option.default, **option.metadata)
             else:
@@ -153,6 +166,20 @@ class RunOptions:
         known = (AUTO, *devices())
         if not isinstance(self.device, str) or self.device not in known:
             raise UsageError(f"device {self.device!r} is unknown.", f"It must be one of {', '.join(known)}.")
+
+    def _check_adapters(self) -> None:
+        if isinstance(self.merge, Path):
+            object.__setattr__(self, "merge", str(self.merge))
+        if not isinstance(self.adapters, Mapping):
+            raise UsageError(f"adapters must be paths by name (got {self.adapters!r}).", 'Try {"name": "path"}.')
+        for name, path in self.adapters.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,100}", name):
+                raise UsageError(
+                    f"an adapter cannot be called {name!r}.", "Use letters, digits, '.', '_' and '-', such as sql-2."
+                )
+            if not isinstance(path, str | Path) or not str(path):
+                raise UsageError(f"the path of the adapter {name} is {path!r}.", "Name its folder, or a hub id.")
+        object.__setattr__(self, "adapters", {name: str(path) for name, path in self.adapters.items()})
 
     def _check_text(self, name: str, default: object, values: tuple[str, ...] | None) -> None:
         value = getattr(self, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.atomic import new_path
+from halfbyte.checkpoint.adapter import ADAPTER_CONFIG_NAME
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
 from halfbyte.checkpoint.safetensors import SafetensorsFile, write_tensors
 from halfbyte.errors import InvalidModelError, UsageError
@@ -26,20 +28,28 @@ from halfbyte.runtime.cached_prompt import CachedPrompt
 
 KIND = "halfbyte prompt cache 1"
 _TOKENS = "token_ids"
+_OTHERS = {"model": "another model", "adapters": "other adapters"}
 _SAMPLES, _SAMPLE_NBYTES = 64, 4096
 
 
-def made_with(path: Path, spec: ModelSpec, options: RunOptions, plan: Plan) -> dict[str, str]:
+def made_with(
+    path: Path, spec: ModelSpec, options: RunOptions, plan: Plan, adapters: Mapping[str, Path]
+) -> dict[str, str]:
     """What the values in a model's caches depend on beside the tokens: for its prompts' files, in the order of telling.
 
     Weights are known by their sizes and by samples of their bytes, as reading all of them would take longer than many a
     prompt.
+
+    Args:
+        adapters: Folders of the adapters that count, by what they are: `merged` into the weights, or `beside` them.
     """
-    formats = sorted((tensor.name, tensor.dtype) for tensor in plan.of_kind("weight"))
+    changed = [part for role, folder in adapters.items() for part in (role.encode(), *_of_adapter(folder))]
+    formats = sorted((tensor.name, tensor.dtype) for tensor in plan.of_kind("weight") if tensor.name in spec.shapes)
     usual = Counter(dtype for _, dtype in formats).most_common(1)[0][0]
     caches = sorted({plan.tensors[name].dtype for group in plan.groups for name in group.names})
     return {
-        "model": _digest(repr(spec).encode(), *_samples(path)),
+        "model": _digest(repr(replace(spec, adapters=None)).encode(), *_samples(path)),
+        "adapters": _digest(*changed),
         "weights": f"{usual} ({_digest(repr(formats).encode())[:8]})",
         "kv_dtype": " ".join(caches),
         "activations": options.activations or "int8",
@@ -48,7 +58,9 @@ def made_with(path: Path, spec: ModelSpec, options: RunOptions, plan: Plan) -> d
     }
 
 
-def save(path: Path, loop: EngineLoop, executor: Executor, token_ids: list[int], about: Mapping[str, str]) -> list[int]:
+def save(
+    path: Path, loop: EngineLoop, executor: Executor, token_ids: list[int], about: Mapping[str, str], adapter: int = 0
+) -> list[int]:
     """Write a prompt's file, and return the tokens of its full blocks. The prompt is computed as far as it must be.
 
     A file that is there is replaced once the new one is complete.
@@ -57,17 +69,17 @@ def save(path: Path, loop: EngineLoop, executor: Executor, token_ids: list[int],
         ContextFullError: The prompt leaves no room in the context.
         HalfbyteError: The disk is full or the file cannot be written.
     """
-    held = loop.cached_prompt(token_ids, executor)
+    held = loop.cached_prompt(token_ids, executor, adapter)
     if len(held.token_ids) + executor.plan.block_size <= len(token_ids):
-        list(loop.stream(token_ids, SamplingParams(), max_tokens=1))
-        held = loop.cached_prompt(token_ids, executor)
+        list(loop.stream(token_ids, SamplingParams(), max_tokens=1, adapter=adapter))
+        held = loop.cached_prompt(token_ids, executor, adapter)
     _write(path, held, about)
     return list(held.token_ids)
 
 
-def load(path: Path, loop: EngineLoop, executor: Executor, about: Mapping[str, str]) -> list[int]:
+def load(path: Path, loop: EngineLoop, executor: Executor, about: Mapping[str, str], adapter: int = 0) -> list[int]:
     """Put a file's prompt into the caches, and return its tokens. Raises what `read` does; UsageError for no room."""
-    prompt = read(path, about, executor.plan)
+    prompt = replace(read(path, about, executor.plan), adapter=adapter)
     loop.restore(prompt, executor)
     return list(prompt.token_ids)
 
@@ -85,7 +97,7 @@ def read(path: Path, about: Mapping[str, str], plan: Plan) -> CachedPrompt:
     for name, ours in about.items():
         theirs = file.metadata.get(name, "")
         if theirs != ours:
-            what = "another model" if name == "model" else f"{name}={theirs}; this model has {ours}"
+            what = _OTHERS.get(name) or f"{name}={theirs}; this model has {ours}"
             raise UsageError(f"{path} was made with {what}.", "Use another file, or delete it to have it made anew.")
     prompt = CachedPrompt(_token_ids(file), int(file.metadata.get("rope_set") == "1"), _blocks(file, plan))
     _check(file, prompt, plan)
@@ -145,6 +157,11 @@ def _samples(path: Path) -> list[bytes]:
                 opened.seek(size * place // _SAMPLES)
                 found.append(opened.read(_SAMPLE_NBYTES))
     return found
+
+
+def _of_adapter(path: Path) -> list[bytes]:
+    """What tells an adapter from others: its configuration, and samples of its bytes."""
+    return [(path / ADAPTER_CONFIG_NAME).read_bytes(), *_samples(path)]
 
 
 def _digest(*parts: bytes) -> str:

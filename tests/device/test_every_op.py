@@ -28,6 +28,7 @@ from halfbyte.plan import Batch, CacheGroup, Executor, Plan, StateGroup, Tensor,
 from halfbyte.plan.memory import plan_memory
 from halfbyte.plan.plan import (
     LOGITS,
+    STATE_ADAPTERS,
     STATE_IDS,
     STATE_POSITIONS,
     STATE_ROPE_SETS,
@@ -92,7 +93,7 @@ class Sketch:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.shape.width)
         self.constants: dict[str, NDArray[np.float32]] = {}
-        for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS, STATE_ROWS):
+        for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS, STATE_ROWS, STATE_ADAPTERS):
             self.tensor(name, TOKENS, kind="state", dtype="i32")
         self.tensor("blocks", 2, COLUMNS, kind="state", dtype="i32")
         pages = (2 * COLUMNS, self.shape.kv_heads, BLOCK, self.shape.head_dim)
@@ -209,6 +210,16 @@ def _linear(
     return s.add(ops.Linear(x, weights, s.tensor("out", TOKENS, sum(rows)), other, biases))
 
 
+def _low_rank(s: Sketch, heights: tuple[int, ...], *, rank: int, begins: tuple[int, ...], kept: bool = False) -> str:
+    """Two adapters for parts of an output of `rows` values; `kept`: the product is read again."""
+    x, y, width = s.embedded(s.shape.width), s.embedded(s.shape.rows, "y"), s.shape.width
+    a = tuple(s.weight(f"a{i}", 2 * rank, width, form="f16") for i in range(len(heights)))
+    b = tuple(s.weight(f"b{i}", 2 * height, rank, form="f16") for i, height in enumerate(heights))
+    scales = tuple(s.vector(f"s{i}", 2) for i in range(len(heights)))
+    out = s.add(ops.LowRank(x, y, a, b, scales, STATE_ADAPTERS, s.tensor("out", TOKENS, s.shape.rows), begins))
+    return s.add(ops.Add(out, y, s.tensor("sum", TOKENS, s.shape.rows))) if kept else out
+
+
 def _gated_linear(s: Sketch, activation: Any) -> str:
     x = s.embedded(s.shape.width)
     weights = tuple(s.weight(name, s.shape.rows, s.shape.width) for name in ("gate", "up"))
@@ -317,6 +328,11 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
         "f16": lambda s: _linear(s, form="f16"),
         "packed with biases": lambda s: _linear(s, form="q8g32", more=(33, 7), bias=True),
     },
+    ops.LowRank: {
+        "whole": lambda s: _low_rank(s, (s.shape.rows,), rank=8, begins=(0,)),
+        "parts": lambda s: _low_rank(s, (20, 7), rank=5, begins=(3, 31)),
+        "beside what is read again": lambda s: _low_rank(s, (20, 7), rank=33, begins=(3, 31), kept=True),
+    },
     ops.GatedLinear: {name: lambda s, name=name: _gated_linear(s, name) for name in ("silu", "gelu_tanh")},
     ops.GatedActivation: {name: lambda s, name=name: _gated_activation(s, name) for name in ("silu", "gelu_tanh")},
     ops.Add: {"plain": _add},
@@ -376,7 +392,8 @@ def batch(
     blocks = np.random.default_rng(1).permutation(2 * COLUMNS).astype(np.int32).reshape(2, COLUMNS)
     rows = np.arange(len(ids), dtype=np.int32)[::-1].copy()
     tables = {"blocks": blocks} | ({"states": states} if states is not None else {})
-    return Batch(ids, positions, sequences, sequences, tables, rows, int(counts[0] == 1))
+    adapters = np.where(sequences == 0, positions % 3, 2).astype(np.int32)
+    return Batch(ids, positions, sequences, sequences, tables, rows, int(counts[0] == 1), adapters=adapters)
 
 
 def keys(batch: Batch) -> NDArray[np.int32]:
@@ -396,7 +413,7 @@ def defined(plan: Plan, weights: Stored, whole: Batch) -> NDArray[np.float32]:
 
 
 def test_every_op_has_a_case() -> None:
-    assert len(OPS) == 19
+    assert len(OPS) == 20
     assert set(CASES) == set(OPS)
 
 

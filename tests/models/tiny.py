@@ -327,7 +327,9 @@ def feed_hidden(executor: Any, ids: list[int], *, start: int = 0, rope_set: int 
     return pending.hidden().copy()
 
 
-def batch_of(plan: Plan, ids: list[int], start: int = 0, rope_set: int = 0, sequence: int = 0) -> Batch:
+def batch_of(
+    plan: Plan, ids: list[int], start: int = 0, rope_set: int = 0, sequence: int = 0, adapter: int | None = None
+) -> Batch:
     """`ids` as positions `start`… of one sequence, whose blocks are its own share of each pool, in order."""
     n = len(ids)
     return Batch(
@@ -337,4 +339,5 @@ def batch_of(plan: Plan, ids: list[int], start: int = 0, rope_set: int = 0, sequ
         rope_sets=np.full(n, rope_set, np.int32),
         block_tables=plan.own_tables(),
         logit_rows=np.arange(n, dtype=np.int32),
+        adapters=None if adapter is None else np.full(n, adapter, np.int32),
     )

@@ -788,3 +788,34 @@ def test_without_a_terminal_pull_lists_the_ggufs(server: Hub) -> None:
     assert result.exit_code == ModelNotFoundError.exit_code
     assert "there are BF16, Q4_K_M, Q8_0, tiny.gguf" in error_lines(result)[1]
     assert server.downloads() == []
+
+
+ADAPTER = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": weights("x")}
+
+
+def test_an_adapter_is_its_two_files(server: Hub) -> None:
+    """Downloaded once; without the network, and with its commit, from the cache."""
+    server.files[FIRST] = {**ADAPTER, "README.md": b"#", "adapter_model.bin": b"pickle", "tokenizer.json": b"{}"}
+    path = hub.resolve_adapter(REPO)
+    assert {file.name for file in path.iterdir()} == set(ADAPTER)
+    assert sorted(server.downloads()) == sorted(ADAPTER)
+    asked = len(server.requests)
+    assert hub.resolve_adapter(REPO, offline=True) == hub.resolve_adapter(f"{REPO}@{FIRST}") == path
+    assert len(server.requests) == asked
+    server.refusals["/"] = (503, "")
+    assert hub.resolve_adapter(REPO) == path
+
+
+def test_what_is_no_adapter_is_a_sentence(server: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=rf"{REPO} has no adapter_config.json: it is no adapter"):
+        hub.resolve_adapter(REPO)
+    server.files[FIRST] = {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"}
+    with pytest.raises(UnsupportedModelError, match="Pickles are never read"):
+        hub.resolve_adapter(REPO)
+    with pytest.raises(ModelNotFoundError, match=f"{REPO} is an adapter, not a model"):
+        hub.resolve(REPO)
+    with pytest.raises(DownloadError, match="is not in the local cache"):
+        hub.resolve_adapter(REPO, offline=True)
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        hub.resolve_adapter(str(tmp_path / "nothing"))
+    assert hub.resolve_adapter(str(tmp_path)) == tmp_path

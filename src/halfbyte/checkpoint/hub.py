@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from halfbyte.checkpoint.adapter import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from halfbyte.checkpoint.folder import CONFIG_NAME, SETTINGS
 from halfbyte.checkpoint.gguf.choice import choose, gguf_models, named_models, parts
 from halfbyte.checkpoint.manifest import MANIFEST_NAME
@@ -121,6 +122,36 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False) -
         logger.warning(
             "%s Using the copy of %s in the cache (%s).", error.message, repo, (commit_of(cached) or "")[:12]
         )
+        return cached
+
+
+def resolve_adapter(name: str, *, offline: bool = False) -> Path:
+    """The folder of an adapter: the one named, or the cached snapshot of a hub id, downloaded if need be.
+
+    Args:
+        name: A folder or `org/name`, with `@revision`.
+
+    Raises as `resolve` does.
+    """
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if not name or _looks_like_path(name, folder):
+        what = "is a file, not a folder" if name and folder.exists() else "does not exist"
+        raise ModelNotFoundError(f"the adapter {name!r} {what}.", f"Name a folder with {ADAPTER_CONFIG_NAME}.")
+    repo, _, wanted = _parse(name, None)
+    snapshot = _snapshot(repo, wanted)
+    files = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
+    cached = snapshot if snapshot and all((snapshot / file).is_file() for file in files) else None
+    if cached and (offline or _offline() or _COMMIT.fullmatch(wanted)):
+        return cached
+    if offline or _offline():
+        raise DownloadError(f"{repo} at {wanted} is not in the local cache.", "Leave out the option, or download it.")
+    try:
+        return _download_adapter(repo, wanted)
+    except _UnreachableError:
+        if cached is None:
+            raise
         return cached
 
 
@@ -294,12 +325,8 @@ def _repo_folder(repo: str) -> Path:
 
 def _cached(repo: str, choice: str | None, revision: str) -> Path | None:
     """The complete snapshot of a revision, or its GGUF file, as far as the cache knows it."""
-    folder, commit = _repo_folder(repo), revision
-    reference = folder / "refs" / revision
-    if not _COMMIT.fullmatch(revision):
-        commit = reference.read_text().strip() if reference.is_file() else ""
-    snapshot = folder / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit):
+    snapshot = _snapshot(repo, revision)
+    if snapshot is None:
         return None
     if choice is None and _complete(snapshot):
         return snapshot
@@ -310,6 +337,15 @@ def _cached(repo: str, choice: str | None, revision: str) -> Path | None:
         files = [str(file.relative_to(snapshot)) for files in models.values() for file in files]
         return snapshot / choose(repo, files, choice)[0]
     return None
+
+
+def _snapshot(repo: str, revision: str) -> Path | None:
+    """The snapshot of a revision, complete or not; None where the cache does not know its commit."""
+    folder, commit = _repo_folder(repo), revision
+    reference = folder / "refs" / revision
+    if not _COMMIT.fullmatch(revision):
+        commit = reference.read_text().strip() if reference.is_file() else ""
+    return folder / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
 
 
 def _gguf_files(snapshot: Path) -> dict[str, list[Path]]:
@@ -359,14 +395,7 @@ def _download(
     One at a time because an interrupt then stops at once; large files come in parallel chunks anyway,
     where the hub offers them.
     """
-    from huggingface_hub import HfApi
-
-    with _explained(repo, revision):
-        info = HfApi(library_name="halfbyte").model_info(
-            repo, revision=revision, timeout=_TIMEOUT_S, files_metadata=True
-        )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    commit = str(info.sha)
+    commit, sizes = _listed(repo, revision)
     snapshot = _repo_folder(repo) / "snapshots" / commit
     if choice is not None or _only_gguf(sizes):
         models = named_models(sizes)
@@ -379,6 +408,10 @@ def _download(
         return snapshot / files[0]
     patterns = [PurePosixPath(pattern) for pattern in (*SETTINGS, MANIFEST_NAME, *OWN_FILES)]
     settings = [name for name in sizes if any(_matches(PurePosixPath(name), pattern) for pattern in patterns)]
+    if CONFIG_NAME not in settings and ADAPTER_CONFIG_NAME in sizes:
+        raise ModelNotFoundError(
+            f"{repo} is an adapter, not a model.", "Load the model that it was trained on, with adapters or merge."
+        )
     if CONFIG_NAME not in settings:
         raise ModelNotFoundError(
             f"{repo} has no {CONFIG_NAME}: it is not a language model.", "Name another repository."
@@ -389,6 +422,32 @@ def _download(
     if not _COMMIT.fullmatch(revision):
         _remember(repo, revision, commit)
     return snapshot
+
+
+def _download_adapter(repo: str, revision: str) -> Path:
+    """Fetch the two files of an adapter; returns the snapshot."""
+    commit, sizes = _listed(repo, revision)
+    if ADAPTER_CONFIG_NAME not in sizes:
+        raise ModelNotFoundError(f"{repo} has no {ADAPTER_CONFIG_NAME}: it is no adapter.", "Name another repository.")
+    if ADAPTER_WEIGHTS_NAME not in sizes:
+        raise UnsupportedModelError(
+            f"{repo} has no {ADAPTER_WEIGHTS_NAME}.", "Pickles are never read; name an adapter in safetensors."
+        )
+    _fetch(repo, commit, [ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME], sizes)
+    if not _COMMIT.fullmatch(revision):
+        _remember(repo, revision, commit)
+    return _repo_folder(repo) / "snapshots" / commit
+
+
+def _listed(repo: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit that a revision stands for, and the bytes of its files."""
+    from huggingface_hub import HfApi
+
+    with _explained(repo, revision):
+        info = HfApi(library_name="halfbyte").model_info(
+            repo, revision=revision, timeout=_TIMEOUT_S, files_metadata=True
+        )
+    return str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
 
 def _matches(name: PurePosixPath, pattern: PurePosixPath) -> bool:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfbyte.checkpoint.adapter import is_adapter
 from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.checks import read_json, shown
 from halfbyte.checkpoint.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, FolderCheckpoint
@@ -37,7 +38,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelNotFoundError: There is no such folder or file, or it holds no model.
         InvalidModelError: A file is damaged or contradicts another.
-        UnsupportedModelError: Weights only as pickles, or quantized in a way Halfbyte cannot read.
+        UnsupportedModelError: Weights only as pickles, or quantized in a way Halfbyte cannot read; or an adapter.
     """
     gguf = path if is_gguf(path) else _only_gguf(path)
     if gguf is not None:
@@ -47,6 +48,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         what = "is a file, not a model folder" if path.exists() else "does not exist"
         raise ModelNotFoundError(f"{path} {what}.", _NAME_ONE)
+    if is_adapter(path):
+        raise UnsupportedModelError(
+            f"{path} is an adapter, not a model.", "Load the model that it was trained on, with adapters or merge."
+        )
     if not (path / CONFIG_NAME).is_file():
         raise ModelNotFoundError(f"{path} has no {CONFIG_NAME}.", _NAME_ONE)
     config = read_json(path / CONFIG_NAME)

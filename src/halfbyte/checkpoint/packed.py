@@ -6,16 +6,34 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from halfbyte.checkpoint.base import Checkpoint
 from halfbyte.checkpoint.checks import shown
 from halfbyte.errors import InvalidModelError
-from halfbyte.formats import Format, Parts, Weight, get_format
+from halfbyte.formats import Format, Parts, Weight, WeightSource, get_format
+
+
+class TensorSource(WeightSource, Protocol):
+    """What a `RepackedWeights` reads: a checkpoint, or one with an adapter merged into it."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Logical shape of every tensor, by logical name."""
+        ...
+
+    def format(self, name: str) -> Format:
+        """The format of a tensor."""
+        ...
+
 
 Recipe = Callable[[str, tuple[int, ...]], str | None]
 """From a tensor's name and shape to the name of the format it should be in; None leaves it as it is stored."""
+
+Change = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+"""From rows of a tensor, in float32, and the number of the first to what they become."""
 
 _CHUNK_VALUES = 1 << 20
 _MOST_THREADS = 8
@@ -29,14 +47,14 @@ class RepackedWeights:
     encodes twice.
 
     Args:
-        checkpoint: Where the tensors come from.
+        checkpoint: Where the tensors come from, maybe with an adapter merged into them.
         recipe: Which format each gets; the name of a format means that of every matrix.
 
     Raises:
         UnsupportedModelError: No format has that name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe | str) -> None:
+    def __init__(self, checkpoint: TensorSource, recipe: Recipe | str) -> None:
         self.checkpoint = checkpoint
         self._recipe = matrices(recipe) if isinstance(recipe, str) else recipe
 
@@ -82,8 +100,13 @@ def is_packed(form: Format) -> bool:
     return set(form.layout((1, 1))) != {""}
 
 
-def repack(weight: Weight, form: Format, name: str, release: Callable[[], None]) -> Weight:
+def repack(
+    weight: Weight, form: Format, name: str, release: Callable[[], None], change: Change = lambda values, start: values
+) -> Weight:
     """A tensor in another format, encoded by several threads, a few rows at a time; `release` is called after each.
+
+    Args:
+        change: What is done to the values before they are encoded.
 
     Raises:
         InvalidModelError: It holds NaN or infinity.
@@ -101,7 +124,7 @@ def repack(weight: Weight, form: Format, name: str, release: Callable[[], None])
                 "The checkpoint is damaged; download it again.",
             )
         release()
-        return form.encode(values)
+        return form.encode(change(values, start))
 
     first = encode(0)
     parts: Parts = {suffix: np.empty((rows, *part.shape[1:]), part.dtype) for suffix, part in first.items()}

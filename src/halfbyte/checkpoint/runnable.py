@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.checkpoint.base import Checkpoint
-from halfbyte.checkpoint.packed import RepackedWeights
+from halfbyte.checkpoint.packed import TensorSource
 from halfbyte.formats import Format, Parts, Weight, get_format
 from halfbyte.formats.ggml import BLOCKS, BlockFormat
 from halfbyte.formats.q4g import Q4G
@@ -25,7 +24,7 @@ class ExecutableWeights:
         checkpoint: Where the tensors come from.
     """
 
-    def __init__(self, checkpoint: Checkpoint | RepackedWeights) -> None:
+    def __init__(self, checkpoint: TensorSource) -> None:
         self.checkpoint = checkpoint
 
     @property

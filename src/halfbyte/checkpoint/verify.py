@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfbyte.checkpoint.adapter import AdapterFolder, is_adapter
 from halfbyte.checkpoint.base import Progress
 from halfbyte.checkpoint.gguf.choice import gguf_models
 from halfbyte.checkpoint.open import open_checkpoint
@@ -31,7 +32,7 @@ class Verified:
 
 
 def verify(path: Path, progress: Progress | None = None) -> Verified:
-    """Compute the checksums of a model folder or GGUF file, and compare them with those that are known.
+    """Compute the checksums of a model folder, GGUF file or adapter, and compare them with those that are known.
 
     Args:
         progress: Called as progress(tensor or file, bytes done, bytes in all).
@@ -40,12 +41,15 @@ def verify(path: Path, progress: Progress | None = None) -> Verified:
         InvalidModelError: The first tensor or file whose bytes are others; or as `open_checkpoint`, which comes first.
     """
     report = progress or (lambda what, done, total: None)
-    checkpoint = open_checkpoint(path)
-    tensors = 0 if checkpoint.manifest is None else len(checkpoint.manifest.tensors)
-    done = checkpoint.nbytes if tensors else 0
+    checkpoint = None if is_adapter(path) else open_checkpoint(path)
+    if checkpoint is None:
+        AdapterFolder(path)
+    tensors = len(checkpoint.manifest.tensors) if checkpoint and checkpoint.manifest else 0
+    done = checkpoint.nbytes if checkpoint and tensors else 0
     files = {file: sum_ for file, sum_ in _checksums(path) if not (tensors and file.suffix == ".safetensors")}
     total = done + sum(file.stat().st_size for file in files)
-    checkpoint.verify(lambda name, so_far, _: report(name, so_far, total))
+    if checkpoint is not None:
+        checkpoint.verify(lambda name, so_far, _: report(name, so_far, total))
     for file, checksum in files.items():
         for nbytes in _compare(file, checksum):
             done += nbytes

@@ -16,7 +16,7 @@ import typer
 from halfbyte.cli import options as opt
 from halfbyte.cli.chat_commands import Leave, commands, enter, figures
 from halfbyte.cli.conversation import Conversation, Show, WhenFull
-from halfbyte.cli.loading import FILES, NAMED, RUN, Chosen, say_loaded, takes_model
+from halfbyte.cli.loading import ADAPTERS, FILES, NAMED, RUN, Chosen, say_loaded, takes_model
 from halfbyte.cli.output import accept_any_bytes, note, print_error, print_pairs, styled
 from halfbyte.cli.sampling import Sampling, takes_sampling
 from halfbyte.cli.typeahead import keys_kept
@@ -36,7 +36,7 @@ Plain = Annotated[
 ]
 
 
-@takes_model(NAMED, *FILES, *RUN)
+@takes_model(NAMED, *FILES, *RUN, *ADAPTERS)
 @takes_sampling()
 def chat(
     *,

@@ -23,7 +23,7 @@ def names() -> list[str]:
     from halfbyte.sampling.params import SamplingOptions
 
     sampling = (name for name in SamplingOptions.__annotations__ if name not in _AS_OPTIONS)
-    return ["max_tokens", "stop", "when_full", *sampling]
+    return ["max_tokens", "stop", "when_full", "adapter", *sampling]
 
 
 def shown(conversation: Conversation) -> list[tuple[str, str]]:
@@ -46,6 +46,8 @@ def value_of(conversation: Conversation, name: str) -> str:
         return str(conversation.arguments[name])
     if name == "stop":
         return " ".join(json.dumps(text, ensure_ascii=False) for text in conversation.arguments[name]) or NONE
+    if name == "adapter":
+        return conversation.model.adapter or "none"
     value = conversation.arguments.get(name, getattr(SamplingParams(), name))
     if name == "seed":
         return "random" if value is None else str(value)
@@ -65,6 +67,9 @@ def change(conversation: Conversation, name: str, text: str) -> None:
     check_names("setting", [name], names(), OTHER_NAMES)
     if name == "when_full":
         conversation.when_full = _when_full(text)
+        return
+    if name == "adapter":
+        conversation.model = conversation.model.with_adapter(None if text == "none" else text)
         return
     value = _value(name, text)
     arguments = {**conversation.arguments, name: value}

@@ -99,7 +99,8 @@ class Conversation:
         """
         from halfbyte.model import locate
 
-        wanted = replace(self.chosen, model=name, revision=None)
+        run = replace(self.chosen.run, adapters={}, merge=None)  # adapters are for one model
+        wanted = replace(self.chosen, model=name, revision=None, run=run)
         locate(name, None, wanted.offline)
         self.model.close()  # memory may not hold both
         try:

@@ -11,7 +11,7 @@ import typer
 from halfbyte.cli import completion
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
-from halfbyte.cli.loading import NAMED, Chosen, takes_model
+from halfbyte.cli.loading import ADAPTERS, NAMED, Chosen, takes_model
 from halfbyte.cli.output import note, print_json, print_pairs, terminal_width
 from halfbyte.cli.progress import progress_bar
 from halfbyte.errors import HalfbyteError, UsageError
@@ -75,7 +75,7 @@ app = typer.Typer(cls=Group, rich_markup_mode=None, help="Measure perplexity, di
 
 
 @app.command(cls=Command)
-@takes_model(NAMED, "model", *_HOW)
+@takes_model(NAMED, "model", *_HOW, *ADAPTERS)
 def perplexity(
     text: Text,
     *,
@@ -87,7 +87,7 @@ def perplexity(
     store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """Measure the perplexity of a text, with its standard error."""
+    """Measure the perplexity of a text, with its standard error; with --adapter or --merge, that of the adapter."""
     from halfbyte.tasks.evaluate import evaluate
 
     run = chosen.run
@@ -230,8 +230,8 @@ def _folder(model: str | None) -> Path:
 
 def _check_store(store: bool | None, run: RunOptions) -> None:
     """Refuse --store for a measurement of something other than the folder's own model."""
-    if store and (run.weights or run.activations):
-        option = "--weights" if run.weights else "--activations"
+    if store and (changed := _changed(run)):
+        option = {"adapters": "--adapter"}.get(changed, f"--{changed}")
         raise UsageError(
             f"--store cannot be combined with {option}: that is not how the model runs by default.",
             f"Leave out --store or {option}.",
@@ -239,7 +239,12 @@ def _check_store(store: bool | None, run: RunOptions) -> None:
 
 
 def _may_store(store: bool | None, run: RunOptions) -> bool | None:
-    return False if run.weights or run.activations else store
+    return False if _changed(run) else store
+
+
+def _changed(run: RunOptions) -> str | None:
+    """An option with which a model runs in another way than by default."""
+    return next((name for name in ("weights", "activations", *ADAPTERS) if getattr(run, name)), None)
 
 
 def _finish(found: Evaluation, what: str, run: RunOptions, store: bool | None, json: bool) -> None:

@@ -81,6 +81,46 @@ class ModelFacts:
         ]
 
 
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter on this machine.
+
+    Attributes:
+        base: The model that it says it was trained on.
+        rank: The largest of its updates.
+        targets: The last names of the modules that it changes.
+        bytes: Of its tensors, as stored.
+    """
+
+    path: str
+    base: str
+    method: str
+    rank: int
+    targets: tuple[str, ...]
+    parameters: int
+    bytes: int
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and values for a person."""
+        return [
+            ("path", self.path),
+            ("kind", f"{self.method} adapter of rank {self.rank}"),
+            *([("trained on", self.base)] if self.base else []),
+            ("changes", ", ".join(self.targets)),
+            ("parameters", f"{self.parameters:,}"),
+            ("weights", size(self.bytes)),
+        ]
+
+
+def adapter_facts(path: Path) -> AdapterFacts:
+    """The facts about an adapter. Raises as `AdapterFolder`."""
+    from halfbyte.checkpoint.adapter import AdapterFolder
+
+    found = AdapterFolder(path)
+    method = "DoRA" if found.dora else "LoRA"
+    return AdapterFacts(str(path), found.base, method, found.rank, found.targets, found.parameters, found.nbytes)
+
+
 def facts_of(name: str, checkpoint: Checkpoint, spec: ModelSpec | None) -> ModelFacts:
     """The facts about an open model. Raises as `Checkpoint.format` does."""
     from halfbyte.checkpoint.hub import commit_of

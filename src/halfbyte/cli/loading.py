@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.cli import options as opt
 from halfbyte.cli.declare import Command, takes
 from halfbyte.cli.output import note
 from halfbyte.cli.usage import in_terminal
+from halfbyte.errors import UsageError
 from halfbyte.options import RunOptions
 from halfbyte.progress import PATIENCE_S
 from halfbyte.units import size
@@ -45,6 +47,9 @@ _RUN: dict[str, Any] = {
 """Options that say how a model is run: fields of `RunOptions`, with its defaults."""
 
 RUN = tuple(_RUN)
+ADAPTERS = ("adapters", "merge")
+"""Options for adapters; the first one beside the weights answers where none is named."""
+_ADAPTERS: dict[str, Any] = {"adapters": opt.Adapters, "merge": opt.Merge}
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,15 @@ class Chosen:
     run: RunOptions
 
     def load(self) -> Model:
-        """As `halfbyte.load`, with a bar on standard error if that is a terminal."""
+        """As `halfbyte.load`, with a bar on standard error if that is a terminal.
+
+        Answers that name no adapter come with the first one.
+        """
         from halfbyte.model import load
 
         with late_bar() as progress:
-            return load(self.model, self.run, revision=self.revision, offline=self.offline, progress=progress)
+            model = load(self.model, self.run, revision=self.revision, offline=self.offline, progress=progress)
+        return model.with_adapter(next(iter(self.run.adapters))) if self.run.adapters else model
 
 
 def takes_model(*names: str) -> Callable[[Command], Command]:
@@ -75,10 +84,29 @@ def takes_model(*names: str) -> Callable[[Command], Command]:
         files = {name: values.get(name, default) for name, (_, default) in _FILES.items()}
         if values.get(NAMED) is not None:
             files["model"] = values[NAMED]
-        return Chosen(**files, run=RunOptions(**{name: value for name, value in values.items() if name in _RUN}))
+        run = {name: value for name, value in values.items() if name in _RUN or name == "merge"}
+        return Chosen(**files, run=RunOptions(**run, adapters=_named(values.get("adapters") or ())))
 
     known = {NAMED: (opt.NamedModel, None), **_FILES, **{name: (_RUN[name], defaults[name]) for name in RUN}}
+    known |= {name: (option, None) for name, option in _ADAPTERS.items()}
     return takes("chosen", {name: known[name] for name in names}, chosen)
+
+
+def _named(adapters: Sequence[str]) -> dict[str, str]:
+    """Paths of adapters by name; one that has no name is called after the last part of its path.
+
+    Raises:
+        UsageError: Two have the same name.
+    """
+    found: dict[str, str] = {}
+    for given in adapters:
+        name, equals, path = given.partition("=")
+        if not equals:
+            name, path = Path(given).name, given
+        if name in found:
+            raise UsageError(f"two adapters are called {name}.", "Name one of them: --adapter NAME=PATH.")
+        found[name] = path
+    return found
 
 
 def say_loaded(model: Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from halfbyte.cli import completion
 from halfbyte.cli import options as opt
 from halfbyte.cli.command import Command, Group
-from halfbyte.cli.facts import POCKET, facts_of, facts_of_path
+from halfbyte.cli.facts import POCKET, adapter_facts, facts_of, facts_of_path
 from halfbyte.cli.output import note, print_json, print_pairs, print_table
 from halfbyte.errors import HalfbyteError, UsageError
 from halfbyte.units import size
@@ -84,9 +85,14 @@ def list_models(json: opt.Json = False) -> None:
 
 
 def show(model: Name = None, revision: Revision = None, json: opt.Json = False) -> None:
-    """Show a model's size, formats, quality and licence."""
+    """Show a model's size, formats, quality and licence; or what an adapter is for."""
+    from halfbyte.checkpoint.adapter import is_adapter
     from halfbyte.cli.folder import open_model
 
+    if model is not None and is_adapter(folder := Path(model).expanduser()):
+        adapter = adapter_facts(folder)
+        print_json(asdict(adapter), indent=2) if json else print_pairs(adapter.lines())
+        return
     facts = facts_of(model or POCKET, *open_model(model, revision=revision, offline=True))
     if json:
         print_json(facts.to_json(), indent=2)

@@ -77,6 +77,20 @@ Weights = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=PATH",
+        help="Load a LoRA adapter beside the weights; may be repeated.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Merge a LoRA adapter into the weights while loading.", rich_help_panel=_MODEL),
+]
 KvCacheOption = Annotated[
     KvCache,
     typer.Option("--kv-cache", metavar="f16|f32|q8|q4", help="Number format of the KV cache.", rich_help_panel=_MODEL),

@@ -12,7 +12,7 @@ from halfbyte.cli import options as opt
 from halfbyte.cli.answering import Stats, answer, has_chat_template, record, say_cut
 from halfbyte.cli.batch import answer_batch, open_batch
 from halfbyte.cli.batch_results import Results
-from halfbyte.cli.loading import FILES, RUN, Chosen, say_loaded, takes_model
+from halfbyte.cli.loading import ADAPTERS, FILES, RUN, Chosen, say_loaded, takes_model
 from halfbyte.cli.output import note, print_json
 from halfbyte.cli.prompts import Request, read_schema, single_request
 from halfbyte.cli.sampling import Sampling, takes_sampling
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from halfbyte.model import Model
     from halfbyte.runtime import Grammar
 
-_DECIDING = ("weights", "kv_dtype", "activations", "context")
+_DECIDING = ("weights", "kv_dtype", "activations", "context", *ADAPTERS)
 """Options of a run that decide about its answers."""
 
 
-@takes_model(*FILES, *RUN)
+@takes_model(*FILES, *RUN, *ADAPTERS)
 @takes_sampling("logprobs")
 def run(
     ctx: typer.Context,

@@ -13,7 +13,7 @@ import typer
 
 from halfbyte.cli import completion
 from halfbyte.cli.exit_codes import EXIT_SIGNAL
-from halfbyte.cli.loading import RUN, Chosen, late_bar, takes_model
+from halfbyte.cli.loading import ADAPTERS, RUN, Chosen, late_bar, takes_model
 from halfbyte.cli.output import note
 from halfbyte.errors import UsageError
 from halfbyte.options import RunOptions
@@ -98,7 +98,7 @@ Grace = Annotated[
 ]
 
 
-@takes_model("revision", "offline", *RUN)
+@takes_model("revision", "offline", *RUN, *ADAPTERS)
 def serve(
     models: Models = None,
     *,
@@ -216,7 +216,11 @@ def _sources(models: Sequence[str | None], chosen: Chosen, run: RunOptions) -> l
         if any(source.name == name for source in sources):
             raise UsageError(f"two models are called {name}.", "Name one of them: NAME=MODEL.")
         path = locate(model, chosen.revision, chosen.offline)
-        sources.append(Source(name, path, partial(_load, path, run)))
+        sources.append(Source(name, path, partial(_load, path, run), tuple(run.adapters)))
+    if (run.adapters or run.merge) and len(sources) > 1:
+        raise UsageError("an adapter is for one model, and there are several.", "Serve that model alone.")
+    if sources[0].name in run.adapters:
+        raise UsageError(f"a model and an adapter are both called {sources[0].name}.", "Name one of them: NAME=PATH.")
     return sources
 
 

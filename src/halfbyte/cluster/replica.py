@@ -40,7 +40,9 @@ class Replica:
     ) -> None:
         self._name = ray.get_runtime_context().get_actor_id() or ""
         path = locate(model, revision, offline)
-        registry = Registry([Source(name or default_name(model), path, partial(load, path, as_lent(run)))])
+        registry = Registry(
+            [Source(name or default_name(model), path, partial(load, path, as_lent(run)), tuple(run.adapters))]
+        )
         await registry.start()
         self._app = create_app(registry, settings, self._log)
 

@@ -26,12 +26,20 @@ from halfbyte.mapped import MappedFile
 from halfbyte.plan import Batch, Plan, Tensor, cache, ops
 from halfbyte.plan.batch import Timing, block_bytes
 from halfbyte.plan.drawing import ComputesAtOnce, Draw, Finished, Pending
-from halfbyte.plan.plan import HIDDEN, LOGITS, STATE_IDS, STATE_POSITIONS, STATE_ROPE_SETS, STATE_SEQUENCES
+from halfbyte.plan.plan import (
+    HIDDEN,
+    LOGITS,
+    STATE_ADAPTERS,
+    STATE_IDS,
+    STATE_POSITIONS,
+    STATE_ROPE_SETS,
+    STATE_SEQUENCES,
+)
 
 Float32 = NDArray[np.float32]
 
 _DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "i32": np.int32}
-_PER_TOKEN = (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS)
+_PER_TOKEN = (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS, STATE_ADAPTERS)
 _ALIGNMENT = 64
 _GROUPED = re.compile(r"(q\d+g)(\d+)z?")
 
@@ -127,7 +135,8 @@ class CpuExecutor(ComputesAtOnce):
         called = perf_counter_ns()
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
         for name, values in batch.state().items():
-            self._set_state(name, values, tokens)
+            if name in self._arrays:
+                self._set_state(name, values, tokens)
         self._state_ns = perf_counter_ns() - called
         self._program.run(tokens, rows, batch.hidden)
         for file in self._files:
@@ -180,7 +189,7 @@ class CpuExecutor(ComputesAtOnce):
             raise UnsupportedModelError(f"the CPU has no op {op}.", "Use device='reference', which has every op.")
         tensors = {*step.reads, *step.writes}
         fields = {
-            field.name: self._tensors(value) if field.name in tensors else value
+            field.name: self._tensors(value) if field.name in tensors else _plain(value)
             for field in dataclasses.fields(step)
             if (value := getattr(step, field.name)) not in (None, ())
         }
@@ -227,6 +236,11 @@ class CpuExecutor(ComputesAtOnce):
         else:
             self._weights.release(name)
         return matrix
+
+
+def _plain(value: Any) -> Any:
+    """A field that names no tensor, as the core takes it: whole numbers as an array."""
+    return np.array(value, np.int32) if isinstance(value, tuple) else value
 
 
 def _family(format_name: str) -> tuple[str, int]:

@@ -39,7 +39,8 @@ class Scorer:
         model: A folder or hub id.
         window: The longest window.
         options, changes: How the model is run, as for `load`. By default that is how it always runs, so that this is
-            what is measured; `activations="f32"` shows the cost of the quantized weights alone.
+            what is measured; `activations="f32"` shows the cost of the quantized weights alone. If there is an adapter,
+            the model is measured with it.
     """
 
     def __init__(
@@ -51,6 +52,9 @@ class Scorer:
     ) -> None:
         count = max(1, BATCH_TOKENS // window)
         run = RunOptions.of(options, **changes)
+        if len(run.adapters) > 1:
+            raise UsageError(f"there are {len(run.adapters)} adapters.", "Measure one at a time.")
+        self._adapter = len(run.adapters)
         self.model: Model = load(
             model, run, context=window, sequences=count, cache_tokens=count * window, logit_rows=BATCH_TOKENS
         )
@@ -97,6 +101,7 @@ class Scorer:
             logit_rows=np.flatnonzero(
                 np.concatenate([_padded(w, n) for w, n in zip(wanted, lengths, strict=True)])
             ).astype(np.int32),
+            adapters=np.full(sum(lengths), self._adapter, np.int32),
         )
 
 

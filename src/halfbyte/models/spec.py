@@ -358,6 +358,29 @@ class Layer:
         return (self.mixer.kind, self.mlp.kind, *(norm is not None for norm in norms))
 
 
+LORA_A, LORA_B, LORA_SCALES = ".lora_a", ".lora_b", ".lora_scales"
+"""What follows a matrix's name in those of the tensors that hold the A, the B and the scales of all adapters for it."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank changes that lie beside a model's weights; each token is computed with one of them, or none.
+
+    Attributes:
+        names: What they are called, in the order in which they are numbered from 1 on; 0 is none.
+        matrices: The tensors that at least one of them changes.
+        rank: The largest rank; smaller ones are filled up with zeros.
+    """
+
+    names: tuple[str, ...]
+    matrices: frozenset[str]
+    rank: int
+
+    def number(self, name: str | None) -> int:
+        """The number of the adapter called `name`, 0 for None. Raises ValueError if there is none."""
+        return 0 if name is None else 1 + self.names.index(name)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything needed to build a plan.
@@ -374,6 +397,7 @@ class ModelSpec:
         bos_token_id, stop_token_ids: From `config.json` and `generation_config.json` together.
         shapes: Shape of every tensor the checkpoint must have, by name.
         ignored: Regular expressions of tensors that a checkpoint may hold and text generation does not need.
+        adapters: Those that lie beside the weights; None if there are none.
     """
 
     model_type: str
@@ -395,6 +419,7 @@ class ModelSpec:
     stop_token_ids: tuple[int, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    adapters: Adapters | None = None
 
     @property
     def attentions(self) -> tuple[AttentionSpec, ...]:
@@ -412,12 +437,12 @@ class ModelSpec:
         return next((r.switch_at for r in self.ropes.values() if r.switch_at is not None), None)
 
     def one_of_each(self) -> ModelSpec:
-        """The model cut to the first layer of each kind, and to two layers at least where it has so many."""
+        """The model without adapters, cut to the first layer of each kind, and to two at least where it has as many."""
         firsts = {layer.kind: index for index, layer in reversed(list(enumerate(self.layers)))}
         chosen = set(firsts.values())
         others = (index for index in range(len(self.layers)) if index not in chosen)
         chosen |= set(islice(others, max(0, 2 - len(chosen))))
-        return replace(self, layers=tuple(self.layers[index] for index in sorted(chosen)))
+        return replace(self, layers=tuple(self.layers[index] for index in sorted(chosen)), adapters=None)
 
     @property
     def parameters(self) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from halfbyte.plan.drawing import Draw, Pending
 from halfbyte.plan.plan import (
+    STATE_ADAPTERS,
     STATE_IDS,
     STATE_POSITIONS,
     STATE_ROPE_SETS,
@@ -43,6 +44,8 @@ class Batch:
         logit_rows: `[r]`, the tokens (indices into this batch) whose logits are wanted; may be empty.
         num_decodes: Leading tokens that are each the only one of their sequence; tokens of prompts follow them.
         hidden: Whether the hidden states of all tokens are wanted, too: after the final norm, before the output matrix.
+        adapters: `[n]`, the number of the adapter that each token is computed with, 0 for none; None for none at all.
+            Where tokens are drawn on the device, the next ones keep it.
     """
 
     token_ids: Int32
@@ -53,10 +56,12 @@ class Batch:
     logit_rows: Int32
     num_decodes: int = 0
     hidden: bool = False
+    adapters: Int32 | None = None
 
     def state(self) -> dict[str, Int32]:
-        """The batch as the plan's state tensors, by name."""
+        """The batch as the plan's state tensors, by name; a plan without adapters has none for them."""
         return {
+            STATE_ADAPTERS: np.zeros(len(self.token_ids), np.int32) if self.adapters is None else self.adapters,
             STATE_IDS: self.token_ids,
             STATE_POSITIONS: self.positions,
             STATE_SEQUENCES: self.sequences,

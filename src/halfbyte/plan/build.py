@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format
 from halfbyte.models.spec import (
+    LORA_A,
+    LORA_B,
+    LORA_SCALES,
     AttentionSpec,
     DeltaNet,
     Layer,
@@ -31,6 +36,7 @@ from halfbyte.plan.ops import (
     GateHeads,
     KvWrite,
     Linear,
+    LowRank,
     Op,
     QkNorm,
     RmsNorm,
@@ -42,6 +48,7 @@ from halfbyte.plan.ops import (
 )
 from halfbyte.plan.plan import (
     LOGITS,
+    STATE_ADAPTERS,
     STATE_IDS,
     STATE_POSITIONS,
     STATE_ROPE_SETS,
@@ -72,6 +79,7 @@ class _Builder:
         self.steps: list[Op] = []
         self.constants: dict[str, NDArray[np.float32]] = {}
         self.eps = spec.norm_eps / spec.residual_scale**2
+        self.unadapted = set(spec.adapters.matrices) if spec.adapters else set()
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: Kind = "activation", dtype: str = "f32") -> str:
         self.tensors[name] = Tensor(name, shape, dtype, kind, math.prod(shape) * _BYTES)
@@ -110,7 +118,30 @@ class _Builder:
     def linear(self, x: str, projection: Projection, out: str) -> str:
         width = sum(self.spec.shapes[name][0] for name in projection.weights)
         weights, bias = self.weights(projection.weights), self.weights(projection.bias)
-        return self.add(Linear(x, weights, self.rows(out, width), bias=bias))
+        if self.unadapted.isdisjoint(weights):
+            return self.add(Linear(x, weights, self.rows(out, width), bias=bias))
+        return self.adapted(x, self.add(Linear(x, weights, self.rows(f"{out}_base", width), bias=bias)), weights, out)
+
+    def adapted(self, x: str, y: str, weights: tuple[str, ...], out: str) -> str:
+        """y, the product of x with weights, as the adapter of each token changes it."""
+        heights = [self.spec.shapes[name][0] for name in weights]
+        starts = dict(zip(weights, accumulate([0, *heights]), strict=False))
+        changed = [name for name in weights if name in self.unadapted]
+        self.unadapted -= set(changed)
+        parts = [self._adapters_of(name) for name in changed]
+        a, b, scales = (tuple(part[i] for part in parts) for i in range(3))
+        columns = tuple(starts[name] for name in changed)
+        return self.add(LowRank(x, y, a, b, scales, STATE_ADAPTERS, self.rows(out, sum(heights)), columns))
+
+    def _adapters_of(self, weight: str) -> tuple[str, str, str]:
+        """Names of the tensors that hold A, B and the scales of all adapters for a matrix."""
+        adapters, (rows, columns) = self.spec.adapters, self.spec.shapes[weight]
+        count, rank = (len(adapters.names), adapters.rank) if adapters else (0, 0)
+        shapes = {LORA_A: (count * rank, columns), LORA_B: (count * rows, rank), LORA_SCALES: (count,)}
+        for suffix, shape in shapes.items():
+            name, stored = f"{weight}{suffix}", self.formats(f"{weight}{suffix}")
+            self.tensors[name] = Tensor(name, shape, stored.name, "weight", stored.nbytes(shape))
+        return f"{weight}{LORA_A}", f"{weight}{LORA_B}", f"{weight}{LORA_SCALES}"
 
     def carried(self, states: str) -> tuple[str, str, str, str]:
         """The fields of an op that keeps `states`."""
@@ -140,6 +171,8 @@ def build(
     for name in (STATE_IDS, STATE_POSITIONS, STATE_SEQUENCES, STATE_ROPE_SETS):
         b.tensor(name, (tokens,), "state", "i32")
     b.tensor(STATE_ROWS, (rows,), "state", "i32")
+    if spec.adapters is not None:
+        b.tensor(STATE_ADAPTERS, (tokens,), "state", "i32")
     groups = _cache_groups(b, tokens, sequences, context, block_size, kv_dtype, cache_tokens)
     states = _state_group(b, sequences, kept_states)
     tables = {name: _rope_table(b, name) for name in dict.fromkeys(attention.rope for attention in spec.attentions)}
@@ -149,6 +182,11 @@ def build(
         x = _mixer_half(b, layer, f"layers.{i}.", x, tables, groups)
         x = _mlp_half(b, layer, f"layers.{i}.", x)
     _head(b, x, rows)
+    if b.unadapted:
+        raise UnsupportedModelError(
+            f"an adapter changes {min(b.unadapted)}, which Halfbyte does not do beside the weights.",
+            "Merge the adapter into the weights instead (merge).",
+        )
     return Plan(
         tokens, rows, sequences, context, block_size, b.tensors, tuple(b.steps), tuple(groups.values()), b.constants,
         states=states,

@@ -129,6 +129,31 @@ class Linear(Op):
 
 
 @dataclass(frozen=True)
+class LowRank(Op):
+    """out[T, N] = y, with s · B · (A · x) of the token's adapter added to some parts of it (arXiv 2106.09685).
+
+    `adapters` [T] has the number of each token's adapter, from 1 to n; tokens with 0 get y alone. Part p of the output
+    begins at `columns[p]`. `a[p]` [n·r, K] stacks the A of all adapters for it, `b[p]` [n·rows of the part, r] their B,
+    and `scales[p]` [n] has what products are multiplied by.
+    """
+
+    reads = ("x", "y", "a", "b", "scales", "adapters")
+    reusable = ("y",)
+    x: str
+    y: str
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    scales: tuple[str, ...]
+    adapters: str
+    out: str
+    columns: tuple[int, ...]
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        each = sum(math.prod(shapes[name]) for name in (*self.a, *self.b))
+        return 2 * shapes[self.x][0] * each // shapes[self.scales[0]][0]
+
+
+@dataclass(frozen=True)
 class GatedLinear(Op):
     """out[T, I] = act(g) · u, where [g | u][T, 2I] = x[T, K] · Wᵀ and W stacks `weights` (gate rows, then up rows)."""
 

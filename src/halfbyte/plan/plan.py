@@ -23,6 +23,7 @@ STATE_POSITIONS = "positions"
 STATE_SEQUENCES = "sequences"
 STATE_ROPE_SETS = "rope_sets"
 STATE_ROWS = "logit_rows"
+STATE_ADAPTERS = "adapters"
 LOGITS = "logits"
 HIDDEN = "hidden"
 

@@ -65,6 +65,18 @@ def _(op: ops.Linear, get: Get) -> Array:
     return out if op.residual is None else get(op.residual) + out
 
 
+@run_op.register
+def _(op: ops.LowRank, get: Get) -> Array:
+    x, out, adapters = get(op.x), get(op.y).copy(), get(op.adapters)
+    for begin, *names in zip(op.columns, op.a, op.b, op.scales, strict=True):
+        a, b, scales = map(get, names)
+        a, b = a.reshape(len(scales), -1, a.shape[1]), b.reshape(len(scales), -1, b.shape[1])
+        for k in np.unique(adapters[adapters > 0]) - 1:
+            tokens = adapters == k + 1
+            out[tokens, begin : begin + b.shape[1]] += scales[k] * (x[tokens] @ a[k].T @ b[k].T)
+    return out
+
+
 def activate(x: Array, activation: str) -> Array:
     """SiLU, or GELU in its tanh form."""
     if activation == "silu":

@@ -11,6 +11,7 @@ from halfbyte.plan.ops import (
     GatedLinear,
     KvWrite,
     Linear,
+    LowRank,
     Op,
     QkNorm,
     RmsNorm,
@@ -32,11 +33,12 @@ _SIMPLE: dict[type[Op], str] = {
     Add: "norms",
     GatedLinear: "gate_up",
     GatedActivation: "gate_up",
+    LowRank: "adapters",
 }
 
 
 def parts(plan: Plan) -> list[str]:
-    """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms or LM head."""
+    """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms, adapters or LM head."""
     head = next((i for i, step in enumerate(plan.steps) if isinstance(step, Rows)), len(plan.steps))
     made: dict[str, Op] = {}
     found = []
@@ -54,5 +56,6 @@ def _part(plan: Plan, step: Op, made: dict[str, Op]) -> str:
             return "o"
         case GatedLinear() | GatedActivation():
             return "down"
-    feeds_gate = any(isinstance(other, GatedActivation) and other.x == step.out for other in plan.steps)
+    outputs = {step.out, *(other.out for other in plan.steps if isinstance(other, LowRank) and other.y == step.out)}
+    feeds_gate = any(isinstance(other, GatedActivation) and other.x in outputs for other in plan.steps)
     return "gate_up" if feeds_gate else "qkv"

@@ -8,7 +8,7 @@ import numpy as np
 
 from halfbyte.plan.batch import Batch, Int32
 from halfbyte.plan.drawing import Draw
-from halfbyte.plan.plan import Plan
+from halfbyte.plan.plan import STATE_ADAPTERS, Plan
 from halfbyte.runtime.scheduler import Chunk
 from halfbyte.runtime.sequence import Sequence
 from halfbyte.sampling.scoring import Scoring
@@ -24,6 +24,7 @@ def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Bat
     ends = np.cumsum(lengths)
     wanted = [end - chunk.stop + row for end, chunk in zip(ends, chunks, strict=True) for row in chunk.rows]
     slots = np.array([chunk.sequence.slot for chunk in chunks], np.int32)
+    adapters = np.array([chunk.sequence.adapter for chunk in chunks], np.int32)
     return Batch(
         token_ids=np.concatenate([np.array(_ids(chunk), np.int32) for chunk in chunks]),
         positions=np.concatenate([np.arange(c.start, c.stop, dtype=np.int32) for c in chunks]),
@@ -33,6 +34,7 @@ def batch_of(plan: Plan, chunks: list[Chunk], *, every_row: bool = False) -> Bat
         logit_rows=np.arange(ends[-1], dtype=np.int32) if every_row else np.array(wanted, np.int32),
         num_decodes=next((i for i, length in enumerate(lengths) if length > 1), len(lengths)),
         hidden=any(chunk.pooled for chunk in chunks),
+        adapters=np.repeat(adapters, lengths) if STATE_ADAPTERS in plan.tensors else None,
     )
 
 

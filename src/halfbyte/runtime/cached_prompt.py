@@ -22,6 +22,7 @@ class CachedPrompt:
     Attributes:
         token_ids: The tokens of all full blocks.
         rope_set: The set of RoPE frequencies that keys are rotated with.
+        adapter: The number of the adapter that it was computed with; 0 for none.
         blocks: By the name of each cache tensor, uint8 `[blocks, bytes of a block]`; of layers that keep states the one
             after all these tokens.
     """
@@ -29,11 +30,14 @@ class CachedPrompt:
     token_ids: tuple[int, ...]
     rope_set: int
     blocks: dict[str, NDArray[np.uint8]]
+    adapter: int = 0
 
 
-def take_out(plan: Plan, pools: BlockPools, memory: CacheMemory, token_ids: Many[int], rope_set: int) -> CachedPrompt:
+def take_out(
+    plan: Plan, pools: BlockPools, memory: CacheMemory, token_ids: Many[int], rope_set: int, adapter: int = 0
+) -> CachedPrompt:
     """What the caches hold of a prompt: as many of its leading full blocks as are there, and can be gone on from."""
-    chain = _chain(token_ids, rope_set, plan.block_size)
+    chain = _chain(token_ids, rope_set, adapter, plan.block_size)
     full = pools.find(chain, [*token_ids, 0], tails=False).blocks
     table = BlockTable()
     length = pools.adopt(table, chain, Prefix(full, 0))
@@ -48,7 +52,7 @@ def take_out(plan: Plan, pools: BlockPools, memory: CacheMemory, token_ids: Many
             blocks |= {name: memory.read_blocks(name, held) for name in plan.states.names}
     finally:
         pools.release(table)
-    return CachedPrompt(tuple(token_ids[:length]), rope_set, blocks)
+    return CachedPrompt(tuple(token_ids[:length]), rope_set, blocks, adapter)
 
 
 def put_in(plan: Plan, pools: BlockPools, memory: CacheMemory, prompt: CachedPrompt) -> None:
@@ -58,7 +62,7 @@ def put_in(plan: Plan, pools: BlockPools, memory: CacheMemory, prompt: CachedPro
         UsageError: It is longer than the context, or there are too few free blocks.
     """
     length, table = len(prompt.token_ids), BlockTable()
-    chain = _chain(prompt.token_ids, prompt.rope_set, plan.block_size)
+    chain = _chain(prompt.token_ids, prompt.rope_set, prompt.adapter, plan.block_size)
     if length > plan.context:
         raise UsageError(
             f"the prompt has {length:,} tokens; the context holds {plan.context:,}.",
@@ -84,7 +88,7 @@ def put_in(plan: Plan, pools: BlockPools, memory: CacheMemory, prompt: CachedPro
         pools.release(table)
 
 
-def _chain(token_ids: Many[int], rope_set: int, block_size: int) -> list[bytes]:
-    chain = [prefixes.root(b"", rope_set)]
+def _chain(token_ids: Many[int], rope_set: int, adapter: int, block_size: int) -> list[bytes]:
+    chain = [prefixes.root(b"", rope_set, adapter)]
     prefixes.extend(chain, token_ids, block_size)
     return chain

@@ -148,7 +148,7 @@ class Engine:
         self._check_not_scoring()
         return sequences_of(self._plan, prompt_ids, sampling, n, **options)
 
-    def pooled(self, token_ids: Iterable[int], pooling: Pooling) -> Sequence:
+    def pooled(self, token_ids: Iterable[int], pooling: Pooling, adapter: int = 0) -> Sequence:
         """A checked request for the hidden states of a text as one vector, to be queued by `add`; for any thread.
 
         The sequence has no answer, and finishes with reason `stop` when its `pooler` has the vector.
@@ -158,7 +158,7 @@ class Engine:
             ContextFullError: More tokens than the context holds.
         """
         self._check_not_scoring()
-        return pooled_text_of(self._plan, token_ids, pooling)
+        return pooled_text_of(self._plan, token_ids, pooling, adapter)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request."""
@@ -213,25 +213,27 @@ class Engine:
         self._flights.clear()
         self._scheduler.cancel_all()
 
-    def score(self, token_ids: Iterable[int]) -> Generator[Float32, None, None]:
+    def score(self, token_ids: Iterable[int], adapter: int = 0) -> Generator[Float32, None, None]:
         """The logits after each token, in order, as chunks `[r, vocab_size]` with r at most the plan's rows.
 
-        Each chunk is valid until the next is asked for.
+        Each chunk is valid until the next is asked for. `adapter` is that of `RequestOptions`.
 
         Raises:
             UsageError: No tokens, ids out of range, or sequences that have not finished.
             ContextFullError: More tokens than the context holds.
         """
-        return self._score(text_of(self._plan, token_ids))
+        return self._score(text_of(self._plan, token_ids, adapter))
 
-    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory) -> CachedPrompt:
+    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory, adapter: int = 0) -> CachedPrompt:
         """As much of a prompt as the caches hold.
 
         Args:
             memory: The caches of the engine's executor.
+            adapter: The number of the adapter that the prompt was computed with.
         """
         scheduler = self._scheduler
-        return take_out(self._plan, scheduler.pools, memory, prompt_ids, scheduler.rope_set(len(prompt_ids)))
+        rope_set = scheduler.rope_set(len(prompt_ids))
+        return take_out(self._plan, scheduler.pools, memory, prompt_ids, rope_set, adapter)
 
     def restore(self, prompt: CachedPrompt, memory: CacheMemory) -> None:
         """Put a prompt back into the caches.

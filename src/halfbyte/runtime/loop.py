@@ -109,13 +109,13 @@ class EngineLoop:
         sequences = self._engine.requests(prompt_ids, sampling, n, **options)
         return [AnswerStream(self, s, Outbox(s, bounded=bounded, resume=self._wake)) for s in sequences]
 
-    def pooled(self, token_ids: Iterable[int], pooling: Pooling) -> AnswerStream:
+    def pooled(self, token_ids: Iterable[int], pooling: Pooling, adapter: int = 0) -> AnswerStream:
         """A text whose hidden states become one vector; arguments and errors are those of `Engine.pooled`.
 
         The stream has no tokens; when it ends, the `pooler` of its sequence has the vector.
         """
         self.check_open()
-        sequence = self._engine.pooled(token_ids, pooling)
+        sequence = self._engine.pooled(token_ids, pooling, adapter)
         return AnswerStream(self, sequence, Outbox(sequence, bounded=False, resume=self._wake))
 
     def cancel(self, sequence: Sequence) -> None:
@@ -128,16 +128,16 @@ class EngineLoop:
             self._changed.notify_all()
             self._changed.release()
 
-    def score(self, token_ids: Iterable[int]) -> Iterator[Float32]:
+    def score(self, token_ids: Iterable[int], adapter: int = 0) -> Iterator[Float32]:
         """As `Engine.score`, between batches."""
         self.check_open()
-        return self._score(self._engine.score(token_ids))
+        return self._score(self._engine.score(token_ids, adapter))
 
-    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory) -> CachedPrompt:
+    def cached_prompt(self, prompt_ids: Many[int], memory: CacheMemory, adapter: int = 0) -> CachedPrompt:
         """As `Engine.cached_prompt`, between batches."""
         with self._between_batches():
             self.check_open()
-            return self._engine.cached_prompt(prompt_ids, memory)
+            return self._engine.cached_prompt(prompt_ids, memory, adapter)
 
     def restore(self, prompt: CachedPrompt, memory: CacheMemory) -> None:
         """As `Engine.restore`, between batches."""

@@ -13,14 +13,15 @@ from hashlib import blake2b
 DIGEST_NBYTES = 16
 
 
-def root(scope: bytes, rope_set: int) -> bytes:
+def root(scope: bytes, rope_set: int, adapter: int = 0) -> bytes:
     """The first entry of a chain.
 
     Args:
         scope: Sequences of one scope share blocks.
         rope_set: The set of RoPE frequencies that keys are rotated with.
+        adapter: The number of the adapter that tokens are computed with.
     """
-    return _digest(b"%d:%b" % (rope_set, scope))
+    return _digest(b"%d:%d:%b" % (rope_set, adapter, scope))
 
 
 def extend(chain: list[bytes], tokens: Many[int], block_size: int) -> None:

@@ -35,6 +35,7 @@ class RequestOptions(TypedDict, total=False):
         grammar: What the answer may be; each of several answers follows it on its own.
         prompt_logprobs: How many of the most likely tokens to tell with each token of the prompt, in the sequence's
             `scores`; None to tell nothing of the prompt. Its caches are then neither used nor left to others.
+        adapter: The number of the adapter to compute with, one of those that the plan was made for; 0 for none.
     """
 
     max_tokens: Required[int]
@@ -45,6 +46,7 @@ class RequestOptions(TypedDict, total=False):
     cache_prompt: bool | None
     grammar: Grammar | None
     prompt_logprobs: int | None
+    adapter: int
 
 
 def sequences_of(
@@ -61,6 +63,7 @@ def sequences_of(
     cache_prompt: bool | None = None,
     grammar: Grammar | None = None,
     prompt_logprobs: int | None = None,
+    adapter: int = 0,
 ) -> list[Sequence]:
     """A request as sequences, one for each of `n` answers; they share the blocks of the prompt.
 
@@ -96,6 +99,7 @@ def sequences_of(
             scope=scope,
             constraint=started(grammar),
             scoring=scoring,
+            adapter=adapter,
         )
         for i in range(count)
     ]
@@ -144,17 +148,17 @@ def _sibling(sampling: SamplingParams, index: int) -> SamplingParams:
     return replace(sampling, seed=(sampling.seed + index) % 2**64)
 
 
-def text_of(plan: Plan, token_ids: Iterable[int]) -> Sequence:
+def text_of(plan: Plan, token_ids: Iterable[int], adapter: int = 0) -> Sequence:
     """A text to be scored, as a sequence.
 
     Raises:
         UsageError: No tokens, or ids out of range.
         ContextFullError: More tokens than the context holds.
     """
-    return Sequence(_checked_text(plan, token_ids, "Score"), SamplingParams(), max_tokens=0)
+    return Sequence(_checked_text(plan, token_ids, "Score"), SamplingParams(), max_tokens=0, adapter=adapter)
 
 
-def pooled_text_of(plan: Plan, token_ids: Iterable[int], pooling: Pooling) -> Sequence:
+def pooled_text_of(plan: Plan, token_ids: Iterable[int], pooling: Pooling, adapter: int = 0) -> Sequence:
     """A text whose hidden states are wanted as one vector, as a sequence that shares its caches with nobody.
 
     Raises:
@@ -162,7 +166,8 @@ def pooled_text_of(plan: Plan, token_ids: Iterable[int], pooling: Pooling) -> Se
         ContextFullError: More tokens than the context holds.
     """
     ids = _checked_text(plan, token_ids, "Embed")
-    return Sequence(ids, SamplingParams(), max_tokens=0, scope=None, pooler=Pooler(pooling, len(ids)))
+    pooler = Pooler(pooling, len(ids))
+    return Sequence(ids, SamplingParams(), max_tokens=0, scope=None, pooler=pooler, adapter=adapter)
 
 
 def _checked_text(plan: Plan, token_ids: Iterable[int], todo: str) -> tuple[int, ...]:

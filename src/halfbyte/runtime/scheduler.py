@@ -272,7 +272,10 @@ class Scheduler:
         """What the caches hold of a sequence."""
         rope_set = self.rope_set(sequence.length)
         if not sequence.chain or sequence.rope_set != rope_set:
-            sequence.rope_set, sequence.chain = rope_set, [prefixes.root(sequence.scope or b"", rope_set)]
+            sequence.rope_set, sequence.chain = (
+                rope_set,
+                [prefixes.root(sequence.scope or b"", rope_set, sequence.adapter)],
+            )
         if sequence.scope is None:
             return Prefix(0, 0)
         prefixes.extend(sequence.chain, sequence.tokens, self.pools.block_size)

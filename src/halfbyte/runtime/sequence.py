@@ -39,6 +39,7 @@ class Sequence:
         constraint: What its answer may be, which has accepted every token of `generated_ids`; None for anything.
         scoring: What is told of each token of the prompt after the first; None if nothing is.
         scores: What has been told so far.
+        adapter: The number of the adapter that it is computed with; 0 for none.
         pooler: What takes the hidden states of its prompt; None if they are not wanted. It then has no answer.
         chain: Hashes that name its full blocks, as `prefixes` makes them, with their root.
         stops: Ends of blocks of its prompt at which a batch ends, so that the state there can be kept.
@@ -56,6 +57,7 @@ class Sequence:
     constraint: Constraint | None = None
     scoring: ScoringParams | None = None
     pooler: Pooler | None = None
+    adapter: int = 0
     scores: list[Sampled] = field(default_factory=list, init=False, repr=False)
     generated_ids: list[int] = field(default_factory=list, init=False)
     tokens: list[int] = field(init=False, repr=False)

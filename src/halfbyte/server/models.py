@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from halfbyte.model import Model
 from halfbyte.server.json import JsonResponse
-from halfbyte.server.registry import Entry
+from halfbyte.server.registry import Entry, Registry
 from halfbyte.server.serving import serving_of
 from halfbyte.units import size
 
@@ -18,14 +18,29 @@ from halfbyte.units import size
 async def models(request: Request) -> Response:
     """All models, as OpenAI lists them; `models` is for clients that look there."""
     registry = serving_of(request).registry
-    return JsonResponse(listed([described(entry, registry.created) for entry in registry.entries]))
+    return JsonResponse(listed(_all(registry)))
 
 
 async def model(request: Request) -> Response:
     """One model by its name."""
     registry = serving_of(request).registry
     name = registry.name(request.path_params["name"])
-    return JsonResponse(next(described(e, registry.created) for e in registry.entries if e.source.name == name))
+    return JsonResponse(next(each for each in _all(registry) if each["id"] == name))
+
+
+def _all(registry: Registry) -> list[dict[str, Any]]:
+    """Each model, followed by its adapters."""
+    found = []
+    for entry in registry.entries:
+        base = described(entry, registry.created)
+        found.append(base)
+        found += [base | _named(name) | {"parent": base["id"]} for name in entry.source.adapters]
+    return found
+
+
+def _named(name: str) -> dict[str, str]:
+    """A name, for all who look for it in other places."""
+    return {"id": name, "name": name, "model": name, "slug": name}
 
 
 def listed(data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,8 +82,8 @@ def described(entry: Entry, created: int) -> dict[str, Any]:
     """A model as JSON. `loaded` tells where it runs, null while it is not in memory; `halfbyte` what was measured."""
     name = entry.source.name
     found: dict[str, Any] = {
-        "id": name, "object": "model", "created": created, "owned_by": "halfbyte", "name": name, "model": name,
-        "slug": name, "loaded": None, "halfbyte": dict(entry.source.quality),
+        **_named(name), "object": "model", "created": created, "owned_by": "halfbyte", "loaded": None,
+        "halfbyte": dict(entry.source.quality),
     }  # fmt: skip
     if entry.loaded is not None:
         running = entry.loaded.model

@@ -117,7 +117,9 @@ async def slots(request: Request) -> Response:
         if entry.loaded is None:
             continue
         name, plan = entry.source.name, entry.loaded.model.plan
-        busy = [each for each in serving.active if each.model == name and each.turn_s is not None]
+        busy = [
+            each for each in serving.active if serving.registry.base(each.model) == name and each.turn_s is not None
+        ]
         for place in range(plan.sequences):
             about = busy[place] if place < len(busy) else None
             found.append(

@@ -35,11 +35,13 @@ class Source:
         name: What requests call it.
         path: Where its files are.
         load: Loads it; called in a thread.
+        adapters: Names of the adapters that it is loaded with. Each is a model of its own to those who ask.
     """
 
     name: str
     path: Path
     load: Callable[[], Model]
+    adapters: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -96,6 +98,7 @@ class Registry:
 
     def __init__(self, sources: Iterable[Source], idle_timeout_s: float | None = None) -> None:
         self._entries = {source.name: Entry(source) for source in sources}
+        self._adapters = {name: entry for entry in self.entries for name in entry.source.adapters}
         self._idle_timeout_s = idle_timeout_s
         self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="halfbyte models")
@@ -108,30 +111,37 @@ class Registry:
         return list(self._entries.values())
 
     def name(self, wanted: str | None) -> str:
-        """The name of a model that a request means.
+        """The name of a model, or of an adapter, that a request means; of an adapter also `model:adapter`.
 
         Raises:
             ApiError: 404, with the names there are.
         """
         if wanted is None:
             return next(iter(self._entries))
-        if wanted not in self._entries:
-            raise no_model(wanted, self._entries)
-        return wanted
+        if wanted in self._entries or wanted in self._adapters:
+            return wanted
+        base, _, adapter = wanted.rpartition(":")
+        if base in self._entries and adapter in self._entries[base].source.adapters:
+            return adapter
+        raise no_model(wanted, [*self._entries, *self._adapters])
+
+    def base(self, name: str) -> str:
+        """The name of the model behind that of an adapter; of a model its own."""
+        return self._adapters[name].source.name if name in self._adapters else name
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Model]:
-        """A model, loaded if need be; it is not dropped in the meantime.
+        """A model, with an adapter if the name is that of one, loaded if need be; it is not dropped in the meantime.
 
         If the device fails, the next request has the model loaded anew.
 
         Raises:
             UnavailableError: It cannot be loaded, or not now.
         """
-        entry = self._entries[name]
+        entry = self._entries[self.base(name)]
         loaded = await self._loaded(entry)
         try:
-            yield loaded.model
+            yield loaded.model.with_adapter(name) if name in self._adapters else loaded.model
         except DeviceError as error:
             if not isinstance(error, InvalidLogitsError):
                 self._retire(entry, loaded)

@@ -103,7 +103,10 @@ def main() -> None:
 
 
 def _server(order: Order, listening: socket.socket, report: TextIO) -> HttpServer:
-    sources = [Source(name, Path(path), partial(load, path, order.run)) for name, path in order.models]
+    sources = [
+        Source(name, Path(path), partial(load, path, order.run), tuple(order.run.adapters))
+        for name, path in order.models
+    ]
     registry = Registry(sources, order.idle_timeout_s)
 
     def log(line: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ const std::map<std::string, Make> kOps{
     {"GatedNorm", make_gated_norm},
     {"KvWrite", make_kv_write},
     {"Linear", make_linear},
+    {"LowRank", make_low_rank},
     {"QkNorm", make_qk_norm},
     {"RmsNorm", make_rms_norm},
     {"Rope", make_rope},

@@ -31,6 +31,9 @@ StepPtr make_softcap(const Fields&, Inputs&);
 StepPtr make_gated_linear(const Fields&, Inputs&);
 StepPtr make_linear(const Fields&, Inputs&);
 
+// low_rank.cpp
+StepPtr make_low_rank(const Fields&, Inputs&);
+
 // norm.cpp
 StepPtr make_qk_norm(const Fields&, Inputs&);
 StepPtr make_rms_norm(const Fields&, Inputs&);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from halfbyte.errors import UnsupportedModelError
-from halfbyte.gpu.lowering import attention, norms, products, stateful
+from halfbyte.gpu.lowering import attention, low_rank, norms, products, stateful
 from halfbyte.gpu.lowering.builder import Builder
 from halfbyte.gpu.lowering.context import format_constants
 from halfbyte.gpu.lowering.norms import prepare_norm
@@ -28,6 +28,7 @@ def lower_op(step: ops.Op, b: Builder) -> None:
 lower_op.register(ops.RmsNorm)(norms.lower_norm)
 lower_op.register(ops.Linear)(products.lower_linear)
 lower_op.register(ops.GatedLinear)(products.lower_gated)
+lower_op.register(ops.LowRank)(low_rank.lower_low_rank)
 for _heads_op in (ops.QkNorm, ops.Rope, ops.KvWrite, ops.RopeKvWrite):
     lower_op.register(_heads_op)(attention.lower_heads)
 lower_op.register(ops.Attention)(attention.lower_attention)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.plan import Batch, Plan
+from halfbyte.plan.plan import STATE_ADAPTERS
 
 HEADER = 8
 """int32s before the first array: tokens, then decodes, then free."""
@@ -47,6 +48,7 @@ class StateLayout:
             ("POSITIONS", tokens),
             ("SEQ", tokens),
             ("SETS", tokens),
+            *([("ADAPTERS", tokens)] if STATE_ADAPTERS in plan.tensors else []),
             ("ROWS_AT", plan.rows),
             ("STARTS", plan.sequences),
             ("STEPS", plan.rows),
@@ -78,6 +80,9 @@ class StateLayout:
         starts = values[self.offsets["STARTS"] : self.offsets["STEPS"]]
         starts[:] = -1
         starts[slots] = first
+        if "ADAPTERS" in self.offsets and batch.adapters is not None:
+            at = self.offsets["ADAPTERS"]
+            values[at : at + len(batch.adapters)] = batch.adapters
         return values
 
     def row_at(self, table: str, slot: int) -> int:

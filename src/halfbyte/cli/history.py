@@ -36,7 +36,8 @@ def _cut(path: Path) -> None:
     with path.open("rb") as file:
         lines = file.readlines()
     if len(lines) > KEPT_LINES:
-        atomic.write(path, b"".join(dropwhile(lambda line: line.startswith(b"+"), lines[-KEPT_LINES:])))
+        kept = dropwhile(lambda line: line.startswith(b"+"), lines[-KEPT_LINES:])
+        atomic.write(path, b"".join(kept))
 
 
 class _PrivateHistory(FileHistory):

@@ -439,6 +439,18 @@ def test_an_executor_runs_an_op(op: type[ops.Op], case: str, executor: str, shap
     assert np.abs(got - wanted).max() / np.abs(wanted).max() < TOLERANCE
 
 
+def test_the_cpu_refuses_states_that_are_not_there_and_sequences_in_pieces() -> None:
+    sketch = Sketch(SHAPES["ragged"])
+    made = EXECUTORS["cpu"](sketch.plan(_conv(sketch, taps=3, gated=True)), Stored(sketch.stored))
+    for wrong in (-1, STATES):
+        with pytest.raises(ValueError, match=rf"state {wrong} of sequence 1 is not in 0 … {STATES - 1}"):
+            made.run(batch((2, 3), states=np.array([[0, 0], [wrong, 1]], np.int32)))
+    mixed = batch((2, 3), states=FIRST_STATES)
+    order = np.array([0, 2, 1, 3, 4])
+    with pytest.raises(ValueError, match="the tokens of sequence 0 are no neighbours"):
+        made.run(replace(mixed, sequences=mixed.sequences[order], positions=mixed.positions[order]))
+
+
 HEADS = {
     "one query head each": Shape(64, 96, 2, 2, 128, 64),
     "eight share a key head": Shape(64, 96, 8, 1, 64, 32),

@@ -147,8 +147,8 @@ class Plan:
         numbers = np.arange(self.sequences, dtype=np.int32)[:, None]
         tables: dict[str, NDArray[np.int32]] = {}
         for group in self.groups:
-            own: NDArray[np.int32] = numbers * np.int32(group.columns) + np.arange(group.columns, dtype=np.int32)
-            tables[group.blocks] = own
+            own = numbers * group.columns + np.arange(group.columns)
+            tables[group.blocks] = own.astype(np.int32)
         return tables | ({self.states.table: np.repeat(numbers, 2, axis=1)} if self.states else {})
 
     @cached_property

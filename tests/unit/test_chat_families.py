@@ -88,7 +88,10 @@ VARIABLES: tuple[dict[str, Any] | None, ...] = (
 
 
 def expected_of_clients(messages: list[dict[str, Any]], text: str, wanted: str, **options: Any) -> str:
-    """What transformers makes of calls that it refused, given with an empty content, and arguments as text."""
+    """What transformers makes of calls that it refused, given with an empty content, and arguments as text.
+
+    A template that does not write calls is no better off with them.
+    """
     changed: list[dict[str, Any]] = json.loads(json.dumps(messages))
     for as_text in (False, True):
         for each in changed:
@@ -96,7 +99,7 @@ def expected_of_clients(messages: list[dict[str, Any]], text: str, wanted: str, 
             for made in each.get("tool_calls", ()) if as_text else ():
                 made["function"]["arguments"] = json.dumps(made["function"]["arguments"], ensure_ascii=False)
         found = expected(changed, text, **options)
-        if not found.startswith("refused: "):
+        if ARGUMENTS["city"][:7] in found:
             return found
     return wanted
 
@@ -290,7 +293,7 @@ def test_thoughts_are_told_from_the_answer_after_each_prompt(name: str, thinks: 
 ENDING = {
     "gemma2": ("gemma", "<end_of_turn>"), "gemma3": ("gemma3", "<end_of_turn>"), "qwen2_5": ("qwen2_5", "<|im_end|>"),
     "qwen3": ("qwen3", "<|im_end|>"), "llama3_2": ("llama3_2", "<|eot_id|>"), "llama3": ("llama3", "<|eot_id|>"),
-    "mistral_nemo": ("ministral-3", "</s>"), "gptoss": ("gptoss", "<|call|>"),
+    "gptoss": ("gptoss", "<|call|>"),
     "deepseek_v3": ("deepseekv3", "<｜end▁of▁sentence｜>"),  # noqa: RUF001 - DeepSeek's own
 }  # fmt: skip
 

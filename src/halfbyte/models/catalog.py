@@ -95,6 +95,15 @@ CATALOG: dict[str, dict[str, Any]] = {
     "qwen-3-1.7b": _qwen3(2048, 6144, 28, 16),
     "qwen-3-4b": _qwen3(2560, 9728, 36, 32),
     "qwen-3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "qwen-3.5-4b": _sizes(
+        "qwen3_5_text", 2560, 9216, 32, 16, 4, 248_320, tied=True, context=262_144, eps=1e-6, head_dim=256,
+        rope_theta=1e7, partial_rotary_factor=0.25, linear_num_key_heads=16, linear_num_value_heads=32,
+    ),
+    "lfm-2-1.2b": {
+        "model_type": "lfm2", "hidden_size": 2048, "intermediate_size": 12_288, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 65_536, "max_position_embeddings": 128_000,
+        "norm_eps": 1e-5, "rope_theta": 1e6, "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    },
     "gemma-2-2b": _sizes(
         "gemma2", 2304, 9216, 26, 8, 4, 256_000, tied=True, context=8192, eps=1e-6, head_dim=256, sliding_window=4096,
         query_pre_attn_scalar=256, dtype="bfloat16",
@@ -134,6 +143,8 @@ HUB_IDS = {
     "qwen-3-1.7b": "Qwen/Qwen3-1.7B",
     "qwen-3-4b": "Qwen/Qwen3-4B",
     "qwen-3-8b": "Qwen/Qwen3-8B",
+    "qwen-3.5-4b": "Qwen/Qwen3.5-4B",
+    "lfm-2-1.2b": "LiquidAI/LFM2-1.2B",
     "gemma-2-2b": "google/gemma-2-2b-it",
     "smollm-3-3b": "HuggingFaceTB/SmolLM3-3B",
     "olmo-2-1b": "allenai/OLMo-2-0425-1B-Instruct",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,12 @@ from halfbyte.options import RunOptions
 
 Script = Sequence[str | BaseException]
 """What a stream gives: pieces of text, or an exception to raise at that place."""
+
+
+_KEEPING = tuple(
+    f"halfbyte.{name}" for name in ("evaluation.scorer", "evaluation.sweep", "server.worker", "tasks.evaluate")
+)
+"""Modules that keep the `load` which they find when they are first imported."""
 
 
 class FakeStream(Iterator[Token]):
@@ -79,15 +85,21 @@ class FakeModel:
 
 def use_fake(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> FakeModel:
     """Make `halfbyte.model.load` give a model that plays these scripts, one a prompt."""
-    import_module("halfbyte.evaluation.sweep")  # keeps the `load` that it finds when it is first imported
     model = FakeModel(list(scripts))
 
     def load(name: Any, options: RunOptions, *, progress: Any, **source: Any) -> FakeModel:
         model.loads.append((name, options, source))
         return model
 
-    monkeypatch.setattr("halfbyte.model.load", load)
+    put_load(monkeypatch, load)
     return model
+
+
+def put_load(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
+    """Put a function in the place of `halfbyte.model.load`, for all who look for it when they need it."""
+    for name in _KEEPING:
+        import_module(name)
+    monkeypatch.setattr("halfbyte.model.load", load)
 
 
 def halfbyte(*arguments: str, stdin: str | bytes = "") -> Result:

@@ -20,7 +20,7 @@ from halfbyte.cli.app import app
 from halfbyte.cli.habits import COMMANDS as TO_OURS
 from halfbyte.cli.habits import HABITS, NO_COMMANDS, OTHER_NAMES
 from halfbyte.errors import DownloadError
-from tests.unit.cli_fakes import error_lines, halfbyte
+from tests.unit.cli_fakes import error_lines, halfbyte, put_load
 
 WORKS = ""
 
@@ -191,7 +191,7 @@ def _first_hour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pocket: Any) ->
             halfbyte_model.locate(name, None, offline=True)
         return pocket
 
-    monkeypatch.setattr("halfbyte.model.load", load)
+    put_load(monkeypatch, load)
     monkeypatch.setattr("halfbyte.checkpoint.hub._download", lambda *_: tmp_path)
 
 

@@ -14,7 +14,7 @@ namespace halfbyte {
 // code)` is what code k of a row stands for.
 template <class Self, class Codes, int Extras>
 struct Ggml : Grouped<Codes> {
-    static constexpr bool kZeros = false, kStoredScales = false;
+    static constexpr bool kZeros = false, kLean = true, kStoredScales = false;
     static constexpr int64_t kBlockBytes = Codes::kBytes + Extras * kTileRows;
 
     static constexpr int64_t stored_bytes(int64_t) { return Self::kStoredBytes; }

@@ -137,6 +137,7 @@ struct Format : SuperBlocks<Format, Planes<2, 1, 4>, SignedScales<2>> {
 
 namespace q4_k {
 struct Format : SuperBlocks<Format, Planes<4>, WholeScales> {
+    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 144;
     static constexpr int64_t half_at(int i) { return 2 * i; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {
@@ -160,6 +161,7 @@ struct Format : SuperBlocks<Format, Planes<4, 1>, WholeScales> {
 
 namespace q6_k {
 struct Format : SuperBlocks<Format, Planes<4, 2, 32>, SignedScales<2>> {
+    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 210;
     static constexpr int64_t half_at(int) { return 208; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {

@@ -169,6 +169,7 @@ struct Grouped {
     static constexpr int kMiddle = Codes::kMiddle;
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
     static constexpr bool kZeros = true;           // whether groups can have zero points
+    static constexpr bool kLean = false;           // whether few variants of the loops are compiled, as few models use it
     static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
     static constexpr int64_t kGroup = 0;           // columns of a group; 0 where each matrix has its own size of group
     static constexpr int64_t kGroupScales = 1;     // scales of a group

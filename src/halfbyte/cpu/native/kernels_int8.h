@@ -132,12 +132,13 @@ static void int8_product(const ProductJob& job) {
     const Tiles& w = job.weights->packed;
     const TokenBlocks tokens{job.x.tokens, Lanes::kInt8Tokens};
     const int64_t stride = tokens.tokens * kTileRows;
+    constexpr int kTiles = Format::kLean ? 1 : Lanes::kInt8Tiles;
     for (int64_t block = 0; block < tokens.count(); ++block) {
         const int64_t first = tokens.start(block), size = tokens.start(block + 1) - first;
-        const Int8Tiles several = int8_tiles_for<Format, Lanes::kInt8Tiles>(w, size), one = int8_tiles_for<Format, 1>(w, size);
+        const Int8Tiles several = int8_tiles_for<Format, kTiles>(w, size), one = int8_tiles_for<Format, 1>(w, size);
         float* out = job.out + first * kTileRows;
         int64_t i = 0;
-        for (; tokens.tokens > 1 && i + Lanes::kInt8Tiles <= job.tiles; i += Lanes::kInt8Tiles)
+        for (; tokens.tokens > 1 && i + kTiles <= job.tiles; i += kTiles)
             several(w, job.first_tile + i, *job.x.quantized, first, out + i * stride, stride);
         for (; i < job.tiles; ++i) one(w, job.first_tile + i, *job.x.quantized, first, out + i * stride, stride);
     }

@@ -94,6 +94,19 @@ static void direct_product(const ProductJob& job) {
         direct_tile<Format, Tokens>(job.weights->packed, job.first_tile + i, x, job.out + i * Tokens * kTileRows);
 }
 
+// The same one token after the other, each with a pass over the weights.
+template <class Format>
+static void lean_product(const ProductJob& job) {
+    for (int64_t t = 0; t < job.x.tokens; ++t) {
+        Activations token = job.x;
+        token.data += t * token.columns;
+        token.tokens = 1;
+        const DirectInput<1> x(token);
+        for (int64_t i = 0; i < job.tiles; ++i)
+            direct_tile<Format, 1>(job.weights->packed, job.first_tile + i, x, job.out + (i * job.x.tokens + t) * kTileRows);
+    }
+}
+
 // panel[columns][16]: the weights of some blocks of a tile.
 template <class Format>
 static void decode(const Tiles& w, int64_t tile, Range blocks, float* panel) {
@@ -157,12 +170,16 @@ static void panel_product(const ProductJob& job) {
 template <class Format>
 static void packed_product(const ProductJob& job) {
     static_assert(kDirectTokens == 4);
-    switch (job.x.packed ? 0 : job.x.tokens) {
-        case 1: return direct_product<Format, 1>(job);
-        case 2: return direct_product<Format, 2>(job);
-        case 3: return direct_product<Format, 3>(job);
-        case 4: return direct_product<Format, 4>(job);
-        default: return panel_product<Format>(job);
+    if (job.x.packed) return panel_product<Format>(job);
+    if constexpr (Format::kLean) {
+        return lean_product<Format>(job);
+    } else {
+        switch (job.x.tokens) {
+            case 1: return direct_product<Format, 1>(job);
+            case 2: return direct_product<Format, 2>(job);
+            case 3: return direct_product<Format, 3>(job);
+            default: return direct_product<Format, 4>(job);
+        }
     }
 }
 

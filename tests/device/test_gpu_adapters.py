@@ -23,7 +23,7 @@ FAMILY = "llama-3.1-8b"
 
 
 @pytest.mark.parametrize("baseline", [False, True])
-@pytest.mark.parametrize("family", ["llama-3.1-8b", "phi-4", "gemma-3-1b", "qwen-2.5"])
+@pytest.mark.parametrize("family", ["llama-3.1-8b", "phi-4", "gemma-3-1b", "qwen-2.5", "lfm-2", "qwen-3.5-text"])
 def test_two_adapters_and_none_in_one_batch(family: str, baseline: bool, tmp_path: Path) -> None:
     """Prompts in chunks, then token by token, every sequence with another adapter."""
     model = Adapted(family)

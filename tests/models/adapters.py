@@ -17,13 +17,15 @@ from halfbyte.checkpoint.lora import AdaptedWeights
 from halfbyte.plan import Plan, make_plan
 from tests.models.tiny import Tiny, tiny
 
-SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+SEEING = {"gemma-3-4b": "language_model", "mistral-3": "language_model", "qwen-3.5": "language_model"}
+"""Families whose models see images, and what stands in the names of modules that read text."""
 
 
 def targets(family: str) -> list[str]:
-    """Every linear module of a family's layers, by its last name."""
-    return list(FUSED if "phi" in family else SEPARATE)
+    """Every linear module of a family's layers that read text, by its last name."""
+    inside = SEEING.get(family, "layers.")
+    names = [name for name, module in tiny(family).model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return sorted({name.rpartition(".")[2] for name in names if "layers." in name and inside in name})
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ class Adapted:
 
     def linear_modules(self) -> list[str] | str:
         """What PEFT is told to change: of a model that sees images, only what reads text."""
-        if self.family == "gemma-3-4b":
-            return rf".*language_model.*\.({'|'.join(SEPARATE)})"
-        return targets(self.family)
+        names = targets(self.family)
+        return rf".*{SEEING[self.family]}.*\.({'|'.join(names)})" if self.family in SEEING else names
 
     def logits(self, ids: list[int], name: str | None = None) -> np.ndarray:
         """For every position of a full pass, with the adapter `name` or without any."""

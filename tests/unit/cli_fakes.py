@@ -74,6 +74,7 @@ class FakeModel:
     nbytes: int = 17_400_000
     load_s: float = 0.25
     notes: tuple[str, ...] = ()
+    adapter: str | None = None
 
     def stream(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> FakeStream:
         self.asked.append((prompt if isinstance(prompt, str) else [dict(message) for message in prompt], options))

@@ -47,7 +47,7 @@ def value_of(conversation: Conversation, name: str) -> str:
     if name == "stop":
         return " ".join(json.dumps(text, ensure_ascii=False) for text in conversation.arguments[name]) or NONE
     if name == "adapter":
-        return conversation.model.adapter or "none"
+        return conversation.model.adapter or NONE
     value = conversation.arguments.get(name, getattr(SamplingParams(), name))
     if name == "seed":
         return "random" if value is None else str(value)
@@ -69,7 +69,7 @@ def change(conversation: Conversation, name: str, text: str) -> None:
         conversation.when_full = _when_full(text)
         return
     if name == "adapter":
-        conversation.model = conversation.model.with_adapter(None if text == "none" else text)
+        conversation.model = conversation.model.with_adapter(None if text == NONE else text)
         return
     value = _value(name, text)
     arguments = {**conversation.arguments, name: value}

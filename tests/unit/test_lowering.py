@@ -271,8 +271,8 @@ def test_an_op_without_kernels_is_a_sentence_that_names_it() -> None:
 
 
 def test_a_format_without_kernels_is_a_sentence_that_names_it() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"the GPU cannot read weights in q5_k\."):
-        lower(plan_of("llama-3.2-1b", stored="q5_k"), FULL, choose(FULL))
+    with pytest.raises(UnsupportedModelError, match=r"the GPU cannot read weights in mxfp4\."):
+        lower(plan_of("llama-3.2-1b", stored="mxfp4"), FULL, choose(FULL))
 
 
 @pytest.mark.parametrize(

@@ -209,16 +209,33 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
     paging = {"positions": whole(4), "sequences": whole(4), "blocks": whole(1, 2)}
     caches = {"k_cache": floats(2, 1, 4, 8), "v_cache": floats(2, 1, 4, 8)}
     norms = {"q_weight": floats(8), "k_weight": floats(8), "eps": 1e-6, "offset": 0.0}
+    shrinks = program.matrix("f32", np.zeros(4 * 2 * 16, np.uint8), None, None, 2, 16, 0)
+    expands = program.matrix("f32", np.zeros(4 * 64, np.uint8), None, None, 64, 1, 0)
+    kept = {"positions": whole(4), "sequences": whole(4), "table": whole(1, 2)}
+    sizes = {"k_heads": 1, "v_heads": 2, "k_dim": 4, "v_dim": 4, "gates_at": 3, "tiled": False}
     growth = {"beta": 0.5, "beta_length": 2}
     line, wide = floats(4, 16), floats(4, 32)
     return {
         "Add": {"x": line, "y": line, "out": line},
         "Attention": {**heads, **paging, **caches, "q": line, "out": line, "scale": 1.0, "window": 3, "softcap": 2.0},
+        "CausalConv": {
+            **kept, "states": floats(2, 2, 16), "x": wide, "weight": floats(16, 1, 3), "out": line, "gated": False,
+        },
         "Embed": {"ids": whole(4), "table": matrix, "out": line, "scale": 1.0},
         "GatedActivation": {"x": wide, "out": line, "activation": "silu"},
+        "GateHeads": {**heads, "x": line, "gates": floats(4, 48), "out": line},
+        "GatedDeltaRule": {
+            **kept, **sizes, "states": floats(2, 2, 4, 4), "qkv": line, "gates": line, "a_log": floats(2),
+            "dt_bias": floats(2), "out": floats(4, 8),
+        },
         "GatedLinear": {"x": line, "weights": [matrix, matrix], "out": line, "activation": "gelu_tanh"},
+        "GatedNorm": {"x": line, "gate": wide, "weight": floats(8), "out": line, "gate_at": 4, "eps": 1e-6},
         "KvWrite": {**heads, **paging, **caches, "qkv": wide},
         "Linear": {"x": line, "weights": [matrix, matrix], "bias": floats(32), "out": wide, "residual": wide},
+        "LowRank": {
+            "x": line, "y": wide, "out": wide, "adapters": whole(4), "columns": whole(1), "scales": floats(2),
+            "a": [shrinks], "b": [expands],
+        },
         "QkNorm": {**heads, **norms, "qkv": wide, "out": wide, "whole": False},
         "RmsNorm": {
             "x": line, "weight": floats(16), "out": line, "eps": 1e-6, "offset": 0.0, "residual": line, "scale": 2.0,
@@ -235,6 +252,7 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
         },
         "Rows": {"x": line, "rows": whole(2), "out": floats(2, 16)},
         "Softcap": {"x": line, "out": line, "cap": 1.0},
+        "SplitGates": {**heads, "x": floats(4, 48), "out": wide},
     }  # fmt: skip
 
 

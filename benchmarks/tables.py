@@ -86,8 +86,8 @@ H200 = (
     Results("nvidia-h200/bench-2026-11-22.jsonl", ("5399b72",)),
     Results("nvidia-h200/bench-2026-11-21.jsonl", ("7389829", "87625bd")),
 )
-H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("8aadbaa",))
-H200_SERVING = Results("nvidia-h200/serving-2026-11-30.jsonl", ("96fea1e",))
+H200_TOGETHER = Results("nvidia-h200/bench-2026-11-29.jsonl", ("78f19a3", "c3e5192"))
+H200_SERVING = Results("nvidia-h200/serving-2026-11-30.jsonl", ("108b382",))
 ZEN5 = Results("amd-epyc-zen5-2-cores/bench-2026-11-21.jsonl", ("7b7bfd4",))
 ZEN5_PEERS = Results("amd-epyc-zen5-2-cores/peers-2026-11-21.jsonl", ("d53094c", "d12c6bc"))
 ZEN4_PEERS = Results("amd-epyc-zen4-2-cores/peers-2026-11-21.jsonl", ("6301fa0",))

@@ -106,13 +106,16 @@ def test_a_trace_is_in_microseconds() -> None:
 @pytest.mark.parametrize("name", CATALOG)
 @pytest.mark.parametrize("fused", [True, False])
 def test_every_family_has_the_parts_of_a_layer_fused_or_not(name: str, fused: bool) -> None:
-    model = synthetic(name, layers=2)
+    model = synthetic(name, layers=4)
     plan = make_plan(model.spec, model.source.format, tokens=1, context=64, fused=fused)
     found = Counter(parts(plan))
-    once_a_layer = {"qkv", "attention", "o", "down"} | ({"gate_up"} if fused else set())
-    assert {part for part in once_a_layer if found[part] == 2} == once_a_layer
+    once_a_layer = {"qkv", "o", "down"} | ({"gate_up"} if fused else set())
+    assert {part for part in once_a_layer if found[part] == 4} == once_a_layer
+    assert found["attention"] == len(model.spec.attentions)
+    own = {"lfm2": {"convolution"}, "qwen3_5_text": {"convolution", "delta rule", "gates"}}
     assert found.keys() == {
         "embedding", "qkv", "rope + cache", "attention", "o", "gate_up", "down", "norms", "LM head",
+        *own.get(model.spec.model_type, ()),
     }  # fmt: skip
 
 

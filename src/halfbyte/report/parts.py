@@ -6,9 +6,13 @@ from halfbyte.plan import Plan
 from halfbyte.plan.ops import (
     Add,
     Attention,
+    CausalConv,
     Embed,
     GatedActivation,
+    GatedDeltaRule,
     GatedLinear,
+    GatedNorm,
+    GateHeads,
     KvWrite,
     Linear,
     LowRank,
@@ -19,6 +23,7 @@ from halfbyte.plan.ops import (
     RopeKvWrite,
     RopeTable,
     Rows,
+    SplitGates,
 )
 
 _SIMPLE: dict[type[Op], str] = {
@@ -34,11 +39,19 @@ _SIMPLE: dict[type[Op], str] = {
     GatedLinear: "gate_up",
     GatedActivation: "gate_up",
     LowRank: "adapters",
+    CausalConv: "convolution",
+    GatedDeltaRule: "delta rule",
+    GatedNorm: "norms",
+    SplitGates: "gates",
+    GateHeads: "gates",
 }
 
 
 def parts(plan: Plan) -> list[str]:
-    """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms, adapters or LM head."""
+    """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms or LM head.
+
+    Some models have a convolution, delta rule or gates, too; and adapters. What reads a layer's input is called qkv.
+    """
     head = next((i for i, step in enumerate(plan.steps) if isinstance(step, Rows)), len(plan.steps))
     made: dict[str, Op] = {}
     found = []
@@ -52,7 +65,7 @@ def _part(plan: Plan, step: Op, made: dict[str, Op]) -> str:
     if not isinstance(step, Linear):
         return _SIMPLE.get(type(step), type(step).__name__)
     match made.get(step.x):
-        case Attention():
+        case Attention() | CausalConv() | GatedNorm() | GateHeads():
             return "o"
         case GatedLinear() | GatedActivation():
             return "down"

@@ -140,7 +140,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.Monkey
         (["ruin"], "Did you mean 'run'"),
         (["models", "fetch"], "fetch"),
         (["models", "pull"], "ID"),
-        (["models", "remove", "org/name:q4_0"], "org/name can only be removed as a whole"),
+        (["models", "remove", "org/name@main"], "org/name can only be removed in every revision"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(

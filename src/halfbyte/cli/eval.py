@@ -87,7 +87,10 @@ def perplexity(
     store: Store = None,
     json: opt.Json = False,
 ) -> None:
-    """Measure the perplexity of a text, with its standard error; with --adapter or --merge, that of the adapter."""
+    """Measure the perplexity of a text, with its standard error.
+
+    With --adapter or --merge it is that of the adapter.
+    """
     from halfbyte.tasks.evaluate import evaluate
 
     run = chosen.run

@@ -85,7 +85,7 @@ def list_models(json: opt.Json = False) -> None:
 
 
 def show(model: Name = None, revision: Revision = None, json: opt.Json = False) -> None:
-    """Show a model's size, formats and quality, or an adapter's."""
+    """Show a model's or an adapter's size, formats and quality."""
     from halfbyte.checkpoint.adapter import is_adapter
     from halfbyte.cli.folder import open_model
 

@@ -77,5 +77,6 @@ def test_any_ids_are_streamed_as_they_are_decoded(name: str, data: st.DataObject
     """Also those that are parts of characters which nothing completes."""
     parts = ours(name).encode("🦙é\U0010ffff中", add_special_tokens=False)
     some = st.one_of(st.sampled_from(parts), st.integers(0, ours(name).vocab_size - 1))
-    ids = [token for token in data.draw(st.lists(some, max_size=24)) if ours(name).token(token) is not None]
+    drawn = [token for token in data.draw(st.lists(some, max_size=24)) if ours(name).token(token) is not None]
+    ids = [token for token in drawn if token != theirs(name).mask_token_id]  # see above
     assert streamed(name, ids) == ours(name).decode(ids) == theirs(name).decode(ids, skip_special_tokens=True)

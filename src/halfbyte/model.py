@@ -462,8 +462,8 @@ class Model:
         """Write a file that holds a prompt as the KV cache does, for `load_cache`; the prompt is computed if need be.
 
         A file that is there is replaced. Errors are those of `stream`, and HalfbyteError if it cannot be written.
-        Returns the leading token ids of the prompt that the file holds: those of its full blocks. It is computed with
-        the model's `adapter`, and goes with that only.
+        Returns the leading token ids of the prompt that the file holds: those of its full blocks. They are computed
+        with the model's `adapter`, and the file can be loaded only with that adapter.
         """
         from halfbyte import prompt_cache
 

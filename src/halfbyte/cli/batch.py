@@ -94,7 +94,7 @@ def open_batch(path: Path, options: Mapping[str, Any], results: Results | None) 
 
 
 def _count(path: Path, where: str, options: Mapping[str, Any]) -> int:
-    """How many lines a file has.
+    """The number of lines in a file.
 
     Raises:
         UsageError: It has lines, and none of them is a request; the error is that of the first.

@@ -152,7 +152,7 @@ def _file(conversation: Conversation, name: str) -> None:
     if "\0" in text:
         raise UsageError(f"{name!r} is not text: it has zero bytes.", "Choose a text file.")
     conversation.attach(path.name, text)
-    note(f"{path.name} ({quantity(len(text.encode()), 'B')}) goes with the next message")
+    note(f"{path.name} ({quantity(len(text.encode()), 'B')}) will be sent with the next message")
 
 
 def _path(command: str, name: str) -> Path:

@@ -52,8 +52,8 @@ DEVICES = {"baseline": (BASELINE, ()), "with subgroups": (replace(BASELINE, subg
 
 
 def lowered(name: str, capabilities: Capabilities) -> Lowered:
-    """The programs of a model's first layers, as JSON carries them to a page; Gemma's sixth is unlike the others."""
-    spec = catalog_spec(name, layers=6 if CATALOG[name].get("sliding_window") else 2)
+    """The programs of a model with a layer of each kind, as JSON carries them to a page."""
+    spec = catalog_spec(name).one_of_each()
     plan = make_plan(spec, SyntheticWeights(spec, "q4g32").format, tokens=1024, context=4096)
     return from_json(to_json(lower(plan, capabilities, choose(capabilities))))
 

@@ -1,4 +1,4 @@
-"""A browser makes every compute pipeline of every model of the catalog, and refuses those that are wrong."""
+"""A browser makes every compute pipeline of every family of models, and refuses those that are wrong."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ WRONG = {
 DEVICES = {"baseline": (BASELINE, ()), "with subgroups": (replace(BASELINE, subgroup=32), ("subgroups",))}
 
 
+LARGEST = {config["model_type"]: name for name, config in CATALOG.items()}
+"""The last model of each family, which is its largest."""
+
+
 def lowered(name: str, capabilities: Capabilities) -> Lowered:
     """The programs of a model with a layer of each kind, as JSON carries them to a page."""
     spec = catalog_spec(name).one_of_each()
@@ -80,11 +84,11 @@ def test_an_extension_in_use_is_enabled_at_the_head() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_pipeline_of_every_model_is_made(device: str) -> None:
+def test_every_pipeline_of_every_family_is_made(device: str) -> None:
     capabilities, features = DEVICES[device]
     programs = {
         standard(shader.code): f"{name}: {shader.kernel}"
-        for name in CATALOG
+        for name in LARGEST.values()
         for shader in lowered(name, capabilities).shaders
     }
     answer = made({f"{number}, {name}": code for number, (code, name) in enumerate(programs.items())}, features)

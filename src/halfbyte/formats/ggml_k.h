@@ -60,7 +60,6 @@ struct NibbleScales {
 template <class Self, class Codes, class Scales>
 struct SuperBlocks : Ggml<Self, Codes, Scales::kExtras> {
     static constexpr int kParts = Scales::kParts;
-    static constexpr bool kBlockOffsets = Scales::kOffsets;
     static constexpr int64_t kGroup = 256, kGroupScales = Scales::kOffsets ? 2 : 1;
 
     static float value(const uint16_t* scales, const uint8_t* extras, int64_t k, float code) {
@@ -73,12 +72,8 @@ struct SuperBlocks : Ggml<Self, Codes, Scales::kExtras> {
     static HB_INLINE bool has_offsets(const Tiles&) { return Scales::kOffsets; }
     template <class Lanes, int Part>
     static HB_INLINE Lanes offset(const Tiles&, int64_t, int64_t, const uint8_t* block) {
-        return Lanes::from(block_offset<Lanes, Part>(block));
-    }
-    template <class Lanes, int Part>
-    static HB_INLINE typename Lanes::Ints block_offset(const uint8_t* block) {
-        if constexpr (Scales::kOffsets) return Scales::template offset<Lanes, Part>(block + Codes::kBytes);
-        else return Lanes::ints(0);
+        if constexpr (Scales::kOffsets) return Lanes::from(Scales::template offset<Lanes, Part>(block + Codes::kBytes));
+        else return Lanes::broadcast(0);
     }
     template <class Lanes>
     static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
@@ -97,8 +92,8 @@ struct SuperBlocks : Ggml<Self, Codes, Scales::kExtras> {
         });
     }
     template <class Lanes, int Part>
-    static HB_INLINE typename Lanes::Ints scaled(const uint8_t* block, typename Lanes::Ints sum) {
-        return sum * Scales::template scale<Lanes, Part>(block + Codes::kBytes);
+    static HB_INLINE Lanes scaled(const uint8_t* block, Lanes scale) {
+        return scale * Lanes::from(Scales::template scale<Lanes, Part>(block + Codes::kBytes));
     }
 };
 
@@ -137,7 +132,6 @@ struct Format : SuperBlocks<Format, Planes<2, 1, 4>, SignedScales<2>> {
 
 namespace q4_k {
 struct Format : SuperBlocks<Format, Planes<4>, WholeScales> {
-    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 144;
     static constexpr int64_t half_at(int i) { return 2 * i; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {
@@ -161,7 +155,6 @@ struct Format : SuperBlocks<Format, Planes<4, 1>, WholeScales> {
 
 namespace q6_k {
 struct Format : SuperBlocks<Format, Planes<4, 2, 32>, SignedScales<2>> {
-    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 210;
     static constexpr int64_t half_at(int) { return 208; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {

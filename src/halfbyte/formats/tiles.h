@@ -155,13 +155,6 @@ private:
     static constexpr int kLowMask = (1 << Low) - 1, kHighMask = (1 << High) - 1;
 };
 
-// factor · x on all lanes; the factor is zero or a power of two.
-template <class Lanes, int Factor>
-static HB_INLINE typename Lanes::Ints multiple(int32_t x) {
-    if constexpr (Factor == 0) return Lanes::ints(0);
-    else return Lanes::ints(x) << std::countr_zero(static_cast<unsigned>(Factor));
-}
-
 // A format as the loops over tiles see it. `Lanes` holds 16 floats; see kernels_impl.h. This is what formats have in
 // common whose groups have one scale, and maybe a zero point; the others say what is different.
 template <class Codes>
@@ -169,8 +162,7 @@ struct Grouped {
     static constexpr int kMiddle = Codes::kMiddle;
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
     static constexpr bool kZeros = true;           // whether groups can have zero points
-    static constexpr bool kLean = false;           // whether few variants of the loops are compiled, as few models use it
-    static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
+    static constexpr bool kSigned = Codes::kSigned;  // whether codes are signed bytes; else they are below 128
     static constexpr int64_t kGroup = 0;           // columns of a group; 0 where each matrix has its own size of group
     static constexpr int64_t kGroupScales = 1;     // scales of a group
     static constexpr bool kStoredScales = true;    // whether scales are stored apart from the codes
@@ -208,22 +200,10 @@ struct Grouped {
     static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
         return Lanes::load(F16{}, w.scale(tile, g));
     }
-    // Where the sum of a part of a block starts: what `dot` takes for zero, times the negated sum of the activations.
-    template <class Lanes, bool Zeros>
-    static HB_INLINE typename Lanes::Ints start(const Tiles& w, int64_t tile, int64_t g, int32_t minus) {
-        if constexpr (Zeros) return Lanes::ints(w.zero(tile, g)) * Lanes::ints(minus);
-        else return multiple<Lanes, Codes::kSigned ? Lanes::kSignedBias : kMiddle>(minus);
-    }
-    // The sum of a part of a block, times the part's own scale.
+    // What the codes of a part of a block are multiplied by, from what all of the group are.
     template <class Lanes, int Part>
-    static HB_INLINE typename Lanes::Ints scaled(const uint8_t*, typename Lanes::Ints sum) {
-        return sum;
-    }
-    // sum + the products of four codes and activations; codes are bytes below 128, or signed
-    template <class Lanes>
-    static HB_INLINE typename Lanes::Ints dot(typename Lanes::Ints sum, typename Lanes::Bits codes, const int8_t* x) {
-        if constexpr (Codes::kSigned) return Lanes::dot_signed(sum, codes, x);
-        else return Lanes::dot(sum, codes, x);
+    static HB_INLINE Lanes scaled(const uint8_t*, Lanes scale) {
+        return scale;
     }
 };
 

@@ -12,24 +12,23 @@ namespace halfbyte {
 
 enum class Activation { silu, gelu_tanh };
 
-// Most tokens whose products are made straight from packed weights, without decoding these to a panel first.
-constexpr int64_t kDirectTokens = 4;
 // Most tiles of one product job, and most columns of it that are decoded to a panel at a time.
 constexpr int64_t kJobTiles = 4;
-// The same for at most kDirectTokens tokens: long runs, because every start from another place in memory takes time.
-constexpr int64_t kDirectJobTiles = 64;
 constexpr int64_t kPanelColumns = 256;
 constexpr int64_t kPanelFloats = kJobTiles * kTileRows * kPanelColumns;
+// Most tiles of a job without a panel and with at most kFewTokens tokens: long runs, because every start from another place
+// in memory takes time.
+constexpr int64_t kFewTokens = 4, kFewTokensTiles = 64;
 // Logits of which the largest is noted, so that few have to be looked at again.
 constexpr int64_t kRun = 64;
 
 // Activations rounded to 8 bits in blocks of 32 columns, the last one zero-filled: x ≈ scale · code. Tokens that a kernel
 // multiplies together lie together: [token blocks][blocks][tokens of the block].
 struct Quantized {
-    int8_t* codes;        // 32 at each place
+    int8_t* codes;  // 32 at each place
     float* scales;
-    int32_t* minus_sums;    // the negated sum of a block's codes
-    int32_t* minus_firsts;  // that of the first half of them
+    float* minus_sums;    // the negated sum of a block's codes
+    float* minus_firsts;  // that of the first half of them
 };
 
 // Activations x[tokens, columns] on the right of a product.
@@ -74,7 +73,7 @@ struct Attend {
 };
 
 struct Kernels {
-    // Lays activations out for products of more than kDirectTokens tokens: [token blocks][columns, to whole blocks of
+    // Lays activations out for products of several tokens with packed weights: [token blocks][columns, to whole blocks of
     // 32, zero-filled][tokens of the block]. `blocks` are the blocks of 32 columns to write.
     void (*pack)(const Activations& x, Range blocks, float* packed);
     void (*product[kStorages])(const ProductJob&);

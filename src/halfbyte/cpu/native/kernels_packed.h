@@ -1,8 +1,8 @@
 // Products with packed weights, 16 interleaved rows at a time. Part of kernels_impl.h.
 //
-// A few tokens are multiplied straight from the codes, which costs one pass over the weights. Many tokens are
-// multiplied from a panel [columns][16] of decoded weights that stays in cache, by register tiles of 16 rows and
-// kTokenBlock tokens, from activations that `pack` has laid out in that order.
+// A single token is multiplied straight from the codes. Several are multiplied from a panel [columns][16] of decoded weights
+// that stays in cache, by register tiles of 16 rows and kTokenBlock tokens, from activations that `pack` has laid out in that
+// order: one loop for all formats.
 #pragma once
 
 namespace halfbyte::HB_ISA {
@@ -30,81 +30,43 @@ static HB_INLINE float part_sum(const float* x, int part) {
     else return Lanes::load(F32{}, x + 16 * part).sum();
 }
 
-// The activations of a few tokens; their last block is zero-filled where the columns end within it.
-template <int Tokens>
+// The activations of one token; the last block is zero-filled where the columns end within it.
 struct DirectInput {
-    const float* x[Tokens];
+    const float* x;
     int64_t whole;  // blocks without a gap
-    alignas(64) float last[Tokens][kBlock] = {};
+    alignas(64) float last[kBlock] = {};
 
-    explicit DirectInput(const Activations& from) : whole(from.columns / kBlock) {
-        const int64_t rest = from.columns - whole * kBlock;
-        for (int t = 0; t < Tokens; ++t) {
-            x[t] = from.data + t * from.columns;
-            std::memcpy(last[t], x[t] + whole * kBlock, rest * sizeof(float));
-        }
+    explicit DirectInput(const Activations& from) : x(from.data), whole(from.columns / kBlock) {
+        std::memcpy(last, x + whole * kBlock, (from.columns - whole * kBlock) * sizeof(float));
     }
-    HB_INLINE const float* block(int t, int64_t b) const { return b < whole ? x[t] + b * kBlock : last[t]; }
+    HB_INLINE const float* block(int64_t b) const { return b < whole ? x + b * kBlock : last; }
 };
 
-// out[Tokens][16]: one tile times a few tokens.
-template <class Format, int Tokens>
-static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInput<Tokens>& x, float* out) {
-    constexpr int kChains = Tokens == 1 ? 4 : Tokens == 2 ? 2 : 1;  // independent sums that hide the latency of one
-    Lanes total[Tokens];
-    for (Lanes& t : total) t = Lanes::broadcast(0);
+// out[16]: one tile times one token.
+template <class Format>
+static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInput& x, float* out) {
+    constexpr int kChains = 4;  // independent sums that hide the latency of one
+    Lanes total = Lanes::broadcast(0);
     for (int64_t g = 0, b = 0; g < w.groups; ++g) {
-        Lanes sums[Tokens][kChains];
-        for (auto& chains : sums)
-            for (Lanes& sum : chains) sum = Lanes::broadcast(0);
-        Lanes offsets[Tokens];
-        for (Lanes& offset : offsets) offset = Lanes::broadcast(0);
+        Lanes sums[kChains];
+        for (Lanes& sum : sums) sum = Lanes::broadcast(0);
+        Lanes offsets = Lanes::broadcast(0);
         const uint8_t* block = w.codes(tile, g);
         for (const int64_t end = w.group_end(g); b < end; ++b, block += w.block_bytes) {
-            const float* at[Tokens];
-            for (int t = 0; t < Tokens; ++t) at[t] = x.block(t, b);
+            const float* at = x.block(b);
             Format::template codes<Lanes>(block, [&](auto chain, int k, Lanes code) HB_LAMBDA {
-                for (int t = 0; t < Tokens; ++t) {
-                    Lanes& sum = sums[t][chain % kChains];
-                    sum = Lanes::fma(code, Lanes::broadcast(at[t][k]), sum);
-                }
+                sums[chain % kChains] = Lanes::fma(code, Lanes::broadcast(at[k]), sums[chain % kChains]);
             });
             if (!Format::has_offsets(w)) continue;
             unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
                 const Lanes offset = Format::template offset<Lanes, part>(w, tile, g, block);
-                for (int t = 0; t < Tokens; ++t)
-                    offsets[t] = Lanes::fma(offset, Lanes::broadcast(part_sum<Format::kParts>(at[t], part)), offsets[t]);
+                offsets = Lanes::fma(offset, Lanes::broadcast(part_sum<Format::kParts>(at, part)), offsets);
             });
         }
-        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        for (int t = 0; t < Tokens; ++t) {
-            Lanes sum = sums[t][0];
-            for (int c = 1; c < kChains; ++c) sum = sum + sums[t][c];
-            total[t] = Lanes::fma(scale, sum, total[t]);
-            if (Format::has_offsets(w)) total[t] = total[t] - offsets[t] * Format::template offset_scale<Lanes>(w, tile, g);
-        }
+        total = Lanes::fma(Lanes::load(F16{}, w.scale(tile, g)), (sums[0] + sums[1]) + (sums[2] + sums[3]), total);
+        if (Format::has_offsets(w)) total = total - offsets * Format::template offset_scale<Lanes>(w, tile, g);
     }
-    for (int t = 0; t < Tokens; ++t) total[t].store(out + t * kTileRows);
-}
-
-template <class Format, int Tokens>
-static void direct_product(const ProductJob& job) {
-    const DirectInput<Tokens> x(job.x);
-    for (int64_t i = 0; i < job.tiles; ++i)
-        direct_tile<Format, Tokens>(job.weights->packed, job.first_tile + i, x, job.out + i * Tokens * kTileRows);
-}
-
-// The same one token after the other, each with a pass over the weights.
-template <class Format>
-static void lean_product(const ProductJob& job) {
-    for (int64_t t = 0; t < job.x.tokens; ++t) {
-        Activations token = job.x;
-        token.data += t * token.columns;
-        token.tokens = 1;
-        const DirectInput<1> x(token);
-        for (int64_t i = 0; i < job.tiles; ++i)
-            direct_tile<Format, 1>(job.weights->packed, job.first_tile + i, x, job.out + (i * job.x.tokens + t) * kTileRows);
-    }
+    total.store(out);
 }
 
 // panel[columns][16]: the weights of some blocks of a tile.
@@ -169,18 +131,10 @@ static void panel_product(const ProductJob& job) {
 
 template <class Format>
 static void packed_product(const ProductJob& job) {
-    static_assert(kDirectTokens == 4);
     if (job.x.packed) return panel_product<Format>(job);
-    if constexpr (Format::kLean) {
-        return lean_product<Format>(job);
-    } else {
-        switch (job.x.tokens) {
-            case 1: return direct_product<Format, 1>(job);
-            case 2: return direct_product<Format, 2>(job);
-            case 3: return direct_product<Format, 3>(job);
-            default: return direct_product<Format, 4>(job);
-        }
-    }
+    const DirectInput x(job.x);
+    for (int64_t i = 0; i < job.tiles; ++i)
+        direct_tile<Format>(job.weights->packed, job.first_tile + i, x, job.out + i * kTileRows);
 }
 
 }  // namespace halfbyte::HB_ISA

@@ -19,9 +19,6 @@ struct Lanes {
 
     struct Ints {
         __m256i low, high;
-        friend HB_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
-        friend HB_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
-        friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)}; }
         friend HB_INLINE Ints operator>>(Ints a, int bits) { return {_mm256_srai_epi32(a.low, bits), _mm256_srai_epi32(a.high, bits)}; }
         friend HB_INLINE Ints operator&(Ints a, int32_t mask) {
             const __m256i eight = _mm256_set1_epi32(mask);

@@ -60,18 +60,6 @@ struct Lanes {
     // 16 whole numbers.
     struct Ints {
         Ints4 v[4];
-        friend HB_INLINE Ints operator*(Ints a, Ints b) {
-            for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] * b.v[i];
-            return a;
-        }
-        friend HB_INLINE Ints operator+(Ints a, Ints b) {
-            for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] + b.v[i];
-            return a;
-        }
-        friend HB_INLINE Ints operator<<(Ints a, int bits) {
-            for (Ints4& four : a.v) four = four << bits;
-            return a;
-        }
         friend HB_INLINE Ints operator>>(Ints a, int bits) {
             for (Ints4& four : a.v) four = four >> bits;
             return a;

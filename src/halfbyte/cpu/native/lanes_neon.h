@@ -19,18 +19,6 @@ struct Lanes {
 
     struct Ints {
         int32x4_t v[4];
-        friend HB_INLINE Ints operator*(Ints a, Ints b) {
-            for (int i = 0; i < 4; ++i) a.v[i] = vmulq_s32(a.v[i], b.v[i]);
-            return a;
-        }
-        friend HB_INLINE Ints operator+(Ints a, Ints b) {
-            for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
-            return a;
-        }
-        friend HB_INLINE Ints operator<<(Ints a, int bits) {
-            for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(bits));
-            return a;
-        }
         friend HB_INLINE Ints operator>>(Ints a, int bits) {
             for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(-bits));
             return a;

@@ -15,13 +15,13 @@ namespace {
 constexpr int64_t kTokensAtOnce = 256;
 constexpr int64_t kJobFloats = kJobTiles * kTileRows * kTokensAtOnce;
 
-// Most tiles of a job with this many tokens; its products fit kJobFloats.
-int64_t job_tiles(int64_t tokens) { return tokens <= kDirectTokens ? kDirectJobTiles : kJobTiles; }
+// Most tiles of a job; its products fit kJobFloats.
+int64_t job_tiles(const Activations& x) { return x.tokens <= kFewTokens && !x.packed ? kFewTokensTiles : kJobTiles; }
 // Fewest bytes of weights that a thread takes at a time, where it reads them only once: some microseconds' worth.
 constexpr int64_t kLeastBytes = 128 << 10;
 // Fewest tiles that it takes at a time of products with more tokens, because the last to finish is waited for.
 constexpr int64_t kLeastTiles = 2;
-static_assert(kDirectJobTiles * kTileRows * kDirectTokens <= kJobFloats);
+static_assert(kFewTokensTiles * kTileRows * kFewTokens <= kJobFloats);
 
 // Weight matrices of equal width, their rows one after another.
 class Stack {
@@ -46,7 +46,7 @@ public:
 
     // Fewest rows that a thread takes at a time.
     int64_t least_rows(int64_t tokens) const {
-        const int64_t tiles = tokens <= kDirectTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kLeastTiles;
+        const int64_t tiles = tokens <= kFewTokens ? kLeastBytes * rows_ / kTileRows / nbytes_ : kLeastTiles;
         return std::max<int64_t>(1, tiles) * kTileRows;
     }
 
@@ -83,7 +83,7 @@ private:
     static void multiply_part(const Context& c, const Part& part, Range rows, const Activations& x, const Use& use) {
         const MatrixView& w = part.matrix->view();
         const int64_t begin = (rows.begin - part.first) / kTileRows, end = (rows.end - part.first + kTileRows - 1) / kTileRows;
-        const int64_t most = job_tiles(x.tokens);
+        const int64_t most = job_tiles(x);
         for (int64_t tile = begin; tile < end; tile += most) {
             const ProductJob job{&w, tile, std::min(most, end - tile), x, c.local, c.local + kJobFloats};
             const int format = static_cast<int>(w.storage);
@@ -113,10 +113,10 @@ void for_parts(const Context& c, const Stack& weights, Floats x, Range own, cons
         Quantized rounded{};
         if (first > 0) c.worker.sync();
         c.shares->give(c.worker, own);
-        if (weights.packed() && (c.int8 || part.tokens > kDirectTokens)) {
+        if (weights.packed() && (c.int8 || part.tokens > 1)) {
             if (c.int8) {
                 const int64_t all = part.tokens * blocks_of(x.columns);
-                auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
+                float* sums = c.shared + all;
                 rounded = {reinterpret_cast<int8_t*>(sums + 2 * all), c.shared, sums, sums + all};
                 c.int8->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
                 part.quantized = &rounded;
@@ -196,7 +196,7 @@ public:
         const Range tiles = c.worker.share((out_.columns + kTileRows - 1) / kTileRows);
         const Range own{tiles.begin * kTileRows, std::min(tiles.end * kTileRows, out_.columns)};
         for_parts(c, weights_, x_, own, [&](const Activations& x, int64_t first, Range rows) {
-            const int64_t most = job_tiles(x.tokens) * kTileRows;
+            const int64_t most = job_tiles(x) * kTileRows;
             for (int64_t row = rows.begin; row < rows.end; row += most) gate(c, x, first, {row, std::min(row + most, rows.end)});
         });
     }

@@ -14,7 +14,7 @@ namespace halfbyte {
 // code)` is what code k of a row stands for.
 template <class Self, class Codes, int Extras>
 struct Ggml : Grouped<Codes> {
-    static constexpr bool kZeros = false, kStoredScales = false;
+    static constexpr bool kZeros = false, kLean = true, kStoredScales = false;
     static constexpr int64_t kBlockBytes = Codes::kBytes + Extras * kTileRows;
 
     static constexpr int64_t stored_bytes(int64_t) { return Self::kStoredBytes; }
@@ -58,6 +58,7 @@ inline void unpack_nibbles(const uint8_t* pairs, uint8_t* codes) {
 template <class Codes, bool Minimum>
 struct GgmlSmall : Ggml<GgmlSmall<Codes, Minimum>, Codes, 0> {
     static constexpr int64_t kGroup = kBlock, kGroupScales = Minimum ? 2 : 1;
+    static constexpr bool kBlockOffsets = Minimum;
 
     static constexpr int64_t kHead = 2 * kGroupScales, kStoredBytes = kHead + 4 * Codes::kHigh + kBlock / 2;
     static constexpr int64_t half_at(int i) { return 2 * i; }
@@ -73,12 +74,12 @@ struct GgmlSmall : Ggml<GgmlSmall<Codes, Minimum>, Codes, 0> {
     // The minimum is taken off -1 times, so to speak.
     static HB_INLINE bool has_offsets(const Tiles&) { return Minimum; }
     template <class Lanes, int Part>
-    static HB_INLINE Lanes offset(const Tiles&, int64_t, int64_t, const uint8_t*) {
+    static HB_INLINE Lanes offset(const uint8_t*, const uint8_t*) {
         return Lanes::broadcast(-1);
     }
     template <class Lanes>
-    static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
-        return Lanes::load(F16{}, w.scale(tile, g) + kTileRows);
+    static HB_INLINE Lanes offset_scale(const uint8_t* group) {
+        return Lanes::load(F16{}, group + kTileRows * 2);
     }
 };
 

@@ -60,6 +60,7 @@ struct NibbleScales {
 template <class Self, class Codes, class Scales>
 struct SuperBlocks : Ggml<Self, Codes, Scales::kExtras> {
     static constexpr int kParts = Scales::kParts;
+    static constexpr bool kBlockOffsets = Scales::kOffsets;
     static constexpr int64_t kGroup = 256, kGroupScales = Scales::kOffsets ? 2 : 1;
 
     static float value(const uint16_t* scales, const uint8_t* extras, int64_t k, float code) {
@@ -71,13 +72,13 @@ struct SuperBlocks : Ggml<Self, Codes, Scales::kExtras> {
 
     static HB_INLINE bool has_offsets(const Tiles&) { return Scales::kOffsets; }
     template <class Lanes, int Part>
-    static HB_INLINE Lanes offset(const Tiles&, int64_t, int64_t, const uint8_t* block) {
+    static HB_INLINE Lanes offset(const uint8_t*, const uint8_t* block) {
         if constexpr (Scales::kOffsets) return Lanes::from(Scales::template offset<Lanes, Part>(block + Codes::kBytes));
         else return Lanes::broadcast(0);
     }
     template <class Lanes>
-    static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
-        return Lanes::load(F16{}, w.scale(tile, g) + (Scales::kOffsets ? kTileRows : 0));
+    static HB_INLINE Lanes offset_scale(const uint8_t* group) {
+        return Lanes::load(F16{}, group + (Scales::kOffsets ? kTileRows * 2 : 0));
     }
     template <class Lanes, class Use>
     static HB_INLINE void codes(const uint8_t* block, const Use& use) {
@@ -132,6 +133,7 @@ struct Format : SuperBlocks<Format, Planes<2, 1, 4>, SignedScales<2>> {
 
 namespace q4_k {
 struct Format : SuperBlocks<Format, Planes<4>, WholeScales> {
+    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 144;
     static constexpr int64_t half_at(int i) { return 2 * i; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {
@@ -155,6 +157,7 @@ struct Format : SuperBlocks<Format, Planes<4, 1>, WholeScales> {
 
 namespace q6_k {
 struct Format : SuperBlocks<Format, Planes<4, 2, 32>, SignedScales<2>> {
+    static constexpr bool kLean = false;
     static constexpr int64_t kStoredBytes = 210;
     static constexpr int64_t half_at(int) { return 208; }
     static void unpack(const uint8_t* from, int64_t j, uint8_t* codes, uint8_t* extras) {

@@ -162,6 +162,8 @@ struct Grouped {
     static constexpr int kMiddle = Codes::kMiddle;
     static constexpr int kParts = 1;               // runs of codes of a block that have a scale of their own
     static constexpr bool kZeros = true;           // whether groups can have zero points
+    static constexpr bool kLean = false;           // whether few variants of the loops are compiled, as few models use it
+    static constexpr bool kBlockOffsets = false;   // whether blocks say themselves what is to be taken off
     static constexpr bool kSigned = Codes::kSigned;  // whether codes are signed bytes; else they are below 128
     static constexpr int64_t kGroup = 0;           // columns of a group; 0 where each matrix has its own size of group
     static constexpr int64_t kGroupScales = 1;     // scales of a group
@@ -189,16 +191,17 @@ struct Grouped {
         return Codes::template bytes<Lanes, K>(block);
     }
 
-    // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each part.
+    // Whether something is taken off the sum of the codes: `offset` times the sum of the activations, for each part. What a
+    // group begins with, its scales, is at `group`.
     static HB_INLINE bool has_offsets(const Tiles& w) { return w.zeros; }
     template <class Lanes, int Part>
-    static HB_INLINE Lanes offset(const Tiles& w, int64_t tile, int64_t g, const uint8_t*) {
-        return Lanes::load(U8{}, w.zero(tile, g)) - Lanes::broadcast(kMiddle);
+    static HB_INLINE Lanes offset(const uint8_t* group, const uint8_t*) {
+        return Lanes::load(U8{}, group + kTileRows * 2) - Lanes::broadcast(kMiddle);
     }
     // What the offsets are multiplied with.
     template <class Lanes>
-    static HB_INLINE Lanes offset_scale(const Tiles& w, int64_t tile, int64_t g) {
-        return Lanes::load(F16{}, w.scale(tile, g));
+    static HB_INLINE Lanes offset_scale(const uint8_t* group) {
+        return Lanes::load(F16{}, group);
     }
     // What the codes of a part of a block are multiplied by, from what all of the group are.
     template <class Lanes, int Part>

@@ -25,10 +25,10 @@ constexpr int64_t kRun = 64;
 // Activations rounded to 8 bits in blocks of 32 columns, the last one zero-filled: x ≈ scale · code. Tokens that a kernel
 // multiplies together lie together: [token blocks][blocks][tokens of the block].
 struct Quantized {
-    int8_t* codes;  // 32 at each place
+    int8_t* codes;          // 32 at each place
     float* scales;
-    float* minus_sums;    // the negated sum of a block's codes
-    float* minus_firsts;  // that of the first half of them
+    int32_t* minus_sums;    // the negated sum of a block's codes
+    int32_t* minus_firsts;  // that of the first half of them
 };
 
 // Activations x[tokens, columns] on the right of a product.

@@ -51,7 +51,7 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
         Lanes sums[kChains];
         for (Lanes& sum : sums) sum = Lanes::broadcast(0);
         Lanes offsets = Lanes::broadcast(0);
-        const uint8_t* block = w.codes(tile, g);
+        const uint8_t *group = w.group(tile, g), *block = w.codes(tile, g);
         for (const int64_t end = w.group_end(g); b < end; ++b, block += w.block_bytes) {
             const float* at = x.block(b);
             Format::template codes<Lanes>(block, [&](auto chain, int k, Lanes code) HB_LAMBDA {
@@ -59,12 +59,12 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
             });
             if (!Format::has_offsets(w)) continue;
             unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
-                const Lanes offset = Format::template offset<Lanes, part>(w, tile, g, block);
+                const Lanes offset = Format::template offset<Lanes, part>(group, block);
                 offsets = Lanes::fma(offset, Lanes::broadcast(part_sum<Format::kParts>(at, part)), offsets);
             });
         }
-        total = Lanes::fma(Lanes::load(F16{}, w.scale(tile, g)), (sums[0] + sums[1]) + (sums[2] + sums[3]), total);
-        if (Format::has_offsets(w)) total = total - offsets * Format::template offset_scale<Lanes>(w, tile, g);
+        total = Lanes::fma(Lanes::load(F16{}, group), (sums[0] + sums[1]) + (sums[2] + sums[3]), total);
+        if (Format::has_offsets(w)) total = total - offsets * Format::template offset_scale<Lanes>(group);
     }
     total.store(out);
 }
@@ -73,14 +73,13 @@ static HB_INLINE void direct_tile(const Tiles& w, int64_t tile, const DirectInpu
 template <class Format>
 static void decode(const Tiles& w, int64_t tile, Range blocks, float* panel) {
     for (int64_t b = blocks.begin; b < blocks.end; ++b, panel += kBlock * kTileRows) {
-        const int64_t g = b / w.blocks_per_group;
-        const Lanes scale = Lanes::load(F16{}, w.scale(tile, g));
-        const uint8_t* block = w.block(tile, b);
+        const uint8_t *group = w.group(tile, b / w.blocks_per_group), *block = w.block(tile, b);
+        const Lanes scale = Lanes::load(F16{}, group);
         Lanes minus[Format::kParts];
         unrolled<Format::kParts>([&](auto part) HB_LAMBDA {
             minus[part] = Lanes::broadcast(0);
             if (Format::has_offsets(w))
-                minus[part] = minus[part] - Format::template offset<Lanes, part>(w, tile, g, block) * Format::template offset_scale<Lanes>(w, tile, g);
+                minus[part] = minus[part] - Format::template offset<Lanes, part>(group, block) * Format::template offset_scale<Lanes>(group);
         });
         Format::template codes<Lanes>(block, [&](auto, int k, Lanes code) HB_LAMBDA {
             Lanes::fma(code, scale, minus[Format::kParts == 1 ? 0 : k / 16]).store(panel + k * kTileRows);

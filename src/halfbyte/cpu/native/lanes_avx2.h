@@ -19,6 +19,7 @@ struct Lanes {
 
     struct Ints {
         __m256i low, high;
+        friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)}; }
         friend HB_INLINE Ints operator>>(Ints a, int bits) { return {_mm256_srai_epi32(a.low, bits), _mm256_srai_epi32(a.high, bits)}; }
         friend HB_INLINE Ints operator&(Ints a, int32_t mask) {
             const __m256i eight = _mm256_set1_epi32(mask);

@@ -17,6 +17,7 @@ struct Lanes {
 
     struct Ints {
         __m512i v;
+        friend HB_INLINE Ints operator<<(Ints a, int bits) { return {_mm512_slli_epi32(a.v, bits)}; }
         friend HB_INLINE Ints operator>>(Ints a, int bits) { return {_mm512_srai_epi32(a.v, static_cast<unsigned>(bits))}; }
         friend HB_INLINE Ints operator&(Ints a, int32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
         HB_INLINE int32_t sum() const { return _mm512_reduce_add_epi32(v); }

@@ -60,6 +60,10 @@ struct Lanes {
     // 16 whole numbers.
     struct Ints {
         Ints4 v[4];
+        friend HB_INLINE Ints operator<<(Ints a, int bits) {
+            for (Ints4& four : a.v) four = four << bits;
+            return a;
+        }
         friend HB_INLINE Ints operator>>(Ints a, int bits) {
             for (Ints4& four : a.v) four = four >> bits;
             return a;

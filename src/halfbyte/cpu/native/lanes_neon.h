@@ -19,6 +19,10 @@ struct Lanes {
 
     struct Ints {
         int32x4_t v[4];
+        friend HB_INLINE Ints operator<<(Ints a, int bits) {
+            for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(bits));
+            return a;
+        }
         friend HB_INLINE Ints operator>>(Ints a, int bits) {
             for (int32x4_t& quarter : a.v) quarter = vshlq_s32(quarter, vdupq_n_s32(-bits));
             return a;

@@ -116,7 +116,7 @@ void for_parts(const Context& c, const Stack& weights, Floats x, Range own, cons
         if (weights.packed() && (c.int8 || part.tokens > 1)) {
             if (c.int8) {
                 const int64_t all = part.tokens * blocks_of(x.columns);
-                float* sums = c.shared + all;
+                auto* sums = reinterpret_cast<int32_t*>(c.shared + all);
                 rounded = {reinterpret_cast<int8_t*>(sums + 2 * all), c.shared, sums, sums + all};
                 c.int8->quantize(part, c.worker.share(blocks_of(x.columns)), rounded);
                 part.quantized = &rounded;

@@ -36,8 +36,9 @@ MOST_WORKGROUPS = 65535
 
 
 def planned(name: str, weights: str, capabilities: Capabilities) -> Plan:
-    """The plan of a layer of each kind that `load` would make: all its context, where a buffer has room for that."""
-    spec = catalog_spec(name).one_of_each()
+    """The plan of a model's first layers that `load` would make: all its context, where a buffer has room for that."""
+    several = CATALOG[name].get("sliding_window") or CATALOG[name]["model_type"] in ("lfm2", "qwen3_5_text")
+    spec = catalog_spec(name, layers=6 if several else 2)
     formats = SyntheticWeights(spec, weights).format
     device = SimpleNamespace(capabilities=capabilities)
     plan = make_plan(spec, formats, tokens=1024)

@@ -236,11 +236,20 @@ def _add(s: Sketch) -> str:
     return s.add(ops.Add(x, y, s.tensor("out", TOKENS, s.shape.width)))
 
 
-def _qk_norm(s: Sketch, *, whole: bool = False) -> str:
+def _qk_norm(s: Sketch, *, whole: bool = False, v_norm: bool = False) -> str:
     qkv, dim = s.embedded(s.qkv_width, "qkv"), s.shape.head_dim
     heads = (s.shape.heads, s.shape.kv_heads) if whole else (1, 1)
     norms = (s.vector(name, count * dim) for name, count in zip(("q_norm", "k_norm"), heads, strict=True))
-    return s.add(ops.QkNorm(*s.heads, qkv, *norms, s.tensor("out", TOKENS, s.qkv_width), 1e-5, 1.0, whole))
+    out = s.tensor("out", TOKENS, s.qkv_width)
+    return s.add(ops.QkNorm(*s.heads, qkv, *norms, out, 1e-5, 1.0, whole, v_norm))
+
+
+def _queries(s: Sketch) -> str:
+    """Queries alone, normed and turned."""
+    width, heads = s.shape.heads * s.shape.head_dim, (s.shape.heads, 0, s.shape.head_dim)
+    norm, normed = s.vector("q_norm", s.shape.head_dim), s.tensor("normed", TOKENS, width)
+    s.add(ops.QkNorm(*heads, s.embedded(width, "q"), norm, norm, normed, 1e-5))
+    return s.add(ops.Rope(*heads, normed, s.table(), STATE_POSITIONS, s.tensor("out", TOKENS, width)))
 
 
 def _rope(s: Sketch, *, mixing: bool = False, beta: float = 0.0) -> str:
@@ -260,16 +269,17 @@ def _kv_write(s: Sketch) -> str:
     return s.attended(qkv)
 
 
-def _rope_kv_write(s: Sketch, *, normed: bool, mixing: bool = False, beta: float = 0.0) -> str:
+def _rope_kv_write(s: Sketch, *, normed: bool, mixing: bool = False, beta: float = 0.0, v_norm: bool = False) -> str:
     qkv, dim = s.embedded(s.qkv_width, "qkv"), s.shape.head_dim
     norms = (s.vector("q_norm", dim), s.vector("k_norm", dim)) if normed else (None, None)
     out = s.tensor("q", TOKENS, s.shape.heads * dim)
     paging = STATE_POSITIONS, STATE_SEQUENCES, "blocks"
     s.add(
         ops.RopeKvWrite(
-            *s.heads, qkv, s.table(), *paging, *s.caches, out, *norms, 1e-5, 1.0, _mixed(s) if mixing else 1, beta, 2
+            *s.heads, qkv, s.table(), *paging, *s.caches, out, *norms, 1e-5, 1.0, _mixed(s) if mixing else 1, beta, 2,
+            v_norm,
         )
-    )
+    )  # fmt: skip
     return s.attended(out)
 
 
@@ -293,6 +303,16 @@ def _gated_norm(s: Sketch) -> str:
     width = s.shape.heads * s.shape.head_dim
     x, gate = s.embedded(width), s.embedded(width + 9, "gate")
     return s.add(ops.GatedNorm(x, gate, s.vector("norm", s.shape.head_dim), s.tensor("out", TOKENS, width), 7, 1e-5))
+
+
+def _gate_columns(s: Sketch, activation: Any) -> str:
+    x, y = s.embedded(s.shape.width), s.embedded(s.shape.width + 11, "columns")
+    return s.add(ops.GateColumns(x, y, s.tensor("out", TOKENS, s.shape.width), 5, activation))
+
+
+def _scale(s: Sketch) -> str:
+    x = s.embedded(s.shape.width)
+    return s.add(ops.Scale(x, s.vector("factor", 1), s.tensor("out", TOKENS, s.shape.width)))
 
 
 def _split_gates(s: Sketch) -> str:
@@ -336,7 +356,12 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
     ops.GatedLinear: {name: lambda s, name=name: _gated_linear(s, name) for name in ("silu", "gelu_tanh")},
     ops.GatedActivation: {name: lambda s, name=name: _gated_activation(s, name) for name in ("silu", "gelu_tanh")},
     ops.Add: {"plain": _add},
-    ops.QkNorm: {"plain": _qk_norm, "of all heads together": lambda s: _qk_norm(s, whole=True)},
+    ops.QkNorm: {
+        "plain": _qk_norm,
+        "of all heads together": lambda s: _qk_norm(s, whole=True),
+        "of values too": lambda s: _qk_norm(s, v_norm=True),
+        "of queries alone": _queries,
+    },
     ops.Rope: {
         "plain": _rope,
         "mixing": lambda s: _rope(s, mixing=True),
@@ -348,6 +373,7 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
         "normed": lambda s: _rope_kv_write(s, normed=True),
         "mixing": lambda s: _rope_kv_write(s, normed=True, mixing=True),
         "growing": lambda s: _rope_kv_write(s, normed=True, beta=0.5),
+        "normed values": lambda s: _rope_kv_write(s, normed=True, v_norm=True),
     },
     ops.Attention: {"of what was written": _kv_write},
     ops.CausalConv: {
@@ -361,6 +387,8 @@ CASES: dict[type[ops.Op], dict[str, Case]] = {
         "two tiled value heads": lambda s: _delta_rule(s, per_key=2, tiled=True),
     },
     ops.GatedNorm: {"plain": _gated_norm},
+    ops.GateColumns: {name: lambda s, name=name: _gate_columns(s, name) for name in ("silu", "gelu_tanh")},
+    ops.Scale: {"plain": _scale},
     ops.SplitGates: {"plain": _split_gates},
     ops.GateHeads: {"plain": _gate_heads},
     ops.Rows: {"of an embedding": _embed},
@@ -413,7 +441,7 @@ def defined(plan: Plan, weights: Stored, whole: Batch) -> NDArray[np.float32]:
 
 
 def test_every_op_has_a_case() -> None:
-    assert len(OPS) == 20
+    assert len(OPS) == 22
     assert set(CASES) == set(OPS)
 
 

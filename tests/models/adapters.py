@@ -15,7 +15,7 @@ import torch
 from halfbyte.checkpoint.adapter import AdapterFolder
 from halfbyte.checkpoint.lora import AdaptedWeights
 from halfbyte.plan import Plan, make_plan
-from tests.models.tiny import Tiny, tiny
+from tests.models.tiny import FAMILIES, Tiny, tiny
 
 SEEING = {"gemma-3-4b": "language_model", "mistral-3": "language_model", "qwen-3.5": "language_model"}
 """Families whose models see images, and what stands in the names of modules that read text."""
@@ -53,6 +53,10 @@ def beside(
     weights = AdaptedWeights(base, fitted)
     spec = replace(base.spec, adapters=weights.adapters)
     return make_plan(spec, weights.format, **{"kv_dtype": "f32", "rows": 64, "tokens": 64, **capacities}), weights
+
+
+ADAPTABLE = sorted(set(FAMILIES) - {"gemma-4"})
+"""Families that PEFT can adapt: it does not know the layers of Gemma 4's towers."""
 
 
 class Adapted:

@@ -13,8 +13,8 @@ from halfbyte.errors import UnsupportedModelError
 from halfbyte.plan import Batch, Executor, Plan
 from halfbyte.plan.ops import GatedLinear, LowRank, RopeKvWrite
 from halfbyte.reference.executor import ReferenceExecutor
-from tests.models.adapters import Adapted, beside, targets
-from tests.models.tiny import FAMILIES, batch_of, tiny
+from tests.models.adapters import ADAPTABLE, Adapted, beside, targets
+from tests.models.tiny import batch_of, tiny
 
 EXECUTORS = {"reference": ReferenceExecutor, "cpu": CpuExecutor}
 TOLERANCE = 1e-4
@@ -49,7 +49,7 @@ def test_only_products_that_an_adapter_changes_are_apart(tmp_path: Path) -> None
     assert step.columns == (0, 64 + 16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTABLE)
 @pytest.mark.parametrize("device", EXECUTORS)
 def test_two_adapters_and_none_in_one_batch(family: str, device: str, tmp_path: Path) -> None:
     """Prompts in chunks, then token by token, every sequence with another adapter; fused and not."""

@@ -17,8 +17,8 @@ from halfbyte.cpu import CpuExecutor
 from halfbyte.errors import HalfbyteError, InvalidModelError, ModelNotFoundError, UnsupportedModelError, UsageError
 from halfbyte.formats import get_format
 from halfbyte.reference.executor import ReferenceExecutor
-from tests.models.adapters import Adapted, source, targets
-from tests.models.tiny import FAMILIES, feed, tiny
+from tests.models.adapters import ADAPTABLE, Adapted, source, targets
+from tests.models.tiny import feed, tiny
 
 EXECUTORS = {"reference": ReferenceExecutor, "cpu": CpuExecutor}
 TOLERANCE = 1e-4
@@ -34,7 +34,7 @@ def logits(family: str, folder: Path, device: str = "reference") -> np.ndarray:
     return feed(EXECUTORS[device](tiny(family).plan(), merged(family, folder)), IDS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTABLE)
 @pytest.mark.parametrize("device", EXECUTORS)
 def test_every_linear_module_of_every_family(family: str, device: str, tmp_path: Path) -> None:
     model = Adapted(family)

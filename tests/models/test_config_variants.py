@@ -236,7 +236,12 @@ def test_what_changes_nothing_is_passed_over(config: dict[str, Any]) -> None:
 KINDS = {
     "llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig, "phi3": transformers.Phi3Config,
     "qwen2": transformers.Qwen2Config, "gemma3_text": transformers.Gemma3TextConfig,
-    "gemma3": transformers.Gemma3Config,
+    "gemma3": transformers.Gemma3Config, "gemma2": transformers.Gemma2Config,
+    "gemma4_text": transformers.Gemma4TextConfig, "gemma4": transformers.Gemma4Config,
+    "qwen3": transformers.Qwen3Config, "qwen3_5_text": transformers.Qwen3_5TextConfig,
+    "qwen3_5": transformers.Qwen3_5Config, "lfm2": transformers.Lfm2Config, "granite": transformers.GraniteConfig,
+    "olmo2": transformers.Olmo2Config, "olmo3": transformers.Olmo3Config, "smollm3": transformers.SmolLM3Config,
+    "ministral3": transformers.Ministral3Config, "mistral3": transformers.Mistral3Config,
 }  # fmt: skip
 
 

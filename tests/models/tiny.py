@@ -87,6 +87,29 @@ def _gemma3(**sizes: Any) -> Any:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
 
+def _gemma4(**sizes: Any) -> Any:
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 50_000.0},
+    }
+    config = transformers.Gemma4TextConfig(**sizes, rope_parameters=rope, vocab_size_per_layer_input=VOCABULARY)
+    return transformers.Gemma4ForCausalLM(config)
+
+
+def _gemma4_with_towers(**sizes: Any) -> Any:
+    attention = sizes.pop("attn_implementation")
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 16,
+    }  # fmt: skip
+    config = transformers.Gemma4Config(
+        text_config={**sizes, "vocab_size_per_layer_input": VOCABULARY}, vision_config=vision, audio_config=None,
+        attn_implementation=attention, boi_token_id=90, eoi_token_id=91, image_token_id=92, boa_token_id=93,
+        eoa_token_index=94, audio_token_id=95,
+    )  # fmt: skip
+    return transformers.Gemma4ForConditionalGeneration(config)
+
+
 def _qwen3_5(**sizes: Any) -> Any:
     return transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**sizes))
 
@@ -216,6 +239,22 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **_sizes(64, 92, 4, 2, num_hidden_layers=6, head_dim=32, max_position_embeddings=128, sliding_window=16,
                  rope_scaling={"rope_type": "linear", "factor": 8.0})
     ),
+    "gemma-4-e2b": lambda: _gemma4(
+        **_sizes(72, 60, 4, 1, num_hidden_layers=7, head_dim=20, global_head_dim=24, max_position_embeddings=128,
+                 sliding_window=19, hidden_size_per_layer_input=12, num_kv_shared_layers=3, use_double_wide_mlp=True,
+                 final_logit_softcapping=9.0, rms_norm_eps=1e-3,
+                 layer_types=["sliding_attention", "full_attention"] * 3 + ["full_attention"])
+    ),
+    "gemma-4-12b": lambda: _gemma4(
+        **_sizes(64, 100, 4, 2, num_hidden_layers=3, head_dim=16, global_head_dim=32, max_position_embeddings=128,
+                 sliding_window=8, hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=1,
+                 layer_types=["sliding_attention", "sliding_attention", "full_attention"])
+    ),
+    "gemma-4": lambda: _gemma4_with_towers(
+        **_sizes(64, 72, 2, 1, num_hidden_layers=4, head_dim=32, global_head_dim=64, max_position_embeddings=128,
+                 sliding_window=16, hidden_size_per_layer_input=8, num_kv_shared_layers=2,
+                 layer_types=["sliding_attention", "full_attention"] * 2)
+    ),
     "lfm-2": lambda: _lfm2(
         **_sizes(72, 130, 6, 2, num_hidden_layers=5, max_position_embeddings=128, tie_word_embeddings=True,
                  conv_L_cache=3, block_multiple_of=8, block_ffn_dim_multiplier=1.1,
@@ -248,6 +287,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 CONFIGURED = {
     "qwen-2-windows", "qwen-3-windows", "smollm-3-windows", "gemma-2-scaled", "mistral-3", "llama-biased", "olmo-3",
+    "gemma-4",
 }  # fmt: skip
 """Those whose arithmetic, step by step, is that of others: what their configuration means is theirs alone."""
 
@@ -309,7 +349,12 @@ def tiny(family: str) -> Tiny:
                 parameter.copy_(
                     torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5) * (2 if "embed" in name else 1)
                 )
-    tied = model.config.tie_word_embeddings if family != "gemma-3-4b" else True
+            if "gemma-4" in family and name.endswith("q_norm.weight"):
+                parameter.mul_(0.25)  # scores are not scaled, and of random keys so large that one would take all
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(0.6 + 0.5 * torch.rand_like(buffer))
+    tied = model.config.tie_word_embeddings if family not in ("gemma-3-4b", "gemma-4") else True
     tensors = {n: t.numpy() for n, t in model.state_dict().items() if not (tied and n.endswith("lm_head.weight"))}
     return Tiny(model, model.config.to_dict(), tensors)
 

@@ -223,6 +223,7 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
         },
         "Embed": {"ids": whole(4), "table": matrix, "out": line, "scale": 1.0},
         "GatedActivation": {"x": wide, "out": line, "activation": "silu"},
+        "GateColumns": {"x": line, "y": wide, "out": line, "at": 5, "activation": "silu"},
         "GateHeads": {**heads, "x": line, "gates": floats(4, 48), "out": line},
         "GatedDeltaRule": {
             **kept, **sizes, "states": floats(2, 2, 4, 4), "qkv": line, "gates": line, "a_log": floats(2),
@@ -236,7 +237,7 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
             "x": line, "y": wide, "out": wide, "adapters": whole(4), "columns": whole(1), "scales": floats(2),
             "a": [shrinks], "b": [expands],
         },
-        "QkNorm": {**heads, **norms, "qkv": wide, "out": wide, "whole": False},
+        "QkNorm": {**heads, **norms, "qkv": wide, "out": wide, "whole": False, "v_norm": True},
         "RmsNorm": {
             "x": line, "weight": floats(16), "out": line, "eps": 1e-6, "offset": 0.0, "residual": line, "scale": 2.0,
         },
@@ -245,12 +246,13 @@ def good_fields(program: _native.Program) -> dict[str, dict[str, Any]]:
         },
         "RopeKvWrite": {
             **heads, **paging, **caches, **norms, **growth, "qkv": wide, "table": floats(4, 2, 4), "out": line,
-            "hadamard": 4,
+            "hadamard": 4, "v_norm": True,
         },
         "RopeTable": {
             "positions": whole(4), "sets": whole(4), "inv_freq": floats(2, 4), "out": floats(4, 2, 4), "factor": 1.0,
         },
         "Rows": {"x": line, "rows": whole(2), "out": floats(2, 16)},
+        "Scale": {"x": line, "factor": floats(1), "out": line},
         "Softcap": {"x": line, "out": line, "cap": 1.0},
         "SplitGates": {**heads, "x": floats(4, 48), "out": wide},
     }  # fmt: skip

@@ -112,10 +112,11 @@ def test_every_family_has_the_parts_of_a_layer_fused_or_not(name: str, fused: bo
     once_a_layer = {"qkv", "o", "down"} | ({"gate_up"} if fused else set())
     assert {part for part in once_a_layer if found[part] == 4} == once_a_layer
     assert found["attention"] == len(model.spec.attentions)
+    inputs = {"layer inputs"} if model.spec.layer_inputs else set()
     own = {"lfm2": {"convolution"}, "qwen3_5_text": {"convolution", "delta rule", "gates"}}
     assert found.keys() == {
         "embedding", "qkv", "rope + cache", "attention", "o", "gate_up", "down", "norms", "LM head",
-        *own.get(model.spec.model_type, ()),
+        *own.get(model.spec.model_type, inputs),
     }  # fmt: skip
 
 

@@ -16,6 +16,9 @@ LENGTH, TEXTS = 24, 4
 IDS = np.random.default_rng(7).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
 
 
+LAYERWISE = sorted(set(KINDS) - {"gemma-4-e2b"})
+"""Families whose layers read nothing beside the residual stream."""
+
 WITH_STATES = [family for family in KINDS if family.startswith(("lfm", "qwen-3.5"))]
 
 
@@ -38,7 +41,7 @@ def refiner(model: Tiny, form_name: str) -> Refiner:
     return Refiner(model.spec, forward, stored, IDS, original)
 
 
-@pytest.mark.parametrize("family", sorted(set(KINDS) - set(WITH_STATES)))
+@pytest.mark.parametrize("family", sorted(set(LAYERWISE) - set(WITH_STATES)))
 def test_gradients_are_the_slopes_of_the_divergence(family: str) -> None:
     made = refiner(tiny(family), "q3g32z")
     gradients = made._pull(0)
@@ -51,7 +54,8 @@ def test_gradients_are_the_slopes_of_the_divergence(family: str) -> None:
             made.weights[name] = at + np.float32(sign * step) * direction
             ends.append(made.divergence(0))
         made.weights[name] = at
-        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(np.vdot(gradient, direction)), rel=0.05), name
+        slope, shown = float(np.vdot(gradient, direction)), 1e-8 / step  # float32 shows no smaller differences
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=0.05, abs=shown), name
 
 
 @pytest.mark.parametrize("family", WITH_STATES)

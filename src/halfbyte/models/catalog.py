@@ -53,6 +53,18 @@ def _gemma(factor: float | None) -> dict[str, Any]:
     }
 
 
+def _gemma4(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, period: int = 6, **more: Any
+) -> dict[str, Any]:
+    """Gemma 4's text part; every `period`-th layer sees everything."""
+    return _sizes(
+        "gemma4_text", hidden, intermediate, layers, heads, kv_heads, 262_144, tied=True, eps=1e-6, head_dim=256,
+        global_head_dim=512, vocab_size_per_layer_input=262_144, final_logit_softcapping=30.0, dtype="bfloat16",
+        layer_types=["sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)],
+        **{"sliding_window": 512, **more},
+    )  # fmt: skip
+
+
 def _qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
     return _sizes(
         "qwen2", hidden, intermediate, layers, heads, 2, 151_936, tied=True, context=32_768, eps=1e-6, rope_theta=1e6,
@@ -108,6 +120,12 @@ CATALOG: dict[str, dict[str, Any]] = {
         "gemma2", 2304, 9216, 26, 8, 4, 256_000, tied=True, context=8192, eps=1e-6, head_dim=256, sliding_window=4096,
         query_pre_attn_scalar=256, dtype="bfloat16",
     ),
+    "gemma-4-31b": _gemma4(
+        5376, 21_504, 60, 32, 16, context=262_144, sliding_window=1024, hidden_size_per_layer_input=0,
+        attention_k_eq_v=True, num_global_key_value_heads=4,
+    ),
+    "gemma-4-e2b": _gemma4(1536, 6144, 35, 8, 1, period=5, num_kv_shared_layers=20, use_double_wide_mlp=True),
+    "gemma-4-e4b": _gemma4(2560, 10_240, 42, 8, 2, num_kv_shared_layers=18),
     "smollm-3-3b": _sizes("smollm3", 2048, 11_008, 36, 16, 4, 128_256, tied=True, context=65_536, eps=1e-6,
         rope_theta=5e6),
     "olmo-2-1b": _sizes("olmo2", 2048, 8192, 16, 16, 16, 100_352, tied=False, context=4096, eps=1e-6,
@@ -146,6 +164,9 @@ HUB_IDS = {
     "qwen-3.5-4b": "Qwen/Qwen3.5-4B",
     "lfm-2-1.2b": "LiquidAI/LFM2-1.2B",
     "gemma-2-2b": "google/gemma-2-2b-it",
+    "gemma-4-31b": "google/gemma-4-31B-it",
+    "gemma-4-e2b": "google/gemma-4-E2B-it",
+    "gemma-4-e4b": "google/gemma-4-E4B-it",
     "smollm-3-3b": "HuggingFaceTB/SmolLM3-3B",
     "olmo-2-1b": "allenai/OLMo-2-0425-1B-Instruct",
     "olmo-3-7b": "allenai/Olmo-3-7B-Instruct",
@@ -174,14 +195,23 @@ def _plain(name: str) -> str:
 
 
 def catalog_config(name: str, *, layers: int | None = None) -> dict[str, Any]:
-    """The configuration of a model of the catalog as its `config.json` has it, with fewer layers if asked.
+    """The configuration of a model of the catalog as its `config.json` has it, with its first layers only if asked.
 
     Raises:
         UsageError: It has no such model.
     """
     if name not in CATALOG:
         raise UsageError(f"there is no model {name!r} in the catalog.", f"It has {', '.join(CATALOG)}.")
-    return CATALOG[name] if layers is None else {**CATALOG[name], "num_hidden_layers": layers}
+    config = CATALOG[name]
+    if layers is None:
+        return config
+    left_out = config["num_hidden_layers"] - layers
+    cut = {"num_hidden_layers": layers}
+    if "layer_types" in config:
+        cut["layer_types"] = config["layer_types"][:layers]
+    if "num_kv_shared_layers" in config:
+        cut["num_kv_shared_layers"] = max(0, config["num_kv_shared_layers"] - left_out)
+    return {**config, **cut}
 
 
 def catalog_spec(name: str, *, layers: int | None = None) -> ModelSpec:

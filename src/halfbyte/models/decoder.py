@@ -144,6 +144,15 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         shapes |= _mixer_shapes(layer.mixer, spec.hidden_size)
         shapes |= _shapes_of(layer.mlp.gate_up, (layer.mlp.width,) * 2, spec.hidden_size)
         shapes |= _shapes_of(layer.mlp.down, (spec.hidden_size,), layer.mlp.width)
+        if layer.input is not None:
+            shapes |= _shapes_of(layer.input.gate, (layer.input.width,), spec.hidden_size)
+            shapes |= _shapes_of(layer.input.into, (spec.hidden_size,), layer.input.width)
+        if layer.scalar is not None:
+            shapes[layer.scalar] = (1,)
+    if (inputs := spec.layer_inputs) is not None:
+        width = inputs.count * inputs.width
+        shapes |= {inputs.table: (spec.vocab_size, width), inputs.norm: (inputs.width,)}
+        shapes |= _shapes_of(inputs.projection, (width,), spec.hidden_size)
     return shapes
 
 
@@ -165,7 +174,7 @@ def _mixer_shapes(mixer: Mixer, hidden: int) -> dict[str, tuple[int, ...]]:
 def _attention_shapes(mixer: SelfAttention, hidden: int) -> dict[str, tuple[int, ...]]:
     a = mixer.spec
     queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    into = (2 * queries if a.gated else queries, keys, keys)
+    into = (2 * queries if a.gated else queries, keys, keys)[: 3 if mixer.shares is None else 1]
     shapes = _shapes_of(mixer.qkv, into, hidden) | _shapes_of(mixer.o, (hidden,), queries)
     for name, width in ((mixer.q_norm, queries), (mixer.k_norm, keys)):
         if name:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from halfbyte.models.config import USUAL_ROPE, Config, RopeRules, head_sizes, parse_rope, rope_section
 from halfbyte.models.decoder import Stacking, common_fields, gated_mlp, self_attention, shorter
@@ -98,11 +99,12 @@ def like_llama(
     def layer(index: int, window: int | None) -> Layer:
         at = f"{prefix}layers.{index}."
         spec = change(index, replace(usual, window=shorter(window, context)))
+        norms: dict[str, Any] = {field: f"{at}{name}.weight" for field, name in family.norms}
         return Layer(
             self_attention(spec, at, stacking, qkv_bias=family.qkv_bias, o_bias=family.o_bias, norms=family.qk_norms),
             gated_mlp(width, activation, at, stacking, bias=family.mlp_bias),
             scale_pairs=family.scale_pairs,
-            **{field: f"{at}{name}.weight" for field, name in family.norms},
+            **norms,
         )
 
     count = config.integer("num_hidden_layers", most=1024)

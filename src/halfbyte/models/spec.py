@@ -170,6 +170,7 @@ class AttentionSpec:
         whole_norm: Whether a norm of q, or of k, is over all heads of a token together, not over each.
         temperature: How scores grow with the position, if they do.
         gated: Whether each head of q is followed by as many values, whose sigmoid multiplies what the head gives.
+        v_norm: Whether each head of v is normed, without a weight.
     """
 
     heads: int
@@ -182,6 +183,7 @@ class AttentionSpec:
     whole_norm: bool = False
     temperature: Temperature | None = None
     gated: bool = False
+    v_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,10 @@ class SelfAttention:
     """Softmax attention with its projections, by the checkpoint names of their tensors.
 
     Attributes:
-        qkv: Stacks query, key and value.
+        qkv: Stacks query, key and value; the key's weights twice where values are keys before their norm.
         q_norm, k_norm: Norms of q and of k before the rotary embedding; both or none.
+        shares: The index of the layer whose keys and values it reads, if it makes none: `qkv` is the query's then, and
+            there is no `k_norm`.
     """
 
     spec: AttentionSpec
@@ -221,6 +225,7 @@ class SelfAttention:
     o: Projection
     q_norm: str | None = None
     k_norm: str | None = None
+    shares: int | None = None
 
     @property
     def into(self) -> Projection:
@@ -230,7 +235,8 @@ class SelfAttention:
     @property
     def kind(self) -> tuple[object, ...]:
         """What distinguishes its arithmetic from that of others; tensor names do not."""
-        return (self.spec, self.qkv.kind, self.o.kind, self.q_norm is not None, self.k_norm is not None)
+        normed = (self.q_norm is not None, self.k_norm is not None)
+        return (self.spec, self.qkv.kind, self.o.kind, *normed, self.shares is not None)
 
 
 @dataclass(frozen=True)
@@ -327,6 +333,42 @@ Mixer = SelfAttention | ShortConv | DeltaNet
 
 
 @dataclass(frozen=True)
+class LayerInput:
+    """What a layer adds of its own input for a token: norm(into(activation(gate(x)) · input)); see `LayerInputs`.
+
+    Attributes:
+        at: Where the layer's input begins among those of all layers.
+    """
+
+    at: int
+    width: int
+    activation: Activation
+    gate: Projection
+    into: Projection
+    norm: str
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Inputs of all layers for a token: its row of a table of its own, and a projection of its embedding.
+
+    Attributes:
+        count: Layers that the table has inputs for.
+        width: Values of each.
+        table: The name of the table `[vocab_size, count · width]`.
+        scale: What its rows are multiplied by.
+        norm: Of each layer's part of the projection, `[width]`.
+    """
+
+    count: int
+    width: int
+    table: str
+    scale: float
+    projection: Projection
+    norm: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer: a half that mixes tokens and an MLP half, each added to the residual stream.
 
@@ -335,6 +377,8 @@ class Layer:
         post_mixer_norm, post_mlp_norm: Norms of a half's *output*, before it is added.
         scale_pairs: Those whose channels may be scaled against each other before quantizing (AWQ); in `v_o` the
             query heads that read one value head share its factors.
+        input: What it adds after the MLP half, if anything.
+        scalar: The name of a weight [1] that the residual stream is multiplied by at its end.
     """
 
     mixer: Mixer
@@ -344,18 +388,27 @@ class Layer:
     post_mixer_norm: str | None = None
     post_mlp_norm: str | None = None
     scale_pairs: tuple[ScalePair, ...] = SCALE_PAIRS
+    input: LayerInput | None = None
+    scalar: str | None = None
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Names of the norms around its halves."""
-        named = (self.input_norm, self.mlp_norm, self.post_mixer_norm, self.post_mlp_norm)
+        """Names of its norms over the hidden size."""
+        own = self.input.norm if self.input else None
+        named = (self.input_norm, self.mlp_norm, self.post_mixer_norm, self.post_mlp_norm, own)
         return tuple(name for name in named if name is not None)
+
+    @property
+    def shares(self) -> int | None:
+        """The index of the layer whose keys and values it reads, if it makes none."""
+        return self.mixer.shares if isinstance(self.mixer, SelfAttention) else None
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What distinguishes its arithmetic from that of other layers; tensor names do not."""
         norms = (self.input_norm, self.mlp_norm, self.post_mixer_norm, self.post_mlp_norm)
-        return (self.mixer.kind, self.mlp.kind, *(norm is not None for norm in norms))
+        added = (self.input is not None, self.scalar is not None)
+        return (self.mixer.kind, self.mlp.kind, *(norm is not None for norm in norms), *added)
 
 
 LORA_A, LORA_B, LORA_SCALES = ".lora_a", ".lora_b", ".lora_scales"
@@ -398,6 +451,7 @@ class ModelSpec:
         shapes: Shape of every tensor the checkpoint must have, by name.
         ignored: Regular expressions of tensors that a checkpoint may hold and text generation does not need.
         adapters: Those that lie beside the weights; None if there are none.
+        layer_inputs: Where layers have inputs of their own for each token.
     """
 
     model_type: str
@@ -420,6 +474,7 @@ class ModelSpec:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     adapters: Adapters | None = None
+    layer_inputs: LayerInputs | None = None
 
     @property
     def attentions(self) -> tuple[AttentionSpec, ...]:
@@ -437,12 +492,22 @@ class ModelSpec:
         return next((r.switch_at for r in self.ropes.values() if r.switch_at is not None), None)
 
     def one_of_each(self) -> ModelSpec:
-        """The model without adapters, cut to the first layer of each kind, and to two at least where it has as many."""
+        """The model without adapters, cut to the first layer of each kind, and to two at least where it has as many.
+
+        Layers whose keys and values one of them reads stay too.
+        """
         firsts = {layer.kind: index for index, layer in reversed(list(enumerate(self.layers)))}
         chosen = set(firsts.values())
+        chosen |= {shared for index in chosen if (shared := self.layers[index].shares) is not None}
         others = (index for index in range(len(self.layers)) if index not in chosen)
-        chosen |= set(islice(others, max(0, 2 - len(chosen))))
-        return replace(self, layers=tuple(self.layers[index] for index in sorted(chosen)), adapters=None)
+        kept = sorted(chosen | set(islice(others, max(0, 2 - len(chosen)))))
+        layers = []
+        for index in kept:
+            layer = self.layers[index]
+            if isinstance(layer.mixer, SelfAttention) and layer.mixer.shares is not None:
+                layer = replace(layer, mixer=replace(layer.mixer, shares=kept.index(layer.mixer.shares)))
+            layers.append(layer)
+        return replace(self, layers=tuple(layers), adapters=None)
 
     @property
     def parameters(self) -> int:

@@ -18,6 +18,8 @@ from halfbyte.models.spec import (
     AttentionSpec,
     DeltaNet,
     Layer,
+    LayerInput,
+    LayerInputs,
     Mixer,
     ModelSpec,
     Projection,
@@ -30,6 +32,7 @@ from halfbyte.plan.ops import (
     Attention,
     CausalConv,
     Embed,
+    GateColumns,
     GatedActivation,
     GatedDeltaRule,
     GatedNorm,
@@ -43,6 +46,7 @@ from halfbyte.plan.ops import (
     Rope,
     RopeTable,
     Rows,
+    Scale,
     Softcap,
     SplitGates,
 )
@@ -125,12 +129,12 @@ class _Builder:
     def adapted(self, x: str, y: str, weights: tuple[str, ...], out: str) -> str:
         """y, the product of x with weights, as the adapter of each token changes it."""
         heights = [self.spec.shapes[name][0] for name in weights]
-        starts = dict(zip(weights, accumulate([0, *heights]), strict=False))
-        changed = [name for name in weights if name in self.unadapted]
-        self.unadapted -= set(changed)
-        parts = [self._adapters_of(name) for name in changed]
+        starts = zip(weights, accumulate([0, *heights]), strict=False)
+        changed = [(name, start) for name, start in starts if name in self.unadapted]
+        self.unadapted -= {name for name, _ in changed}
+        parts = [self._adapters_of(name) for name, _ in changed]
         a, b, scales = (tuple(part[i] for part in parts) for i in range(3))
-        columns = tuple(starts[name] for name in changed)
+        columns = tuple(start for _, start in changed)
         return self.add(LowRank(x, y, a, b, scales, STATE_ADAPTERS, self.rows(out, sum(heights)), columns))
 
     def _adapters_of(self, weight: str) -> tuple[str, str, str]:
@@ -178,9 +182,15 @@ def build(
     tables = {name: _rope_table(b, name) for name in dict.fromkeys(attention.rope for attention in spec.attentions)}
     scale = spec.embed_scale / spec.residual_scale
     x = b.add(Embed(STATE_IDS, b.weight(spec.embed), b.rows("embedding", spec.hidden_size), scale))
+    inputs = _layer_inputs(b, spec.layer_inputs, x) if spec.layer_inputs else ""
     for i, layer in enumerate(spec.layers):
-        x = _mixer_half(b, layer, f"layers.{i}.", x, tables, groups)
-        x = _mlp_half(b, layer, f"layers.{i}.", x)
+        at = f"layers.{i}."
+        x = _mixer_half(b, layer, i, x, tables, groups)
+        x = _mlp_half(b, layer, at, x)
+        if layer.input is not None:
+            x = _layer_input(b, layer.input, at, x, inputs)
+        if layer.scalar is not None:
+            x = b.add(Scale(x, b.weight(layer.scalar), b.rows(f"{at}scaled", spec.hidden_size)))
     _head(b, x, rows)
     if b.unadapted:
         raise UnsupportedModelError(
@@ -203,7 +213,7 @@ def _cache_groups(
     """
     layers: dict[int | None, list[tuple[int, AttentionSpec]]] = {}
     for i, layer in enumerate(b.spec.layers):
-        if isinstance(layer.mixer, SelfAttention):
+        if isinstance(layer.mixer, SelfAttention) and layer.mixer.shares is None:
             layers.setdefault(layer.mixer.spec.window, []).append((i, layer.mixer.spec))
     groups = {}
     for window, members in layers.items():
@@ -265,12 +275,13 @@ def _rope_table(b: _Builder, name: str) -> str:
 
 
 def _mixer_half(
-    b: _Builder, layer: Layer, at: str, x: str, tables: dict[str, str], groups: dict[int | None, CacheGroup]
+    b: _Builder, layer: Layer, index: int, x: str, tables: dict[str, str], groups: dict[int | None, CacheGroup]
 ) -> str:
+    at = f"layers.{index}."
     mixer, seen = layer.mixer, b.norm(x, layer.input_norm, f"{at}attention_in")
     match mixer:
         case SelfAttention(spec=a):
-            mixed = _attention(b, mixer, at, seen, tables[a.rope], groups[a.window])
+            mixed = _attention(b, mixer, index, seen, tables[a.rope], groups[a.window])
         case ShortConv():
             mixed = _short_conv(b, mixer, at, seen)
         case DeltaNet():
@@ -296,34 +307,37 @@ def _delta_net(b: _Builder, mixer: DeltaNet, at: str, x: str) -> str:
     return b.add(GatedNorm(out, rows, weight, normed, d.channels, b.spec.norm_eps))
 
 
-def _attention(b: _Builder, mixer: SelfAttention, at: str, x: str, table: str, group: CacheGroup) -> str:
-    a = mixer.spec
-    heads = (a.heads, a.kv_heads, a.head_dim)
-    width = (a.heads + 2 * a.kv_heads) * a.head_dim
+def _attention(b: _Builder, mixer: SelfAttention, index: int, x: str, table: str, group: CacheGroup) -> str:
+    a, at, own = mixer.spec, f"layers.{index}.", mixer.shares is None
+    heads = (a.heads, a.kv_heads if own else 0, a.head_dim)
+    width = (a.heads + 2 * heads[1]) * a.head_dim
     projected = qkv = b.linear(x, mixer.qkv, f"{at}qkv")
     if a.gated:
         qkv = b.add(SplitGates(*heads, projected, b.rows(f"{at}qkv_apart", width)))
     qkv = _qk_norm(b, mixer, qkv, b.rows(f"{at}qkv_normed", width)) if mixer.q_norm else qkv
-    k, v = group.caches[[pair[0] for pair in group.caches].index(f"{at}k_cache")]
+    keys = f"layers.{index if mixer.shares is None else mixer.shares}.k_cache"
+    k, v = group.caches[[pair[0] for pair in group.caches].index(keys)]
     hadamard = cache.rotation(b.tensors[k].dtype, a.head_dim)
     growth = (a.temperature.beta, a.temperature.length) if a.temperature else ()
     qkv = b.add(Rope(*heads, qkv, table, STATE_POSITIONS, b.rows(f"{at}qkv_rotated", width), hadamard, *growth))
-    b.add(KvWrite(*heads, qkv, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, k, v))
+    if own:
+        b.add(KvWrite(*heads, qkv, STATE_POSITIONS, STATE_SEQUENCES, group.blocks, k, v))
     attended = b.rows(f"{at}attended", a.heads * a.head_dim)
     state = (STATE_POSITIONS, STATE_SEQUENCES, group.blocks)
-    b.add(Attention(*heads, qkv, k, v, *state, attended, a.scale, a.window, a.softcap))
+    b.add(Attention(a.heads, a.kv_heads, a.head_dim, qkv, k, v, *state, attended, a.scale, a.window, a.softcap))
     if not a.gated:
         return attended
     return b.add(GateHeads(*heads, attended, projected, b.rows(f"{at}attended_gated", a.heads * a.head_dim)))
 
 
 def _qk_norm(b: _Builder, mixer: SelfAttention, qkv: str, out: str) -> str:
-    a, spec = mixer.spec, b.spec
-    if mixer.q_norm is None or mixer.k_norm is None:
-        raise ValueError("q and k are both normed, or neither")
-    q_weight, k_weight = b.weights((mixer.q_norm, mixer.k_norm))
-    eps, offset = spec.norm_eps, spec.norm_offset
-    return b.add(QkNorm(a.heads, a.kv_heads, a.head_dim, qkv, q_weight, k_weight, out, eps, offset, a.whole_norm))
+    a, spec, own = mixer.spec, b.spec, mixer.shares is None
+    k_norm = mixer.k_norm if own else mixer.q_norm  # of no heads
+    if mixer.q_norm is None or k_norm is None or (a.whole_norm and a.v_norm):
+        raise ValueError("q and k are both normed, or neither; v only where they are normed by heads")
+    kv_heads, (q_weight, k_weight) = a.kv_heads if own else 0, b.weights((mixer.q_norm, k_norm))
+    ways = (spec.norm_eps, spec.norm_offset, a.whole_norm, a.v_norm and own)
+    return b.add(QkNorm(a.heads, kv_heads, a.head_dim, qkv, q_weight, k_weight, out, *ways))
 
 
 def _mlp_half(b: _Builder, layer: Layer, at: str, x: str) -> str:
@@ -331,6 +345,28 @@ def _mlp_half(b: _Builder, layer: Layer, at: str, x: str) -> str:
     gate_up = b.linear(b.norm(x, layer.mlp_norm, f"{at}mlp_in"), mlp.gate_up, f"{at}gate_up")
     gated = b.add(GatedActivation(gate_up, b.rows(f"{at}gated", mlp.width), mlp.activation))
     return _onto_residual(b, x, b.linear(gated, mlp.down, f"{at}down"), layer.post_mlp_norm, f"{at}mlp")
+
+
+def _layer_inputs(b: _Builder, inputs: LayerInputs, x: str) -> str:
+    """Inputs of all layers, times √2: what reads them is normed, and takes that back.
+
+    For the same reason the projection is not divided by √hidden_size, as the models do: its norm's epsilon is larger.
+    """
+    width = inputs.count * inputs.width
+    rows = b.add(Embed(STATE_IDS, b.weight(inputs.table), b.rows("layer_inputs.embedding", width), inputs.scale))
+    projected, norm = b.linear(x, inputs.projection, "layer_inputs.projected"), b.weight(inputs.norm)
+    normed, eps = b.rows("layer_inputs.normed", width), b.spec.norm_eps * b.spec.hidden_size
+    b.add(QkNorm(inputs.count, 0, inputs.width, projected, norm, norm, normed, eps, b.spec.norm_offset))
+    return b.add(Add(rows, normed, b.rows("layer_inputs", width)))
+
+
+def _layer_input(b: _Builder, own: LayerInput, at: str, x: str, inputs: str) -> str:
+    """x + the layer's own input; see `_layer_inputs` about the epsilon."""
+    gate, gated = b.linear(x, own.gate, f"{at}input_gate"), b.rows(f"{at}input_gated", own.width)
+    added = b.linear(b.add(GateColumns(gate, inputs, gated, own.at, own.activation)), own.into, f"{at}input")
+    normed, eps = b.rows(f"{at}input_normed", b.spec.hidden_size), 2 * b.spec.norm_eps
+    b.add(RmsNorm(added, b.weight(own.norm), normed, eps, b.spec.norm_offset))
+    return b.add(Add(x, normed, b.rows(f"{at}input_out", b.spec.hidden_size)))
 
 
 def _onto_residual(b: _Builder, residual: str, x: str, norm: str | None, half: str) -> str:

@@ -208,6 +208,7 @@ class QkNorm(_Heads):
     """out = qkv with each head of q and of k RMS-normed by its weight [head_dim]; v unchanged.
 
     With `whole`, all heads of q of a token are normed together by a weight [heads·head_dim], and so are those of k.
+    With `v_norm`, which does not go with `whole`, each head of v is normed too, without a weight. `kv_heads` may be 0.
     """
 
     reads = ("qkv", "q_weight", "k_weight")
@@ -219,6 +220,7 @@ class QkNorm(_Heads):
     eps: float
     offset: float = 0.0
     whole: bool = False
+    v_norm: bool = False
 
     def flops(self, shapes: Shapes, context: int) -> int:
         return 4 * math.prod(shapes[self.out])
@@ -231,7 +233,7 @@ class Rope(_Heads):
     Halves are rotated against each other (x[i], x[i + D/2]), as in Hugging Face checkpoints. Then every `hadamard`
     values (a power of two) of these heads are multiplied by the Hadamard matrix of that size (Sylvester's), divided by
     the root of its size: q·k stays as it is, and a k without outliers loses less when a cache rounds it. At position p
-    the heads of q are multiplied by 1 + beta · ln(1 + ⌊p / beta_length⌋).
+    the heads of q are multiplied by 1 + beta · ln(1 + ⌊p / beta_length⌋). `kv_heads` may be 0.
     """
 
     reads = ("qkv", "table", "positions")
@@ -288,6 +290,7 @@ class RopeKvWrite(_Heads):
     hadamard: int = 1
     beta: float = 0.0
     beta_length: int = 1
+    v_norm: bool = False
 
     def flops(self, shapes: Shapes, context: int) -> int:
         each = (7 if self.q_weight else 3) + self.hadamard.bit_length() - 1
@@ -425,6 +428,36 @@ class GateHeads(_Heads):
 
     def flops(self, shapes: Shapes, context: int) -> int:
         return 4 * math.prod(shapes[self.out])
+
+
+@dataclass(frozen=True)
+class GateColumns(Op):
+    """out[T, W] = act(x) · y[:, at : at + W]; activations as `GatedActivation` has them."""
+
+    reads = ("x", "y")
+    reusable = ("x",)
+    x: str
+    y: str
+    out: str
+    at: int
+    activation: Activation
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return 8 * math.prod(shapes[self.out])
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """out = x · factor, which is a weight [1]."""
+
+    reads = ("x", "factor")
+    reusable = ("x",)
+    x: str
+    factor: str
+    out: str
+
+    def flops(self, shapes: Shapes, context: int) -> int:
+        return math.prod(shapes[self.out])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Parts
 from halfbyte.models.spec import ModelSpec
 from halfbyte.plan import Plan, make_plan
@@ -35,9 +36,18 @@ class Forward:
         layers: The steps of each decoder layer.
         fixed: State, constants and rotary tables: the same for every text.
         head: The steps from the residual stream to the logits of every token.
+
+    Raises:
+        UnsupportedModelError: Its layers read something beside the residual stream.
     """
 
     def __init__(self, spec: ModelSpec, formats: Callable[[str], Format], length: int) -> None:
+        if spec.layer_inputs is not None or any(layer.shares is not None for layer in spec.layers):
+            raise UnsupportedModelError(
+                f"layers of this {spec.model_type} model read more than what the layer before them gives: it cannot be "
+                "quantized layer by layer.",
+                "Round it to nearest instead (--method rtn).",
+            )
         self._width = spec.hidden_size
         self.plan = make_plan(spec, formats, tokens=length, context=length, kv_dtype="f32", kept_states=0, fused=False)
         sections = _sections(self.plan, len(spec.layers))

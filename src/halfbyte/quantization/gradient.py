@@ -112,6 +112,11 @@ def _activation(x: Array, activation: str) -> tuple[Array, Array]:
 
 
 @pull_back.register
+def _(op: ops.Scale, get: Get, out: Array) -> Gradients:
+    return {op.x: out * get(op.factor), op.factor: np.sum(out * get(op.x), keepdims=True)[0]}
+
+
+@pull_back.register
 def _(op: ops.Add, get: Get, out: Array) -> Gradients:
     return {op.x: out, op.y: out}
 
@@ -127,7 +132,9 @@ def _joined(parts: Sequence[Array]) -> Array:
 
 @pull_back.register
 def _(op: ops.QkNorm, get: Get, out: Array) -> Gradients:
-    (q, k, _), (dq, dk, dv) = _cut(op, get(op.qkv)), _cut(op, out)
+    (q, k, v), (dq, dk, dv) = _cut(op, get(op.qkv)), _cut(op, out)
+    if op.v_norm:
+        dv = _norm(v, np.ones(op.head_dim, F32), op.eps, 0.0, dv)[0]
     if op.whole:
         q, k, dq, dk = (part.reshape(len(part), 1, -1) for part in (q, k, dq, dk))
     q_in, q_weight = _norm(q, get(op.q_weight), op.eps, op.offset, dq)

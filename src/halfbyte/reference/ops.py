@@ -41,7 +41,7 @@ def _(op: ops.RopeTable, get: Get) -> Array:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * F32(op.factor)
 
 
-def rms_norm(x: Array, weight: Array, eps: float, offset: float) -> Array:
+def rms_norm(x: Array, weight: Array | np.float32, eps: float, offset: float) -> Array:
     """x / √(mean(x²) + eps) · (offset + weight), over the last axis."""
     mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=F32)
     return x / np.sqrt(mean + F32(eps)) * (F32(offset) + weight)
@@ -123,6 +123,8 @@ def _(op: ops.QkNorm, get: Get) -> Array:
         shape = (len(x), 1, -1) if op.whole else x.shape
         return rms_norm(x.reshape(shape), get(weight), op.eps, op.offset).reshape(x.shape)
 
+    if op.v_norm:
+        v = rms_norm(v, F32(1), op.eps, 0.0)
     return _join(normed(q, op.q_weight), normed(k, op.k_weight), v)
 
 
@@ -182,6 +184,8 @@ def _(op: ops.RopeKvWrite, get: Get) -> Array:
     if op.q_weight and op.k_weight:
         q = rms_norm(q, get(op.q_weight), op.eps, op.offset)
         k = rms_norm(k, get(op.k_weight), op.eps, op.offset)
+    if op.v_norm:
+        v = rms_norm(v, F32(1), op.eps, 0.0)
     q, k = _turned(op, q, k, get)
     _write(op, k, v, get)
     return q.reshape(len(q), -1)
@@ -297,6 +301,18 @@ def _(op: ops.SplitGates, get: Get) -> Array:
 def _(op: ops.GateHeads, get: Get) -> Array:
     x = get(op.x)
     return x * sigmoid(_queries_and_gates(op, get(op.gates))[:, :, 1].reshape(x.shape))
+
+
+@run_op.register
+def _(op: ops.GateColumns, get: Get) -> Array:
+    x = get(op.x)
+    with np.errstate(over="ignore"):
+        return activate(x, op.activation) * get(op.y)[:, op.at : op.at + x.shape[1]]
+
+
+@run_op.register
+def _(op: ops.Scale, get: Get) -> Array:
+    return get(op.x) * get(op.factor)
 
 
 @run_op.register

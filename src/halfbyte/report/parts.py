@@ -8,6 +8,7 @@ from halfbyte.plan.ops import (
     Attention,
     CausalConv,
     Embed,
+    GateColumns,
     GatedActivation,
     GatedDeltaRule,
     GatedLinear,
@@ -23,6 +24,7 @@ from halfbyte.plan.ops import (
     RopeKvWrite,
     RopeTable,
     Rows,
+    Scale,
     SplitGates,
 )
 
@@ -36,6 +38,7 @@ _SIMPLE: dict[type[Op], str] = {
     RmsNorm: "norms",
     QkNorm: "norms",
     Add: "norms",
+    Scale: "norms",
     GatedLinear: "gate_up",
     GatedActivation: "gate_up",
     LowRank: "adapters",
@@ -44,13 +47,15 @@ _SIMPLE: dict[type[Op], str] = {
     GatedNorm: "norms",
     SplitGates: "gates",
     GateHeads: "gates",
+    GateColumns: "layer inputs",
 }
 
 
 def parts(plan: Plan) -> list[str]:
     """The part of each step: embedding, qkv, rope + cache, attention, o, gate_up, down, norms or LM head.
 
-    Some models have a convolution, delta rule or gates, too; and adapters. What reads a layer's input is called qkv.
+    Some models have a convolution, delta rule, gates or layer inputs, too; and adapters. What reads a layer's input is
+    called qkv.
     """
     head = next((i for i, step in enumerate(plan.steps) if isinstance(step, Rows)), len(plan.steps))
     made: dict[str, Op] = {}
@@ -69,6 +74,12 @@ def _part(plan: Plan, step: Op, made: dict[str, Op]) -> str:
             return "o"
         case GatedLinear() | GatedActivation():
             return "down"
+        case GateColumns():
+            return "layer inputs"
     outputs = {step.out, *(other.out for other in plan.steps if isinstance(other, LowRank) and other.y == step.out)}
     feeds_gate = any(isinstance(other, GatedActivation) and other.x in outputs for other in plan.steps)
+    reader = next((other for other in plan.steps if step.out in other.inputs), None)
+    made_of_ids = isinstance(made.get(step.x), Embed)
+    if isinstance(reader, GateColumns) or (isinstance(reader, QkNorm) and not reader.kv_heads and made_of_ids):
+        return "layer inputs"
     return "gate_up" if feeds_gate else "qkv"

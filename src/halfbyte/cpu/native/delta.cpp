@@ -157,11 +157,6 @@ int64_t positive(const Fields& f, const char* name) {
     return value;
 }
 
-void require_room(Floats rows, int64_t at, int64_t count, const char* what) {
-    require(at <= rows.columns && count <= rows.columns - at,
-            std::string(what) + " of " + std::to_string(count) + " values do not fit rows of " + std::to_string(rows.columns));
-}
-
 }  // namespace
 
 StepPtr make_gated_delta_rule(const Fields& f, Inputs& inputs) {

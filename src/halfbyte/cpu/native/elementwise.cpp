@@ -70,6 +70,39 @@ private:
     Activation activation_;
 };
 
+class GateColumns final : public Step {
+public:
+    GateColumns(Axis axis, Floats x, Floats y, int64_t at, Activation activation, Floats out)
+        : Step(axis), x_(x), y_(y), at_(at), activation_(activation), out_(out) {}
+
+    void run(const Context& c) const override {
+        const Range tokens = c.worker.share(c.count);
+        for (int64_t t = tokens.begin; t < tokens.end; ++t)
+            c.kernels->gate(x_.row(t), y_.row(t) + at_, activation_, out_.row(t), out_.columns);
+    }
+
+private:
+    Floats x_, y_;
+    int64_t at_;
+    Activation activation_;
+    Floats out_;
+};
+
+class Scale final : public Step {
+public:
+    Scale(Axis axis, Floats x, float factor, Floats out) : Step(axis), x_(x), factor_(factor), out_(out) {}
+
+    void run(const Context& c) const override {
+        const auto [begin, end] = c.worker.share(c.count * x_.columns);
+        for (int64_t i = begin; i < end; ++i) out_.data[i] = x_.data[i] * factor_;
+    }
+
+private:
+    Floats x_;
+    float factor_;
+    Floats out_;
+};
+
 class Softcap final : public Step {
 public:
     Softcap(Axis axis, Floats x, Floats out, float cap) : Step(axis), x_(x), out_(out), cap_(cap) {}
@@ -122,6 +155,23 @@ StepPtr make_gated_activation(const Fields& f, Inputs&) {
     require_equal(out.rows, x.rows, "rows of the output");
     require_equal(x.columns, 2 * out.columns, "width of gate and up values");
     return std::make_unique<GatedActivation>(f.axis(), x, out, f.activation());
+}
+
+StepPtr make_gate_columns(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), y = f.floats("y"), out = f.floats("out");
+    const int64_t at = f.whole("at");
+    require_same_shape(x, out);
+    require_equal(y.rows, x.rows, "rows of what is gated");
+    require_room(y, at, x.columns, "columns");
+    return std::make_unique<GateColumns>(f.axis(), x, y, at, f.activation(), out);
+}
+
+StepPtr make_scale(const Fields& f, Inputs&) {
+    const Floats x = f.floats("x"), out = f.floats("out");
+    const Weights factor = f.weights("factor");
+    require_same_shape(x, out);
+    require_equal(factor.size(), 1, "length of the factor");
+    return std::make_unique<Scale>(f.axis(), x, factor[0], out);
 }
 
 StepPtr make_softcap(const Fields& f, Inputs&) {

@@ -1,5 +1,6 @@
 #include "fields.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace halfbyte {
@@ -83,10 +84,10 @@ int64_t Fields::whole(const std::string& name) const {
     return static_cast<int64_t>(value);
 }
 
-Heads Fields::heads() const {
+Heads Fields::heads(int64_t least_kv) const {
     const Heads heads{whole("heads"), whole("kv_heads"), whole("head_dim")};
     constexpr int64_t kMost = 1 << 16;
-    for (const int64_t count : {heads.heads, heads.kv_heads, heads.head_dim})
+    for (const int64_t count : {heads.heads, std::max(heads.kv_heads, 1 - least_kv), heads.head_dim})
         require(count > 0 && count <= kMost, "the numbers of heads and their size must be from 1 to 2^16");
     return heads;
 }

@@ -58,7 +58,8 @@ public:
     int64_t optional_whole(const std::string& name) const { return has(name) ? whole(name) : 0; }
 
     // Groups of fields that several ops have.
-    Heads heads() const;
+    // `least_kv`: fewest kv heads, which may be none for ops without a cache.
+    Heads heads(int64_t least_kv = 1) const;
     Paging paging() const;
     Stateful stateful() const;
     Norm norm() const { return {number("eps"), number("offset")}; }

@@ -1,4 +1,4 @@
-// RMS norms: of whole rows, and of each head of q and k.
+// RMS norms: of whole rows, and of each head of q, k and v.
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -31,8 +31,9 @@ private:
 
 class QkNorm final : public Step {
 public:
-    QkNorm(Heads heads, Floats qkv, Weights q_weight, Weights k_weight, Norm norm, bool whole, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), whole_(whole), out_(out) {}
+    QkNorm(Heads heads, Floats qkv, Weights q_weight, Weights k_weight, Norm norm, bool whole, bool v_norm, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), q_weight_(q_weight), k_weight_(k_weight), ones_(v_norm ? heads.head_dim : 0, 1.0f),
+          norm_(norm), whole_(whole), out_(out) {}
 
     void run(const Context& c) const override {
         const int64_t each = whole_ ? 1 : heads_.total();
@@ -49,13 +50,14 @@ public:
     }
 
 private:
-    // Heads [first, first + count) of a token, normed together; those of v as they are.
+    // Heads [first, first + count) of a token, normed together; those of v maybe as they are.
     void part(const Context& c, int64_t token, int64_t first, int64_t count) const {
         const int64_t n = count * heads_.head_dim;
         const float* x = qkv_.row(token) + first * heads_.head_dim;
         float* out = out_.row(token) + first * heads_.head_dim;
         if (first >= heads_.heads + heads_.kv_heads) {
-            std::memmove(out, x, n * sizeof(float));
+            if (ones_.empty()) std::memmove(out, x, n * sizeof(float));
+            else c.kernels->rms_norm(x, ones_.data(), nullptr, norm_.eps, 0, out, n);
             return;
         }
         const float* weight = (first < heads_.heads ? q_weight_ : k_weight_).data();
@@ -65,6 +67,7 @@ private:
     Heads heads_;
     Floats qkv_;
     Weights q_weight_, k_weight_;
+    std::vector<float> ones_;  // the weight of v's norm; empty where v is not normed
     Norm norm_;
     bool whole_;
     Floats out_;
@@ -89,16 +92,17 @@ StepPtr make_rms_norm(const Fields& f, Inputs&) {
 }
 
 StepPtr make_qk_norm(const Fields& f, Inputs&) {
-    const Heads heads = f.heads();
+    const Heads heads = f.heads(0);
     const Floats qkv = f.floats("qkv"), out = f.floats("out");
     const Weights q_weight = f.weights("q_weight"), k_weight = f.weights("k_weight");
     require_equal(qkv.columns, heads.width(), "width of qkv");
     require_equal(out.columns, heads.width(), "width of the output");
     require_equal(out.rows, qkv.rows, "rows of the output");
-    const bool whole = f.whole("whole") != 0;
+    const bool whole = f.whole("whole") != 0, v_norm = f.whole("v_norm") != 0;
+    require(!whole || !v_norm, "heads of v cannot be normed where those of q are normed together");
     require_equal(q_weight.size(), (whole ? heads.heads : 1) * heads.head_dim, "length of the norm's weight for q");
     require_equal(k_weight.size(), (whole ? heads.kv_heads : 1) * heads.head_dim, "length of the norm's weight for k");
-    return std::make_unique<QkNorm>(heads, qkv, q_weight, k_weight, f.norm(), whole, out);
+    return std::make_unique<QkNorm>(heads, qkv, q_weight, k_weight, f.norm(), whole, v_norm, out);
 }
 
 }  // namespace halfbyte

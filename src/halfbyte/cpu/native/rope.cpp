@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "steps.h"
 
@@ -159,10 +160,10 @@ private:
 // that share its lines come one after another.
 class RopeKvWrite final : public Step {
 public:
-    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, int64_t hadamard, Growth growth,
-                CacheWriter k, CacheWriter v, Floats out)
-        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight), norm_(norm), hadamard_(hadamard),
-          growth_(growth), k_(k), v_(v), out_(out) {}
+    RopeKvWrite(Heads heads, Floats qkv, Floats table, Weights q_weight, Weights k_weight, Norm norm, bool v_norm, int64_t hadamard,
+                Growth growth, CacheWriter k, CacheWriter v, Floats out)
+        : Step(Axis::tokens), heads_(heads), qkv_(qkv), table_(table), q_weight_(q_weight), k_weight_(k_weight),
+          ones_(v_norm ? heads.head_dim : 0, 1.0f), norm_(norm), hadamard_(hadamard), growth_(growth), k_(k), v_(v), out_(out) {}
 
     Scratch scratch(int) const override { return {heads_.head_dim, 0}; }
 
@@ -194,6 +195,10 @@ private:
             transform(c, t, x, k_weight_, c.local);
             k_.store_key(*c.kernels, t, kv_head, c.local);
         } else {
+            if (!ones_.empty()) {
+                c.kernels->rms_norm(x, ones_.data(), nullptr, norm_.eps, 0, c.local, heads_.head_dim);
+                x = c.local;
+            }
             v_.store_value(*c.kernels, t, kv_head - heads_.kv_heads, x);
         }
     }
@@ -211,6 +216,7 @@ private:
     Heads heads_;
     Floats qkv_, table_;
     Weights q_weight_, k_weight_;  // empty where heads are not normed
+    std::vector<float> ones_;      // the weight of v's norm; empty where v is not normed
     Norm norm_;
     int64_t hadamard_;
     Growth growth_;
@@ -268,7 +274,7 @@ StepPtr make_rope_table(const Fields& f, Inputs& inputs) {
 }
 
 StepPtr make_rope(const Fields& f, Inputs&) {
-    const Heads heads = f.heads();
+    const Heads heads = f.heads(0);
     const Floats qkv = f.floats("qkv"), table = f.floats("table"), out = f.floats("out");
     require_rope(heads, qkv, table);
     require_equal(out.columns, qkv.columns, "width of the output");
@@ -294,8 +300,8 @@ StepPtr make_rope_kv_write(const Fields& f, Inputs& inputs) {
         require_equal(q_weight.size(), heads.head_dim, "length of the norm's weight for q");
         require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
     }
-    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), hadamard(f, heads), growth(f, qkv),
-                                         cache_writer(f, inputs, heads, qkv, "k_cache"), cache_writer(f, inputs, heads, qkv, "v_cache"), out);
+    return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), f.whole("v_norm") != 0, hadamard(f, heads),
+                                         growth(f, qkv), cache_writer(f, inputs, heads, qkv, "k_cache"), cache_writer(f, inputs, heads, qkv, "v_cache"), out);
 }
 
 }  // namespace halfbyte

@@ -13,6 +13,7 @@ const std::map<std::string, Make> kOps{
     {"Attention", make_attention},
     {"CausalConv", make_causal_conv},
     {"Embed", make_embed},
+    {"GateColumns", make_gate_columns},
     {"GateHeads", make_gate_heads},
     {"GatedActivation", make_gated_activation},
     {"GatedDeltaRule", make_gated_delta_rule},
@@ -27,6 +28,7 @@ const std::map<std::string, Make> kOps{
     {"RopeKvWrite", make_rope_kv_write},
     {"RopeTable", make_rope_table},
     {"Rows", make_rows},
+    {"Scale", make_scale},
     {"Softcap", make_softcap},
     {"SplitGates", make_split_gates},
 };

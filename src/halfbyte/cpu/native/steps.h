@@ -23,8 +23,10 @@ std::vector<std::string> op_names();
 // elementwise.cpp
 StepPtr make_add(const Fields&, Inputs&);
 StepPtr make_embed(const Fields&, Inputs&);
+StepPtr make_gate_columns(const Fields&, Inputs&);
 StepPtr make_gated_activation(const Fields&, Inputs&);
 StepPtr make_rows(const Fields&, Inputs&);
+StepPtr make_scale(const Fields&, Inputs&);
 StepPtr make_softcap(const Fields&, Inputs&);
 
 // linear.cpp

@@ -71,4 +71,10 @@ inline void require_equal(int64_t found, int64_t expected, const char* what) {
     require(found == expected, std::string(what) + " is " + std::to_string(found) + ", expected " + std::to_string(expected));
 }
 
+// Throws where `count` values from `at` on do not fit a row.
+inline void require_room(Floats rows, int64_t at, int64_t count, const char* what) {
+    require(at <= rows.columns && count <= rows.columns - at,
+            std::to_string(count) + " " + what + " from " + std::to_string(at) + " on do not fit rows of " + std::to_string(rows.columns));
+}
+
 }  // namespace halfbyte

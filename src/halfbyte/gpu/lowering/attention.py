@@ -77,6 +77,7 @@ def lower_attention(step: ops.Attention, b: Builder) -> None:
 
 def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
     rotates, normed = isinstance(step, _Rotating), isinstance(step, _Normed) and bool(step.q_weight)
+    v_norm = isinstance(step, _Normed) and step.v_norm
     half = b.context.plan.tensors[step.table].shape[2] if isinstance(step, _Rotating) else 0
     beta, length = (step.beta, step.beta_length) if isinstance(step, _Rotating) else (0.0, 1)
     return {
@@ -88,6 +89,7 @@ def _rotation(step: _HeadsOp, lanes: int, b: Builder) -> _Constants:
         "BETA_LENGTH": length,
         "ROW": b.values[step.qkv].stride,
         "QK_NORM": normed,
+        "V_NORM": v_norm,
         "EPS": step.eps if isinstance(step, _Normed) else 0.0,
         "FOURS": step.head_dim % 8 == 0 and half % 4 == 0,
         "SHUFFLED": b.context.config.subgroup >= lanes and half % 8 == 0,

@@ -94,6 +94,32 @@ def _(step: ops.Add, b: Builder) -> None:
 
 
 @lower_op.register
+def _(step: ops.Scale, b: Builder) -> None:
+    x = b.values[step.x]
+    value = b.value(step.out, x.width)
+    constants = {"WG": 64, "STRIDE4": value.stride // 4}
+    where = grid(ceil_div(value.stride // 4, 64), b.row_steps())
+    b.add("scale", constants, {"x": x.f32, "factor": b.context.vector(step.factor), "out": value.f32}, where, "scale")
+
+
+@lower_op.register
+def _(step: ops.GateColumns, b: Builder) -> None:
+    x, y = b.values[step.x], b.values[step.y]
+    value = b.value(step.out, x.width)
+    constants = {
+        "WG": 64,
+        "WIDTH": x.width,
+        "AT": step.at,
+        "X_STRIDE": x.stride,
+        "Y_STRIDE": y.stride,
+        "STRIDE": value.stride,
+        "ACTIVATION": step.activation,
+    }
+    where = grid(ceil_div(x.width, 64), b.row_steps())
+    b.add("gate_columns", constants, {"x": x.f32, "y": y.f32, "out": value.f32}, where, "inputs of layers")
+
+
+@lower_op.register
 def _(step: ops.GatedActivation, b: Builder) -> None:
     products.lower_gate(step, b.values[step.x], b)
 

@@ -258,6 +258,7 @@ def fused_attention(section: Section) -> dict[int, int]:
         i + 1: i
         for i, (step, following) in enumerate(zip(section.steps, section.steps[1:], strict=False))
         if isinstance(step, ops.RopeKvWrite)
+        and not step.v_norm
         and isinstance(following, ops.Attention)
         and following.q == step.out
         and section.readers[step.out] == (i + 1,)

@@ -1,4 +1,4 @@
-// Norms (QK_NORM) and rotates (ROTATE) the heads of q and k. The first OUT_HEADS heads go to `out`, each row of OUT_ROW
+// Norms (QK_NORM) and rotates (ROTATE) the heads of q and k, and norms those of v (V_NORM). The first OUT_HEADS heads go to `out`, each row of OUT_ROW
 // values; with CACHE k and v go to the cache.
 // A team of TL invocations takes a head, from FIRST_HEAD on. Grid: (heads / teams of a workgroup, tokens).
 // Constants: WG, TL, HEADS, KV_HEADS, those of `rotate`, with CACHE those of `cache`.
@@ -20,7 +20,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let t = wg.y;
     let lane = lid % ${TL}u;
     let head = ${FIRST_HEAD}u + wg.x * ${WG // TL}u + lid / ${TL}u;
-    let turning = min(head, ${HEADS + KV_HEADS - 1}u);
+    let turning = min(head, ${HEADS + (2 if V_NORM else 1) * KV_HEADS - 1}u);
     let normed = normed8(lid, turning, raw8(t, turning, lane));
 #if ROTATE
     let turned = ${"grown8(turning, u32(state[{}u + t]), ".format(POSITIONS) if BETA else "("}rotated8(lid, normed, angles8(t, lane)));
@@ -29,7 +29,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 #endif
     var v = turned;
     if (head >= ${HEADS + KV_HEADS}u) {
-        v = raw8(t, head, lane);
+        v = ${"normed" if V_NORM else "raw8(t, head, lane)"};
     }
 #if CACHE
     let stored = packed(lid, v);

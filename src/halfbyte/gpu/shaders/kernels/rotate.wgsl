@@ -1,4 +1,4 @@
-// A head's vector, normed (QK_NORM) and rotated (ROTATE), eight values an invocation: teams of TL invocations, one head
+// A head's vector, normed (QK_NORM; heads of v too, without a weight, with V_NORM) and rotated (ROTATE), eight values an invocation: teams of TL invocations, one head
 // each. FOURS: sizes that let whole fours be loaded. SHUFFLED: pairs meet by shuffles, whole lanes at a time.
 // Constants: HD, HDP, ROW (values of a row of qkv), TL; with QK_NORM EPS; with ROTATE HALF (rotated pairs), HADAMARD
 // (values that a Hadamard rotation mixes afterwards), BETA and BETA_LENGTH (how queries grow with the position).
@@ -31,7 +31,7 @@ fn raw8(t: u32, head: u32, lane: u32) -> Values {
 #endif
 }
 
-// The lane's eight values of a query (head < HEADS) or key, normed; in uniform control flow.
+// The lane's eight values of a query (head < HEADS), of a key or, with V_NORM, of a value, normed; in uniform control flow.
 fn normed8(lid: u32, head: u32, raw: Values) -> Values {
     var v = raw;
 #if QK_NORM
@@ -39,7 +39,7 @@ fn normed8(lid: u32, head: u32, raw: Values) -> Values {
 #for h in "ab"
     {
         let at = min(lid % ${TL}u * 2u + ${"ab".index(h)}u, ${(HD + 3) // 4 - 1}u);
-        v.${h} *= factor * select(k_norm[at], q_norm[at], head < ${HEADS}u);
+        v.${h} *= factor * ${"select(" if V_NORM else ""}select(k_norm[at], q_norm[at], head < ${HEADS}u)${", vec4<f32>(1.0), head >= {}u)".format(HEADS + KV_HEADS) if V_NORM else ""};
     }
 #endfor
 #endif

@@ -1,0 +1,177 @@
+"""`gemma4_text`: the text part of Gemma 4 without mixtures of experts (E2B, E4B, 12B, 31B).
+
+Its own ways (transformers 5.24, `modeling_gemma4`): scores are not scaled, since q, k and v are normed per head, v
+without a weight; layers that see everything have heads of another size and number, rotate a quarter of each, and may
+take values from the keys' matrix; the last layers may read the keys and values of the last one before them of their
+kind, and have an MLP twice as wide then; E2B and E4B have inputs of their own for each layer; each layer ends with a
+factor for the whole residual stream, a tensor that is no parameter there. Norms multiply by w, not by (1 + w) as those
+of Gemma 3 do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from halfbyte.errors import UnsupportedModelError
+from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
+from halfbyte.models.decoder import (
+    FULL,
+    SLIDING,
+    Stacking,
+    common_fields,
+    gated_mlp,
+    layer_windows,
+    projection,
+    shorter,
+)
+from halfbyte.models.gemma3_text import embed_scale, four_norms
+from halfbyte.models.spec import (
+    Activation,
+    AttentionSpec,
+    Layer,
+    LayerInput,
+    LayerInputs,
+    ModelSpec,
+    RopeSpec,
+    ScalePair,
+    SelfAttention,
+)
+
+TIED = True
+"""Embedding table and output matrix are one unless the configuration says otherwise."""
+
+SCALE_PAIRS: tuple[ScalePair, ...] = ("norm_gate_up", "up_down")
+"""As for Gemma 3; values are normed, so that their channels cannot be scaled."""
+
+_PATTERN = 6
+"""Every so many layers one sees everything, where the configuration does not list them."""
+
+
+def build(
+    config: Config, names: Collection[str], prefix: str = "model.", head: str = "lm_head.weight", dtype: str = ""
+) -> ModelSpec:
+    """The spec of a Gemma 4 text model whose tensors start with `prefix`; arguments as for Gemma 3."""
+    for flag in ("attention_bias", "enable_moe_block"):
+        config.refuse(flag)
+    config.known("num_global_key_value_heads", "num_experts", "top_k_experts", "moe_intermediate_size")
+    config.expect("use_bidirectional_attention", "vision", "and Halfbyte reads text in one direction")
+    hidden, context = config.integer("hidden_size", 2304), config.integer("max_position_embeddings", 131_072, least=2)
+    windows = _windows(config)
+    shared = _shared(config, windows)
+    width = config.integer("intermediate_size", 9216)
+    activation = config.activation("hidden_activation", "gelu_pytorch_tanh")
+    double, same = config.flag("use_double_wide_mlp", False), config.flag("attention_k_eq_v", False)
+    sizes = _head_sizes(config, hidden, windows, same=same)
+    inputs = _layer_inputs(config, len(windows), prefix)
+    stacking = Stacking.of(names)
+
+    def layer(index: int) -> Layer:
+        at, window, owner = f"{prefix}layers.{index}.", windows[index], shared[index]
+        spec = AttentionSpec(
+            *sizes[index], 1.0, SLIDING if window else FULL, window=shorter(window, context), v_norm=True
+        )
+        own_parts = ("q_proj", "k_proj", "k_proj" if same and not window else "v_proj")
+        parts = own_parts if owner is None else ("q_proj",)
+        mixer = SelfAttention(
+            spec,
+            projection(f"{at}self_attn.", *parts),
+            projection(f"{at}self_attn.", "o_proj"),
+            f"{at}self_attn.q_norm.weight",
+            None if owner is not None else f"{at}self_attn.k_norm.weight",
+            shares=owner,
+        )
+        mlp = gated_mlp(width * 2 if double and owner is not None else width, activation, at, stacking)
+        own = _layer_input(inputs, index, activation, at) if inputs else None
+        return Layer(mixer, mlp, **four_norms(at), scale_pairs=SCALE_PAIRS, input=own, scalar=f"{at}layer_scalar")
+
+    common = common_fields(config, names, prefix, tied=TIED, head=head)
+    unused = "|".join(str(index) for index, owner in enumerate(shared) if owner is not None)
+    if unused:
+        common["ignored"] += (rf"{prefix}layers\.({unused})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",)
+    return ModelSpec(
+        model_type="gemma4_text",
+        vocab_size=config.integer("vocab_size", 262_144),
+        hidden_size=hidden,
+        layers=tuple(map(layer, range(len(windows)))),
+        ropes=_ropes(config, {bool(window): size[2] for window, size in zip(windows, sizes, strict=True)}, context),
+        norm_eps=config.number("rms_norm_eps", 1e-6, most=1.0),
+        embed_scale=embed_scale(hidden, dtype or config.text("dtype", config.text("torch_dtype", "float32"))),
+        logit_softcap=config.number("final_logit_softcapping") if "final_logit_softcapping" in config else None,
+        context=context,
+        layer_inputs=inputs,
+        **common,
+    )
+
+
+def _windows(config: Config) -> list[int | None]:
+    """The window of each layer; the last one sees everything, whatever the list says."""
+    count, window = config.integer("num_hidden_layers", 30, most=1024), config.integer("sliding_window", 512)
+    usual = [window if (i + 1) % _PATTERN else None for i in range(count)]
+    return [*(layer_windows(config, count, window) or usual)[:-1], None]
+
+
+def _shared(config: Config, windows: list[int | None]) -> list[int | None]:
+    """For each layer, the one whose keys and values it reads, if it makes none."""
+    first = len(windows) - config.integer("num_kv_shared_layers", 0, least=0, most=1024)
+    owners = {bool(window): index for index, window in enumerate(windows[: max(first, 0)])}
+    if any(bool(window) not in owners for window in windows):
+        raise config.error("num_kv_shared_layers", "so few that a layer of each kind has keys and values of its own")
+    return [None if index < first else owners[bool(window)] for index, window in enumerate(windows)]
+
+
+def _head_sizes(config: Config, hidden: int, windows: list[int | None], *, same: bool) -> list[tuple[int, int, int]]:
+    """(heads, kv_heads, head_dim) of each layer, from either way of writing them."""
+    heads, kv_heads, head_dim = head_sizes(config, hidden, heads=8, kv_heads=4, head_dim=256)
+    wide = config.integer("global_head_dim", 512, least=2, most=4096)
+    few = config.integer("num_global_key_value_heads", kv_heads, most=4096) if same else kv_heads
+    each, found = config.section("per_layer_config"), []
+    keys = {int(key): key for key in config.raw("per_layer_config") or () if key.isdecimal()}  # maybe with zeros before
+    for index, window in enumerate(windows):
+        usual = (kv_heads, head_dim) if window or "per_layer_config" in config else (few, wide)
+        own = each.section(keys.get(index, str(index)))
+        sizes = (own.integer("num_key_value_heads", usual[0], most=4096), own.integer("head_dim", usual[1], most=4096))
+        if heads % sizes[0]:
+            raise config.error("num_attention_heads", f"a multiple of the {sizes[0]} key heads of layer {index}")
+        found.append((heads, *sizes))
+    return found
+
+
+def _ropes(config: Config, head_dims: dict[bool, int], context: int) -> dict[str, RopeSpec]:
+    """The rotary embedding of each kind of layer."""
+    described, beside, rules = config.section("rope_parameters"), Config({}, config.where), RopeRules()
+    usual = {
+        FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+        SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    return {
+        kind: parse_rope(beside, described.section(kind, defaults=defaults), head_dims[kind == SLIDING], context, rules)
+        for kind, defaults in usual.items()
+        if (kind == SLIDING) in head_dims
+    }
+
+
+def _layer_inputs(config: Config, count: int, prefix: str) -> LayerInputs | None:
+    none = config.mentions("hidden_size_per_layer_input") and "hidden_size_per_layer_input" not in config
+    width = 0 if none else config.integer("hidden_size_per_layer_input", 256, least=0)
+    rows = config.integer("vocab_size_per_layer_input", 262_144)
+    if not width:
+        return None
+    if rows != config.integer("vocab_size", 262_144):
+        raise UnsupportedModelError(
+            f"{config.where}: vocab_size_per_layer_input is {rows}, unlike vocab_size, which is not supported.",
+            "Use a model whose layers have inputs for every token.",
+        )
+    return LayerInputs(
+        count,
+        width,
+        f"{prefix}embed_tokens_per_layer.weight",
+        width**0.5,
+        projection(prefix, "per_layer_model_projection"),
+        f"{prefix}per_layer_projection_norm.weight",
+    )
+
+
+def _layer_input(inputs: LayerInputs, index: int, activation: Activation, at: str) -> LayerInput:
+    gate, into = projection(at, "per_layer_input_gate"), projection(at, "per_layer_projection")
+    norm = f"{at}post_per_layer_input_norm.weight"
+    return LayerInput(index * inputs.width, inputs.width, activation, gate, into, norm)

@@ -32,7 +32,7 @@ NOT_IN_GGUF = {
     "qwen-3.5", "qwen-3.5-text", "qwen-3.5-equal-heads", "qwen-2-windows", "qwen-3-windows", "smollm-3-windows",
     "gemma-2-scaled", "gemma-4-e2b", "gemma-4-12b", "gemma-4",
 }  # fmt: skip
-"""Qwen3.5 is only read, Gemma 4 not even that. GGUF has no sliding window for Qwen, turns all but each fourth layer of
+"""Qwen3.5 and Gemma 4 are only read. GGUF has no sliding window for Qwen, turns all but each fourth layer of
 SmolLM3, and scales Gemma 2 by its heads."""
 
 IN_GGUF = sorted(set(FAMILIES) - NOT_IN_GGUF)

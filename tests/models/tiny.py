@@ -248,6 +248,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma-4-12b": lambda: _gemma4(
         **_sizes(64, 100, 4, 2, num_hidden_layers=3, head_dim=16, global_head_dim=32, max_position_embeddings=128,
                  sliding_window=8, hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=1,
+                 final_logit_softcapping=12.0,
                  layer_types=["sliding_attention", "sliding_attention", "full_attention"])
     ),
     "gemma-4": lambda: _gemma4_with_towers(

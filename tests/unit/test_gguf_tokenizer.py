@@ -28,6 +28,7 @@ from halfbyte.checkpoint.gguf.vocabulary import vocabulary
 from halfbyte.errors import HalfbyteError, InvalidModelError, UnsupportedModelError
 from halfbyte.text import Tokenizer
 from halfbyte.text.files import AddedToken, TokenizerFiles, read_tokenizer_files
+from tests.unit.families import installed, ours
 
 HERE = Path("model.gguf")
 TEXT = "Hello  world, it's 12345\n\n\tfine: naïve 中文 🦙 <|end|> x"
@@ -133,6 +134,30 @@ def test_phi_3s_marks_swallow_the_white_space_after_them() -> None:
     assert tokenizer.encode("<|endoftext|>\nab") != tokenizer.encode("<|endoftext|>ab")
     other = made({**phi3_metadata(), "general.architecture": "llama"})
     assert other.encode("<|user|>\nab") != other.encode("<|user|>ab")
+
+
+def test_sentencepiece_with_its_merges_listed_gives_its_makers_ids() -> None:
+    """Gemma 4's kind, with the pieces and merges of Gemma 3, which are cut alike."""
+    definition = json.loads((installed() / "gemma3" / "tokenizer.json").read_text())
+    pieces = definition["model"]["vocab"] | {token["content"]: token["id"] for token in definition["added_tokens"]}
+    tokens = sorted(pieces, key=pieces.__getitem__)
+    assert [pieces[token] for token in tokens] == list(range(len(tokens)))
+    marks = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in definition["added_tokens"]}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in definition["model"]["merges"]]
+    metadata = {
+        "general.architecture": "gemma4",
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([marks.get(index, NORMAL) for index in range(len(tokens))]),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": pieces["<bos>"],
+        "tokenizer.ggml.unknown_token_id": pieces["<unk>"],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    found, expected = made(metadata), ours("gemma3")
+    for text in (TEXT, " a  b", "naïve\u200b", "<start_of_turn>user\nHi<end_of_turn>\n", "\x01 🦙\n\n\n"):
+        assert found.encode(text) == expected.encode(text)
+        assert found.decode(found.encode(text)) == expected.decode(expected.encode(text))
 
 
 def test_characters_without_a_piece_become_their_bytes() -> None:

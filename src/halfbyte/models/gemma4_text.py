@@ -11,6 +11,7 @@ of Gemma 3 do.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from halfbyte.errors import UnsupportedModelError
 from halfbyte.models.config import Config, RopeRules, head_sizes, parse_rope
@@ -24,7 +25,8 @@ from halfbyte.models.decoder import (
     projection,
     shorter,
 )
-from halfbyte.models.gemma3_text import embed_scale, four_norms
+from halfbyte.models.gemma3_text import GGUF_NORMS, embed_scale, four_norms
+from halfbyte.models.gguf import ATTENTION, HEAD_NORMS, KV_HEADS, MLP, WIDTHS, Architecture, sliding_layers
 from halfbyte.models.spec import (
     Activation,
     AttentionSpec,
@@ -43,6 +45,73 @@ TIED = True
 SCALE_PAIRS: tuple[ScalePair, ...] = ("norm_gate_up", "up_down")
 """As for Gemma 3; values are normed, so that their channels cannot be scaled."""
 
+
+def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
+    """Its lengths are those of the layers that see everything, its rotary factors tell how many pairs these turn.
+
+    That values are keys before their norm it does not say: then there is no matrix for them.
+    """
+    layers, full = config["num_hidden_layers"], config["head_dim"]
+    kinds = sliding_layers(keys).get("layer_types")
+    if kinds is None or len(kinds) != layers:
+        raise keys.error("attention.sliding_window_pattern", f"a list of {layers}")
+    sliding = keys.integer("attention.key_length_swa", full, least=2, most=4096)
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        keys.expect(key, sliding, "unlike attention.key_length_swa, which Halfbyte does not support")
+    kv_heads = keys.raw(KV_HEADS) or [config["num_key_value_heads"]] * layers
+    shared = keys.integer("attention.shared_kv_layers", 0, least=0, most=layers)
+    width = config["intermediate_size"]
+    widths = keys.raw(WIDTHS) or [width] * layers
+    double = widths[-1] != width
+    if len(kv_heads) != layers or widths != [width] * (layers - shared) + [width * (1 + double)] * shared:
+        raise keys.error(WIDTHS if len(kv_heads) == layers else KV_HEADS, "a value for each layer, as Gemma 4 has them")
+    factors = (config["rope_scaling"] or {}).get("short_factor", [])
+    pairs = sum(factor == 1 for factor in factors)
+    turned = min(1.0, (2 * pairs + 0.5) / full) if factors else 1.0  # rounded down to pairs later
+    local = keys.number("rope.freq_base_swa", 10_000.0, most=1e12)
+    return {
+        "model_type": "gemma4_text", "layer_types": kinds, "head_dim": sliding, "num_kv_shared_layers": shared,
+        "hidden_size_per_layer_input": keys.integer("embedding_length_per_layer_input", 0, least=0),
+        "vocab_size_per_layer_input": config["vocab_size"], "use_double_wide_mlp": double, "attention_k_eq_v": None,
+        "sliding_window": config["sliding_window"] or 512,
+        "final_logit_softcapping": keys.number("final_logit_softcapping", 30.0),
+        "per_layer_config": {
+            str(index): {"head_dim": full if kind == FULL else sliding, "num_key_value_heads": kv_heads[index]}
+            for index, kind in enumerate(kinds)
+        },
+        "rope_theta": None, "partial_rotary_factor": None, "rope_scaling": None,
+        "original_max_position_embeddings": None,
+        "rope_parameters": {
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": turned, "rope_theta": config["rope_theta"]},
+            SLIDING: {"rope_type": "default", "rope_theta": local},
+        },
+    }  # fmt: skip
+
+
+GGUF = Architecture(
+    "gemma4",
+    {
+        **ATTENTION,
+        **MLP,
+        **HEAD_NORMS,
+        **GGUF_NORMS,
+        "inp_gate": "per_layer_input_gate",
+        "proj": "per_layer_projection",
+        "post_norm": "post_per_layer_input_norm",
+    },
+    config=_from_gguf,
+    rope_theta=1_000_000.0,
+    windows=True,
+    varied=True,
+    whole={
+        "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+        "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+        "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
+    },
+    bare={"layer_output_scale.weight": "layer_scalar"},
+    written=False,
+)
+
 _PATTERN = 6
 """Every so many layers one sees everything, where the configuration does not list them."""
 
@@ -60,7 +129,7 @@ def build(
     shared = _shared(config, windows)
     width = config.integer("intermediate_size", 9216)
     activation = config.activation("hidden_activation", "gelu_pytorch_tanh")
-    double, same = config.flag("use_double_wide_mlp", False), config.flag("attention_k_eq_v", False)
+    double, same = config.flag("use_double_wide_mlp", False), _keys_are_values(config, windows, names, prefix)
     sizes = _head_sizes(config, hidden, windows, same=same)
     inputs = _layer_inputs(config, len(windows), prefix)
     stacking = Stacking.of(names)
@@ -101,6 +170,14 @@ def build(
         layer_inputs=inputs,
         **common,
     )
+
+
+def _keys_are_values(config: Config, windows: list[int | None], names: Collection[str], prefix: str) -> bool:
+    """Whether layers that see everything take values from the keys' matrix; where nothing is said, the tensors tell."""
+    if "attention_k_eq_v" in config or not config.mentions("attention_k_eq_v"):
+        return config.flag("attention_k_eq_v", False)
+    first = windows.index(None)
+    return bool(names) and f"{prefix}layers.{first}.self_attn.v_proj.weight" not in names
 
 
 def _windows(config: Config) -> list[int | None]:

@@ -36,6 +36,9 @@ MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.do
 KV_HEADS = "attention.head_count_kv.layers"
 """Key-value heads of each layer, where a file lists them: 0 for layers without attention."""
 
+WIDTHS = "feed_forward_length.layers"
+"""The size of each layer's MLP, where a file lists them."""
+
 HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 _WHOLE = {EMBED: "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
@@ -93,6 +96,8 @@ class Architecture:
         bare: Tensors of a layer that have no `.weight` at Hugging Face, by GGUF's whole names.
         decays: Those of them that GGUF files hold as −exp(x).
         written: Whether files of this architecture can be written.
+        varied: Whether layers may differ in their numbers of key heads and the sizes of their MLPs, which `config`
+            then finds as `KV_HEADS` and `WIDTHS`.
         windows: Whether llama.cpp, or Halfbyte where it has none, takes `attention.sliding_window` for this one.
     """
 
@@ -106,6 +111,7 @@ class Architecture:
     rope_theta: float = 10_000.0
     partial: bool = False
     windows: bool = False
+    varied: bool = False
     whole: Mapping[str, str] = field(default_factory=dict)
     kernels: frozenset[str] = frozenset()
     plain_norms: frozenset[str] = frozenset()

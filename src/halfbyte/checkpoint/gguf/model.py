@@ -25,12 +25,14 @@ from halfbyte.errors import UnsupportedModelError
 from halfbyte.formats import Format, Weight, get_format
 from halfbyte.models import gguf_architectures
 from halfbyte.models.config import Config, yarn_growth
-from halfbyte.models.gguf import EMBED, KV_HEADS, OUTPUT, Architecture
+from halfbyte.models.gguf import EMBED, KV_HEADS, OUTPUT, WIDTHS, Architecture
 from halfbyte.models.spec import AttentionSpec, ModelSpec
 from halfbyte.text.files import TokenizerFiles
 
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 """Keys that may hold a value per layer."""
+_MAY_VARY = {"attention.head_count_kv": KV_HEADS, "feed_forward_length": WIDTHS}
+"""Those whose values may differ in some architectures, and what they are called then."""
 
 
 _BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
@@ -191,7 +193,7 @@ def _config(
     path: Path, architecture: Architecture, metadata: Mapping[str, Any], stored: Mapping[str, GgufFile]
 ) -> dict[str, Any]:
     """The metadata as the contents of a `config.json`."""
-    keys = _keys(path, architecture.name, metadata)
+    keys = _keys(path, architecture, metadata)
     if EMBED not in stored:
         damaged(path, f"it has no tensor {EMBED}")
     keys.expect("expert_count", 0, "a mixture of experts, and Halfbyte runs dense models")
@@ -212,8 +214,9 @@ def _config(
     return config
 
 
-def _keys(path: Path, name: str, metadata: Mapping[str, Any]) -> Config:
+def _keys(path: Path, architecture: Architecture, metadata: Mapping[str, Any]) -> Config:
     """An architecture's metadata without its name; a list of equal values per layer as that value."""
+    name = architecture.name
     values = {
         key.removeprefix(f"{name}."): value.tolist() if isinstance(value, np.ndarray) else value
         for key, value in metadata.items()
@@ -224,6 +227,9 @@ def _keys(path: Path, name: str, metadata: Mapping[str, Any]) -> Config:
         if key == "attention.head_count_kv" and isinstance(value, list) and 0 in value:
             values[KV_HEADS] = value
             values[key] = value = [count for count in value if count]
+        if architecture.varied and isinstance(value, list) and value and key in _MAY_VARY:
+            values[_MAY_VARY[key]], values[key] = value, value[0]
+            continue
         if isinstance(value, list) and value:
             if any(other != value[0] for other in value):
                 raise UnsupportedModelError(

@@ -1,8 +1,9 @@
 """The tokenizer inside a GGUF file, as the `tokenizer.json` that says the same.
 
-Two kinds: `gpt2` is byte-level BPE with its merges listed, and how text is cut beforehand goes by name
+Three kinds: `gpt2` is byte-level BPE with its merges listed, and how text is cut beforehand goes by name
 (`tokenizer.ggml.pre`); `llama` is SentencePiece BPE with byte fallback, whose merges follow from the scores of
-its pieces. What a name stands for is defined by llama.cpp (src/llama-vocab.cpp).
+its pieces; `gemma4` is the same with its merges listed. What a name stands for is defined by llama.cpp
+(src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ GPT4O = f"{_CASED.replace('{0}', _CONTRACTIONS + '?')}|\\p{{N}}{{1,3}}|{_SLASHED
 TEKKEN = f"{_CASED.replace('{0}', '')}|\\p{{N}}|{_SLASHED}"
 
 _LONGEST_PIECE = 128
-_MODELS = ("gpt2", "llama")
+_MODELS = ("gpt2", "llama", "gemma4")
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,13 @@ def tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> TokenizerFiles:
         raise UnsupportedModelError(
             f"{path}: the tokenizer model {shown(kind)} is not supported.", f"Supported are {', '.join(_MODELS)}."
         )
-    definition = _byte_level(vocabulary) if kind == "gpt2" else _sentencepiece(vocabulary)
+    match kind:
+        case "gpt2":
+            definition = _byte_level(vocabulary)
+        case "llama":
+            definition = _sentencepiece(vocabulary, _merges_by_score(vocabulary))
+        case _:
+            definition = _sentencepiece(vocabulary, _merges(vocabulary))
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: vocabulary.special(key) for name, key in names.items()}
     special = {name: vocabulary.tokens[token] for name, token in ids.items() if token is not None}
@@ -208,9 +215,6 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
             f"Supported are {', '.join(PRE_TOKENIZERS)}.",
         )
     pre = PRE_TOKENIZERS[name]
-    merges = vocabulary.metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
-        damaged(vocabulary.path, "it has no tokenizer.ggml.merges")
     cuts = [
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         for regex in pre.patterns
@@ -222,10 +226,18 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
         "post_processor": _post_processor(vocabulary, pre.adds_bos),
         "decoder": byte_level,
         "model": {
-            **_model(vocabulary, [_merge(vocabulary, merge) for merge in merges]),
+            **_model(vocabulary, _merges(vocabulary)),
             "ignore_merges": pre.ignore_merges,
         },
     }
+
+
+def _merges(vocabulary: Vocabulary) -> list[list[str]]:
+    """The merges that the file lists."""
+    merges = vocabulary.metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+        damaged(vocabulary.path, "it has no tokenizer.ggml.merges")
+    return [_merge(vocabulary, merge) for merge in merges]
 
 
 def _merge(vocabulary: Vocabulary, merge: str) -> list[str]:
@@ -236,11 +248,8 @@ def _merge(vocabulary: Vocabulary, merge: str) -> list[str]:
     return [merge[:cut], merge[cut + 1 :]]
 
 
-def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
+def _sentencepiece(vocabulary: Vocabulary, merges: list[list[str]]) -> dict[str, Any]:
     """Llama 2's, Phi-3's and Gemma's kind: spaces are ▁, characters without a piece become their bytes."""
-    scores = vocabulary.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.shape != (len(vocabulary.tokens),):
-        damaged(vocabulary.path, f"it has {len(vocabulary.tokens):,} tokens but no score for each")
     prefix = vocabulary.flag("add_space_prefix", True)
     replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     before = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
@@ -256,14 +265,17 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
         "post_processor": _post_processor(vocabulary, True),
         "decoder": {"type": "Sequence", "decoders": [*back, *after]},
         "model": {
-            **_model(vocabulary, _merges_by_score(vocabulary, scores)),
+            **_model(vocabulary, merges),
             "unk_token": unknown_text, "fuse_unk": True, "byte_fallback": True,
         },
     }  # fmt: skip
 
 
-def _merges_by_score(vocabulary: Vocabulary, scores: np.ndarray) -> list[list[str]]:
+def _merges_by_score(vocabulary: Vocabulary) -> list[list[str]]:
     """Every way to make a piece of two others, best score first: as transformers converts SentencePiece BPE models."""
+    scores = vocabulary.metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.shape != (len(vocabulary.tokens),):
+        damaged(vocabulary.path, f"it has {len(vocabulary.tokens):,} tokens but no score for each")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     found: list[tuple[float, int, int, int, int]] = []
     for index, (piece, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):

@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 
 from halfbyte.gpu.checks.oracle import Oracle
+from halfbyte.gpu.device.device import open_device
 from halfbyte.gpu.lowering.lower import SINGLE, lower_section
 from halfbyte.gpu.lowering.passes import Section
 from halfbyte.gpu.lowering.program import Extent, Ref
 from halfbyte.gpu.run.executor import GpuExecutor
 from halfbyte.gpu.shaders import rules
+from halfbyte.gpu.shaders.capabilities import BASELINE
 from halfbyte.gpu.shaders.family import Tuning
+from halfbyte.models import build_spec
 from halfbyte.options import KV_DTYPES
-from halfbyte.plan import Batch, Draw, Pending, Plan
+from halfbyte.plan import Batch, Draw, Pending, Plan, make_plan
 from halfbyte.plan.ops import Add, GatedActivation, GatedLinear, KvWrite, Linear, Rope, RopeTable
 from halfbyte.reference.executor import ReferenceExecutor
 from halfbyte.sampling import Sampled, Sampler, SamplingParams
+from halfbyte.synthetic import SyntheticWeights
 from tests.device.gpu import block_tables, drawn, one, software_gpu
 from tests.models.tiny import KINDS, VOCABULARY, Tiny, batch_of, feed, feed_hidden, tiny
 
@@ -339,3 +343,24 @@ def test_blocks_may_be_handed_out_while_tokens_are_in_flight(monkeypatch: pytest
 
 def ids_of(pending: Pending) -> list[int]:
     return [token.id for (token,) in pending.tokens() if isinstance(token, Sampled)]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_large_heads_share_less_where_workgroup_memory_is_short(long: bool) -> None:
+    """Heads of 512 values, eight to a key head, as Gemma 4 31B has them, with a browser's limits and subgroups."""
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 512, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    spec = build_spec(config, {}, [])
+    weights = SyntheticWeights(spec, "f32")
+    plan = make_plan(spec, weights.format, tokens=64, rows=64, context=96, block_size=16, kv_dtype="f32")
+    device = open_device(software=True, limits=replace(BASELINE, subgroup=software_gpu().capabilities.subgroup))
+    assert device.capabilities.subgroup
+    gpu = GpuExecutor(plan, weights, device=device, off=FLOAT, tuning=Tuning())
+    gpu = gpu.with_config(replace(gpu.config, long_keys=0)) if long else gpu
+    reference, ids = ReferenceExecutor(plan, weights), prompt(70)
+    for start, stop in ((0, 60), (60, 61), (61, 64), (64, 65)):
+        got, expected = (feed(each, ids[start:stop], start=start)[-1:] for each in (gpu, reference))
+        assert np.abs(got - expected).max() < TOLERANCE * np.abs(expected).max()

@@ -256,7 +256,7 @@ def _attend(
 
     Over many keys query heads share what they read; over few there is little to read, and more workgroups are faster.
     With `left` the product that reads the result merges the splits. Where workgroup memory is short, heads are merged
-    one at a time and workgroups are smaller.
+    one at a time, workgroups are smaller, and then fewer heads share what they read.
     """
     slice_ = _sharing(heads, heads // kv_heads) if long and config.subgroup else 1
     wg, keys, eights, busy = _MANY_KEYS[slice_] if long else _FEW_KEYS
@@ -279,8 +279,13 @@ def _attend(
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **cache}
     if not _attend_runs(config, shape | sizes):
         sizes["ROOM"] = 0
-    while not _attend_runs(config, shape | sizes) and sizes["WG"] // 2 > sizes["SLICE"] * head_lanes(head_dim):
-        sizes["WG"] //= 2
+    while not _attend_runs(config, shape | sizes):
+        if sizes["WG"] // 2 > sizes["SLICE"] * head_lanes(head_dim):
+            sizes["WG"] //= 2
+        elif sizes["SLICE"] > 1:
+            sizes["SLICE"] = next(s for s in (3, 2, 1) if s < sizes["SLICE"] and heads // kv_heads % s == 0)
+        else:
+            break
     return sizes
 
 

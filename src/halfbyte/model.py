@@ -457,7 +457,13 @@ class Model:
         return [self.engine.pooled(each, params.pooling, number) for each in ids]
 
     def save_cache(
-        self, path: str | Path, prompt: Prompt, *, raw: bool = False, system: str | None = None
+        self,
+        path: str | Path,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        template_variables: Mapping[str, object] | None = None,
     ) -> list[int]:
         """Write a file that holds a prompt as the KV cache does, for `load_cache`; the prompt is computed if need be.
 
@@ -467,7 +473,7 @@ class Model:
         """
         from halfbyte import prompt_cache
 
-        ids = self.encode(prompt, raw=raw, system=system)
+        ids = self.encode(prompt, raw=raw, system=system, template_variables=template_variables)
         number = self._adapter_number(self.adapter)
         return prompt_cache.save(Path(path), self.engine, self.executor, ids, self._made_with(), number)
 

@@ -45,6 +45,24 @@ def test_without_options_it_is_greedy_on_the_pocket_model(monkeypatch: pytest.Mo
     assert (options["temperature"], options["max_tokens"], options["stop"]) == (0.0, 256, ())
 
 
+def test_what_the_chat_template_reads_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = use_fake(monkeypatch, ["x"], ["y"])
+    assert halfbyte("run", "x", "--chat-template-kwargs", '{"enable_thinking": false}').exit_code == 0
+    assert halfbyte("chat", "--chat-template-kwargs", '{"effort": "low"}', stdin="hello\n").exit_code == 0
+    found = [options["template_variables"] for _, options in model.asked]
+    assert found == [{"enable_thinking": False}, {"effort": "low"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"), [("{", "is not JSON"), ("[1]", "is no JSON object"), ("{}", "has no effect with --raw")]
+)
+def test_what_is_wrong_with_what_the_template_reads_is_told(given: str, why: str) -> None:
+    raw = ["--raw"] if given == "{}" else []
+    result = halfbyte("run", "x", "--chat-template-kwargs", given, *raw)
+    assert result.exit_code == 2
+    assert why in " ".join(error_lines(result))
+
+
 def test_every_option_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     model = use_fake(monkeypatch, ["x"])
     arguments = (

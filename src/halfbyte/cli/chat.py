@@ -18,6 +18,7 @@ from halfbyte.cli.chat_commands import Leave, commands, enter, figures
 from halfbyte.cli.conversation import Conversation, Show, WhenFull
 from halfbyte.cli.loading import ADAPTERS, FILES, NAMED, RUN, Chosen, say_loaded, takes_model
 from halfbyte.cli.output import accept_any_bytes, note, print_error, print_pairs, styled
+from halfbyte.cli.prompts import read_variables
 from halfbyte.cli.sampling import Sampling, takes_sampling
 from halfbyte.cli.typeahead import keys_kept
 from halfbyte.errors import HalfbyteError
@@ -42,6 +43,7 @@ def chat(
     *,
     chosen: Chosen,
     system: opt.System = None,
+    chat_template_kwargs: opt.TemplateVariables = None,
     max_tokens: opt.MaxTokens = 1024,
     stop: opt.Stop = None,
     when_full: WhenFullOption = "stop",
@@ -52,12 +54,18 @@ def chat(
 ) -> None:
     """Talk with a model; /help lists the commands."""
     accept_any_bytes(sys.stdin)
+    variables = read_variables(chat_template_kwargs)
     with keys_kept() as keys:
         loaded = chosen.load()
         conversation = Conversation(
             model=loaded,
             chosen=chosen,
-            arguments={"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling},
+            arguments={
+                "max_tokens": max_tokens,
+                "stop": tuple(stop or ()),
+                "template_variables": variables,
+                **sampling,
+            },
             show=_show(plain=plain),
             system=system,
             when_full=when_full,

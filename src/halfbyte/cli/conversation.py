@@ -112,7 +112,10 @@ class Conversation:
 
     def context_used(self) -> int:
         """Tokens of the conversation so far."""
-        return len(self.model.encode(self.messages)) if self.turns else 0
+        return self._tokens(self.messages) if self.turns else 0
+
+    def _tokens(self, messages: Turns) -> int:
+        return len(self.model.encode(messages, template_variables=self.arguments.get("template_variables")))
 
     def _answer(self, turns: Turns) -> None:
         if self.when_full == "drop":
@@ -141,7 +144,7 @@ class Conversation:
         context = self.model.plan.context
         room = min(self.arguments["max_tokens"], context // _ROOM)
         kept = turns
-        while len(kept) > 1 and len(self.model.encode(self._with_system(kept))) + room > context:
+        while len(kept) > 1 and self._tokens(self._with_system(kept)) + room > context:
             kept = kept[2:]
         if dropped := (len(turns) - len(kept)) // 2:
             note(f"(the context is full: forgot the oldest {dropped} of {len(turns) // 2} turns)")

@@ -141,6 +141,15 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message
 Raw = Annotated[
     bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.", rich_help_panel=_TEXT)
 ]
+TemplateVariables = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='What the chat template reads besides messages, such as {"enable_thinking": false}.',
+        rich_help_panel=_TEXT,
+    ),
+]
 MaxTokens = Annotated[
     int,
     typer.Option(

@@ -97,6 +97,24 @@ def read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
+def read_variables(text: str | None) -> dict[str, Any] | None:
+    """What --chat-template-kwargs says; None if it was not given.
+
+    Raises:
+        UsageError: It is no JSON object.
+    """
+    if text is None:
+        return None
+    remedy = """Write --chat-template-kwargs '{"enable_thinking": false}'."""
+    try:
+        variables = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--chat-template-kwargs {text!r} is not JSON: {error}.", remedy) from error
+    if not isinstance(variables, dict):
+        raise UsageError(f"--chat-template-kwargs {text!r} is no JSON object.", remedy)
+    return variables
+
+
 def _piped() -> str:
     """The text of a file or pipe that is connected to standard input; a note is printed while it is waited for."""
     try:

@@ -14,7 +14,7 @@ from halfbyte.cli.batch import answer_batch, open_batch
 from halfbyte.cli.batch_results import Results
 from halfbyte.cli.loading import ADAPTERS, FILES, RUN, Chosen, say_loaded, takes_model
 from halfbyte.cli.output import note, print_json
-from halfbyte.cli.prompts import Request, read_schema, single_request
+from halfbyte.cli.prompts import Request, read_schema, read_variables, single_request
 from halfbyte.cli.sampling import Sampling, takes_sampling
 from halfbyte.cli.words import begin_chat, can_ask, told_apart, wants_chat
 from halfbyte.errors import UsageError
@@ -38,6 +38,7 @@ def run(
     chosen: Chosen,
     system: opt.System = None,
     raw: opt.Raw = False,
+    chat_template_kwargs: opt.TemplateVariables = None,
     max_tokens: opt.MaxTokens = 256,
     stop: opt.Stop = None,
     ignore_eos: opt.IgnoreEos = False,
@@ -75,8 +76,12 @@ def run(
     chosen = replace(chosen, model=model or chosen.model)
     if raw and system is not None:
         raise UsageError("a system message cannot be used without a chat template.", "Leave out --raw or the message.")
+    if raw and chat_template_kwargs is not None:
+        raise UsageError("--chat-template-kwargs has no effect with --raw.", "Leave out one of the two.")
     schema = None if json_schema is None else read_schema(json_schema)
     arguments = {"stop": tuple(stop or ()), "raw": raw, "ignore_eos": ignore_eos, **sampling}
+    if (variables := read_variables(chat_template_kwargs)) is not None:
+        arguments["template_variables"] = variables
     figures = Stats() if stats else None
     try:
         if prompts is None:
@@ -145,7 +150,7 @@ def _share_prompt(model: Model, request: Request, file: Path) -> None:
     Raises:
         UsageError: The file holds another prompt, or does not go with the model.
     """
-    asked = {name: request.options[name] for name in ("raw", "system")}
+    asked = {name: request.options[name] for name in ("raw", "system", "template_variables") if name in request.options}
     if not file.exists():
         model.save_cache(file, request.prompt, **asked)
         return

@@ -141,7 +141,7 @@ void elementwise(Isa isa, Results& results) {
             run.program.run(3, 0);
             results.emplace_back(op, result);
         };
-        add("RmsNorm", out, {{"weight", vector(weight)}, {"eps", 1e-6}, {"offset", 1.0}, {"residual", array(y, 3)}});
+        add("RmsNorm", out, {{"weight", vector(weight)}, {"eps", 1e-6}, {"offset", 1.0}, {"scale", 1.0}, {"residual", array(y, 3)}});
         add("Add", out, {{"y", array(y, 3)}});
         add("Softcap", out, {{"cap", 5.0}});
         for (const char* name : {"silu", "gelu_tanh"}) add("GatedActivation", half, {{"activation", std::string(name)}});
@@ -170,7 +170,8 @@ void attention(Isa isa, Results& results, int64_t head_dim, CacheType type, doub
     Run run(isa, true);
     std::map<std::string, Field> write = shared, attend = shared;
     write.insert({{"qkv", array(qkv, kTokens)}, {"table", array(table, kTokens)}, {"q_weight", vector(norm)},
-                  {"k_weight", vector(norm)}, {"eps", 1e-6}, {"offset", 0.0}, {"hadamard", type == CacheType::f32 ? double(head_dim & -head_dim) : 1.0}, {"out", array(q, kTokens)}});
+                  {"k_weight", vector(norm)}, {"eps", 1e-6}, {"offset", 0.0}, {"v_norm", 1.0}, {"beta", 0.5}, {"beta_length", 8.0},
+                  {"hadamard", type == CacheType::f32 ? double(head_dim & -head_dim) : 1.0}, {"out", array(q, kTokens)}});
     attend.insert({{"q", array(shape.rounded() ? qkv : q, kTokens)}, {"out", array(out, kTokens)}, {"scale", 1 / std::sqrt(double(head_dim))}});
     if (window > 0) attend.insert({"window", window});
     if (softcap > 0) attend.insert({"softcap", softcap});

@@ -129,7 +129,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "wrong dtype": (change_dtype, 5, "I64"),
     "NaN in the configuration": (configured(rms_norm_eps=float("nan")), 4, "rms_norm_eps"),
     "absurd configuration": (configured(num_hidden_layers=10**12), 4, "num_hidden_layers"),
-    "unsupported architecture": (configured(model_type="rwkv"), 5, "gemma3_text, granite, lfm2, llama"),
+    "unsupported architecture": (configured(model_type="rwkv"), 5, "gemma4_text, granite, lfm2, llama"),
     "no configuration": (without("config.json"), 3, "config.json"),
     "no tokenizer": (without("tokenizer.json"), 4, "tokenizer.json"),
     "no weights": (without("model.safetensors"), 3, "model.safetensors"),

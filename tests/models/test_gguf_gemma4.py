@@ -53,7 +53,7 @@ def write_gemma4(target: Path, model: Tiny, **changed: Any) -> None:
     config, writer = model.config, gguf.GGUFWriter(target, "gemma4")
     layers, shared, width = (config[key] for key in ("num_hidden_layers", "num_kv_shared_layers", "intermediate_size"))
     swa = [kind == "sliding_attention" for kind in config["layer_types"]]
-    kv_heads = [layer.mixer.spec.kv_heads for layer in model.spec.layers]
+    kv_heads = changed.get("kv_heads", [layer.mixer.spec.kv_heads for layer in model.spec.layers])
     heads = {layer.mixer.spec.window is None: layer.mixer.spec.head_dim for layer in model.spec.layers}
     double = config["use_double_wide_mlp"]
     writer.add_context_length(config["max_position_embeddings"])
@@ -116,6 +116,12 @@ def test_gemma4_agrees_with_llama_cpp(tmp_path: Path, family: str) -> None:
 def test_a_pattern_of_another_length_is_refused(tmp_path: Path) -> None:
     write_gemma4(target := tmp_path / "tiny.gguf", tiny("gemma-4-12b"), pattern=[True, False])
     with pytest.raises(InvalidModelError, match=r"sliding_window_pattern is .*, expected a list of 3"):
+        open_gguf(target)
+
+
+def test_a_list_of_another_length_is_refused(tmp_path: Path) -> None:
+    write_gemma4(target := tmp_path / "tiny.gguf", tiny("gemma-4-12b"), kv_heads=[2, 1])
+    with pytest.raises(InvalidModelError, match=r"head_count_kv.layers is \[2, 1\], expected a list of 3"):
         open_gguf(target)
 
 

@@ -295,6 +295,9 @@ CONFIGURED = {
 KINDS = [family for family in FAMILIES if family not in CONFIGURED]
 """A family for each kind of arithmetic: for what takes long."""
 
+LAYERWISE = sorted(set(KINDS) - {"gemma-4-e2b"})
+"""Those whose layers read nothing beside the residual stream."""
+
 
 @dataclass(frozen=True)
 class Tiny:

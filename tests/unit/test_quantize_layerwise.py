@@ -20,7 +20,7 @@ from halfbyte.quantization.forward import Forward
 from halfbyte.quantization.importance import importance
 from halfbyte.quantization.layerwise import Layerwise, Task
 from halfbyte.quantization.work import WorkFolder
-from tests.models.tiny import KINDS, VOCABULARY, Tiny, tiny
+from tests.models.tiny import LAYERWISE, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 32, 6
 IDS = np.random.default_rng(3).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
@@ -47,10 +47,6 @@ def logits(forward: Forward, spec: Any, weights: dict[str, np.ndarray]) -> np.nd
     for steps in (*forward.layers, forward.head):
         stream = forward.advance(steps, forward.enter(steps, stream), weights.__getitem__)
     return stream
-
-
-LAYERWISE = sorted(set(KINDS) - {"gemma-4-e2b"})
-"""Families whose layers read nothing beside the residual stream."""
 
 
 def test_layers_that_read_other_layers_keys_are_refused() -> None:

@@ -10,14 +10,11 @@ from halfbyte.formats import get_format
 from halfbyte.quantization.forward import Forward
 from halfbyte.quantization.gradient import _activation
 from halfbyte.quantization.refine import Refiner, Stored
-from tests.models.tiny import KINDS, VOCABULARY, Tiny, tiny
+from tests.models.tiny import KINDS, LAYERWISE, VOCABULARY, Tiny, tiny
 
 LENGTH, TEXTS = 24, 4
 IDS = np.random.default_rng(7).integers(3, VOCABULARY, (TEXTS, LENGTH)).astype(np.int32)
 
-
-LAYERWISE = sorted(set(KINDS) - {"gemma-4-e2b"})
-"""Families whose layers read nothing beside the residual stream."""
 
 WITH_STATES = [family for family in KINDS if family.startswith(("lfm", "qwen-3.5"))]
 

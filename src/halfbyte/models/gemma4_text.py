@@ -58,13 +58,12 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
     sliding = keys.integer("attention.key_length_swa", full, least=2, most=4096)
     for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
         keys.expect(key, sliding, "unlike attention.key_length_swa, which Halfbyte does not support")
-    kv_heads = keys.raw(KV_HEADS) or [config["num_key_value_heads"]] * layers
-    shared = keys.integer("attention.shared_kv_layers", 0, least=0, most=layers)
-    width = config["intermediate_size"]
-    widths = keys.raw(WIDTHS) or [width] * layers
+    width, shared = config["intermediate_size"], keys.integer("attention.shared_kv_layers", 0, least=0, most=layers)
+    kv_heads = _each(keys, KV_HEADS, config["num_key_value_heads"], layers)
+    widths = _each(keys, WIDTHS, width, layers)
     double = widths[-1] != width
-    if len(kv_heads) != layers or widths != [width] * (layers - shared) + [width * (1 + double)] * shared:
-        raise keys.error(WIDTHS if len(kv_heads) == layers else KV_HEADS, "a value for each layer, as Gemma 4 has them")
+    if widths != [width] * (layers - shared) + [width * (1 + double)] * shared:
+        raise keys.error(WIDTHS, "one value, twice as large where layers share keys")
     factors = (config["rope_scaling"] or {}).get("short_factor", [])
     pairs = sum(factor == 1 for factor in factors)
     turned = min(1.0, (2 * pairs + 0.5) / full) if factors else 1.0  # rounded down to pairs later
@@ -86,6 +85,15 @@ def _from_gguf(keys: Config, config: dict[str, Any]) -> dict[str, Any]:
             SLIDING: {"rope_type": "default", "rope_theta": local},
         },
     }  # fmt: skip
+
+
+def _each(keys: Config, key: str, usual: int, layers: int) -> list[Any]:
+    """A value for each layer: as a file lists them, or the same for all."""
+    values = keys.raw(key)
+    values = [usual] * layers if values is None else values
+    if not isinstance(values, list) or len(values) != layers:
+        raise keys.error(key, f"a list of {layers}")
+    return values
 
 
 GGUF = Architecture(
@@ -202,7 +210,8 @@ def _head_sizes(config: Config, hidden: int, windows: list[int | None], *, same:
     wide = config.integer("global_head_dim", 512, least=2, most=4096)
     few = config.integer("num_global_key_value_heads", kv_heads, most=4096) if same else kv_heads
     each, found = config.section("per_layer_config"), []
-    keys = {int(key): key for key in config.raw("per_layer_config") or () if key.isdecimal()}  # maybe with zeros before
+    raw = config.raw("per_layer_config") or ()
+    keys = {int(key): key for key in raw if key.isdecimal() and len(key) < 5}  # maybe with zeros before
     for index, window in enumerate(windows):
         usual = (kv_heads, head_dim) if window or "per_layer_config" in config else (few, wide)
         own = each.section(keys.get(index, str(index)))

@@ -98,8 +98,9 @@ def _rope_kv_write(norm: QkNorm | None, rope: Op, write: KvWrite) -> RopeKvWrite
     )
     if norm is None:
         return fused
-    fused = replace(fused, q_weight=norm.q_weight, k_weight=norm.k_weight, v_norm=norm.v_norm)
-    return replace(fused, eps=norm.eps, offset=norm.offset)
+    return replace(
+        fused, q_weight=norm.q_weight, k_weight=norm.k_weight, v_norm=norm.v_norm, eps=norm.eps, offset=norm.offset
+    )
 
 
 def _fuse_neighbours(steps: Sequence[Op], rewrite: Callable[[Op, Op], Op | None]) -> Steps:

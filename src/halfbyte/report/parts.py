@@ -78,8 +78,9 @@ def _part(plan: Plan, step: Op, made: dict[str, Op]) -> str:
             return "layer inputs"
     outputs = {step.out, *(other.out for other in plan.steps if isinstance(other, LowRank) and other.y == step.out)}
     feeds_gate = any(isinstance(other, GatedActivation) and other.x in outputs for other in plan.steps)
-    reader = next((other for other in plan.steps if step.out in other.inputs), None)
-    made_of_ids = isinstance(made.get(step.x), Embed)
-    if isinstance(reader, GateColumns) or (isinstance(reader, QkNorm) and not reader.kv_heads and made_of_ids):
-        return "layer inputs"
+    for reader in plan.steps:
+        if not outputs.isdisjoint(reader.inputs):
+            of_ids = isinstance(made.get(step.x), Embed) and isinstance(reader, QkNorm) and not reader.kv_heads
+            if isinstance(reader, GateColumns) or of_ids:
+                return "layer inputs"
     return "gate_up" if feeds_gate else "qkv"

@@ -301,7 +301,8 @@ StepPtr make_rope_kv_write(const Fields& f, Inputs& inputs) {
         require_equal(k_weight.size(), heads.head_dim, "length of the norm's weight for k");
     }
     return std::make_unique<RopeKvWrite>(heads, qkv, table, q_weight, k_weight, f.norm(), f.whole("v_norm") != 0, hadamard(f, heads),
-                                         growth(f, qkv), cache_writer(f, inputs, heads, qkv, "k_cache"), cache_writer(f, inputs, heads, qkv, "v_cache"), out);
+                                         growth(f, qkv), cache_writer(f, inputs, heads, qkv, "k_cache"),
+                                         cache_writer(f, inputs, heads, qkv, "v_cache"), out);
 }
 
 }  // namespace halfbyte
